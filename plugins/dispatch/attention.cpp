@@ -1,0 +1,64 @@
+// plan_attention() and run_attention(): selection and launch of FdppAttention.
+#include "dispatch/registry.h"
+#include "dispatch/select.h"
+#include "fdpp/attention.h"
+
+namespace fdpp {
+namespace {
+
+AttentionParams make_params(const AttentionProblem& p, const TensorView* in, const TensorView* out) {
+  AttentionParams params;
+  params.problem = p;
+
+  const int64_t size = static_cast<int64_t>(dtype_size(p.dtype));
+  const auto tokens = [&](void* data, int64_t heads_before, int64_t columns) {
+    char* first = static_cast<char*>(data) + heads_before * p.head_size * size;
+    return TokenView{first, p.query_length * columns, columns, p.head_size};
+  };
+  if (p.packed_qkv) {
+    const int64_t columns = (p.q_heads + 2 * p.kv_heads) * p.head_size;
+    params.query = tokens(in[kAttnQuery].data, 0, columns);
+    params.new_key = tokens(in[kAttnQuery].data, p.q_heads, columns);
+    params.new_value = tokens(in[kAttnQuery].data, p.q_heads + p.kv_heads, columns);
+  } else {
+    params.query = tokens(in[kAttnQuery].data, 0, p.q_heads * p.head_size);
+    params.new_key = tokens(in[kAttnKey].data, 0, p.kv_heads * p.head_size);
+    params.new_value = tokens(in[kAttnValue].data, 0, p.kv_heads * p.head_size);
+  }
+  params.output = tokens(out[kAttnOutput].data, 0, p.q_heads * p.head_size);
+
+  const auto cache = [&](void* data, int64_t capacity) {
+    return CacheView{data, p.kv_heads * capacity * p.head_size, capacity * p.head_size, p.head_size};
+  };
+  params.past_key = cache(in[kAttnPastKey].data, p.past_capacity);
+  params.past_value = cache(in[kAttnPastValue].data, p.past_capacity);
+  params.present_key = cache(out[kAttnPresentKey].data, p.capacity);
+  params.present_value = cache(out[kAttnPresentValue].data, p.capacity);
+
+  params.seqlens_k = static_cast<const int32_t*>(in[kAttnSeqlensK].data);
+  params.cos_cache = p.rotary_dim ? in[kAttnCosCache].data : nullptr;
+  params.sin_cache = p.rotary_dim ? in[kAttnSinCache].data : nullptr;
+  params.head_sink = in[kAttnHeadSink].data;
+  return params;
+}
+
+}  // namespace
+
+Status plan_attention(const AttentionProblem& problem, const DeviceInfo& device, AttentionPlan* plan) {
+  AttentionPlan chosen;
+  FDPP_RETURN_IF_ERROR(select_variant(attention_spec().name, attention_variants(), problem, device,
+                                      [](const AttentionVariant&) { return 0; }, "first in the registry that takes it",
+                                      &chosen.variant, &chosen.reason));
+  chosen.num_splits = chosen.variant->num_splits(problem, device);
+  chosen.workspace_bytes = chosen.variant->workspace_bytes(problem, chosen.num_splits);
+  *plan = chosen;
+  return {};
+}
+
+Status run_attention(const AttentionProblem& problem, const AttentionPlan& plan, const TensorView* inputs,
+                     const TensorView* outputs, void* workspace, const ExecutionContext& context) {
+  if (problem.batch == 0 || problem.query_length == 0) return {};
+  return plan.variant->run(make_params(problem, inputs, outputs), plan.num_splits, workspace, context);
+}
+
+}  // namespace fdpp

@@ -1,0 +1,42 @@
+// plan_gemm() and run_gemm(): selection and launch of FdppFlatGemm.
+#include <cstdlib>
+
+#include "dispatch/registry.h"
+#include "dispatch/select.h"
+#include "dispatch/table.h"
+#include "fdpp/gemm.h"
+
+namespace fdpp {
+
+Status plan_gemm(const GemmProblem& problem, const DeviceInfo& device, GemmPlan* plan) {
+  const GemmInflection inflection = gemm_inflection(problem, device);
+  const GemmKind wanted = problem.m < inflection.m1   ? GemmKind::gemv
+                          : problem.m < inflection.m2 ? GemmKind::flat
+                                                      : GemmKind::large;
+  // Where no variant of the wanted kind takes the problem, the nearest kind does.
+  const auto distance = [wanted](const GemmVariant& v) {
+    return std::abs(static_cast<int>(v.kind) - static_cast<int>(wanted));
+  };
+  GemmPlan chosen;
+  FDPP_RETURN_IF_ERROR(select_variant(gemm_spec().name, gemm_variants(), problem, device, distance, inflection.source,
+                                      &chosen.variant, &chosen.reason));
+  chosen.num_splits = chosen.variant->num_splits(problem, device);
+  chosen.workspace_bytes = chosen.variant->workspace_bytes(problem, chosen.num_splits);
+  *plan = chosen;
+  return {};
+}
+
+Status run_gemm(const GemmProblem& problem, const GemmPlan& plan, const TensorView* inputs, const TensorView* outputs,
+                void* workspace, const ExecutionContext& context) {
+  if (problem.m == 0) return {};
+  GemmParams params;
+  params.problem = problem;
+  params.a = inputs[kGemmA].data;
+  params.b = inputs[kGemmB].data;
+  params.bias = inputs[kGemmBias].data;
+  params.residual = inputs[kGemmResidual].data;
+  params.y = outputs[kGemmY].data;
+  return plan.variant->run(params, plan.num_splits, workspace, context);
+}
+
+}  // namespace fdpp

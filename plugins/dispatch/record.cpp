@@ -1,0 +1,102 @@
+// The record of what ran.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <variant>
+#include <vector>
+
+#include "dispatch/registry.h"
+#include "fdpp/dispatch.h"
+
+namespace fdpp {
+
+struct PlanSlot::State {
+  std::string op;
+  std::string node;
+  std::mutex mutex;
+  // Problems are kept as they are and put into words when somebody asks, which keeps record() cheap.
+  std::variant<std::monostate, AttentionProblem, GemmProblem> problem;
+  const char* variant = nullptr;
+  const char* reason = "";
+  int num_splits = 1;
+  size_t workspace_bytes = 0;
+
+  template <typename Problem, typename Plan>
+  void record(const Problem& new_problem, const Plan& plan) {
+    static const bool log = [] {
+      const char* text = std::getenv("FDPP_LOG");
+      return text && std::strcmp(text, "0") != 0;
+    }();
+    std::lock_guard<std::mutex> lock(mutex);
+    const bool changed = variant != plan.variant->name;
+    problem = new_problem;
+    variant = plan.variant->name;
+    reason = plan.reason;
+    num_splits = plan.num_splits;
+    workspace_bytes = plan.workspace_bytes;
+    if (log && changed)
+      std::fprintf(stderr, "fdpp: %s %s: %s x%d (%s) for %s\n", op.c_str(), node.c_str(), variant, num_splits, reason,
+                   describe(new_problem).c_str());
+  }
+};
+
+namespace {
+
+struct Slots {
+  std::mutex mutex;
+  std::vector<std::unique_ptr<PlanSlot::State>> states;
+  std::map<std::pair<std::string, std::string>, std::unique_ptr<PlanSlot>> by_node;
+
+  static Slots& instance() {
+    static Slots* slots = new Slots;  // never destroyed: sessions may outlive static destruction
+    return *slots;
+  }
+};
+
+}  // namespace
+
+PlanSlot& PlanSlot::of(const std::string& op, const std::string& node) {
+  Slots& slots = Slots::instance();
+  std::lock_guard<std::mutex> lock(slots.mutex);
+  std::unique_ptr<PlanSlot>& slot = slots.by_node[{op, node}];
+  if (!slot) {
+    slots.states.push_back(std::make_unique<State>());
+    slots.states.back()->op = op;
+    slots.states.back()->node = node;
+    slot = std::make_unique<PlanSlot>(slots.states.back().get());
+  }
+  return *slot;
+}
+
+void PlanSlot::record(const AttentionProblem& problem, const AttentionPlan& plan) { state_->record(problem, plan); }
+void PlanSlot::record(const GemmProblem& problem, const GemmPlan& plan) { state_->record(problem, plan); }
+
+std::vector<PlanRecord> last_plans() {
+  Slots& slots = Slots::instance();
+  std::lock_guard<std::mutex> lock(slots.mutex);
+  std::vector<PlanRecord> records;
+  for (const auto& state : slots.states) {
+    std::lock_guard<std::mutex> state_lock(state->mutex);
+    if (state->variant == nullptr) continue;
+    std::string problem;
+    if (const auto* attention = std::get_if<AttentionProblem>(&state->problem)) problem = describe(*attention);
+    if (const auto* gemm = std::get_if<GemmProblem>(&state->problem)) problem = describe(*gemm);
+    records.push_back({state->op, state->node, state->variant, state->reason, problem, state->num_splits,
+                       state->workspace_bytes});
+  }
+  return records;
+}
+
+void clear_plans() {
+  Slots& slots = Slots::instance();
+  std::lock_guard<std::mutex> lock(slots.mutex);
+  for (const auto& state : slots.states) {
+    std::lock_guard<std::mutex> state_lock(state->mutex);
+    state->variant = nullptr;
+  }
+}
+
+}  // namespace fdpp

@@ -1,0 +1,67 @@
+#include "dispatch/registry.h"
+
+#include "fdpp/dispatch.h"
+
+namespace fdpp {
+
+#if FDPP_X86
+extern const AttentionVariant kCpuAvx512Attention;
+extern const AttentionVariant kCpuAvx2Attention;
+extern const GemmVariant kCpuAvx512Gemv;
+extern const GemmVariant kCpuAvx512Flat;
+extern const GemmVariant kCpuAvx2Gemv;
+extern const GemmVariant kCpuAvx2Flat;
+#endif
+extern const AttentionVariant kCpuScalarAttention;
+extern const GemmVariant kCpuScalarFlat;
+extern const GemmVariant kCpuRuntimeGemm;
+#if FDPP_CUDA
+extern const AttentionVariant kCudaSplitKvAttention;
+extern const AttentionVariant kCudaPrefillAttention;
+extern const GemmVariant kCudaGemv;
+extern const GemmVariant kCudaFlatMma;
+extern const GemmVariant kCublasLt;
+#endif
+
+const std::vector<const AttentionVariant*>& attention_variants() {
+  static const std::vector<const AttentionVariant*> variants = {
+#if FDPP_X86
+      &kCpuAvx512Attention,
+      &kCpuAvx2Attention,
+#endif
+      &kCpuScalarAttention,
+#if FDPP_CUDA
+      &kCudaSplitKvAttention,
+      &kCudaPrefillAttention,
+#endif
+  };
+  return variants;
+}
+
+const std::vector<const GemmVariant*>& gemm_variants() {
+  static const std::vector<const GemmVariant*> variants = {
+#if FDPP_X86
+      &kCpuAvx512Gemv,
+      &kCpuAvx512Flat,
+      &kCpuAvx2Gemv,
+      &kCpuAvx2Flat,
+#endif
+      &kCpuScalarFlat,
+      &kCpuRuntimeGemm,
+#if FDPP_CUDA
+      &kCudaGemv,
+      &kCudaFlatMma,
+      &kCublasLt,
+#endif
+  };
+  return variants;
+}
+
+std::vector<VariantInfo> list_variants() {
+  std::vector<VariantInfo> list;
+  for (const auto* v : attention_variants()) list.push_back({attention_spec().name, v->name, v->backend, v->summary});
+  for (const auto* v : gemm_variants()) list.push_back({gemm_spec().name, v->name, v->backend, v->summary});
+  return list;
+}
+
+}  // namespace fdpp

@@ -1,0 +1,90 @@
+// Where an op runs, and what its kernels may borrow from the runtime that calls them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "fdpp/status.h"
+
+namespace fdpp {
+
+enum class Backend : uint8_t { cpu, cuda, hip };
+FDPP_API const char* backend_name(Backend backend);
+
+// Ordered: a processor that has one level has all lower ones. avx2 implies FMA and F16C; avx512 implies F, BW, VL, DQ.
+enum class CpuIsa : uint8_t { scalar, avx2, avx512 };
+FDPP_API const char* cpu_isa_name(CpuIsa isa);
+
+// Plain facts about one device. Selection reads nothing else, so it can be tested for a GPU that is not there.
+struct DeviceInfo {
+  Backend backend = Backend::cpu;
+  int ordinal = 0;                       // GPU index as the driver counts; 0 on the CPU
+  std::string name;                      // "NVIDIA H200", "Intel(R) Xeon(R) ..."
+  // GPU
+  int compute_capability = 0;            // 10 * major + minor, e.g. 90
+  int multiprocessors = 0;
+  int64_t l2_bytes = 0;
+  int64_t shared_memory_per_block = 0;   // bytes a block can opt in to
+  int64_t memory_bytes = 0;
+  double memory_bandwidth = 0;           // bytes/s by clock and bus width; 0 where the driver does not say
+  // CPU
+  CpuIsa isa = CpuIsa::scalar;
+  int threads = 1;                       // hardware threads this process may use
+  bool host_gemm = false;                // the calling runtime lends its own matrix product (HostRuntime::gemm)
+};
+
+// The processor this process runs on.
+FDPP_API DeviceInfo cpu_device();
+
+// GPU `ordinal`. not_supported: the library was built without GPU kernels. device_error: no such device, no driver.
+FDPP_API Status gpu_device(int ordinal, DeviceInfo* out);
+
+// The GPU that is current for the calling thread (runtimes select it before they call an op).
+FDPP_API Status current_gpu_device(DeviceInfo* out);
+
+// GPU architectures this build has machine code for ("sm_80 sm_90a"), or "" without GPU kernels.
+FDPP_API const char* gpu_architectures();
+
+// What CPU kernels borrow from the runtime that runs them. Functions take `state` first.
+struct HostRuntime {
+  void* state = nullptr;
+
+  // Calls task(argument, i) for each i in [0, count), on as many threads as the runtime gives, and returns when all are
+  // done. Null: the calling thread does it all.
+  void (*parallel_for)(void* state, size_t count, void (*task)(void* argument, size_t index), void* argument) = nullptr;
+
+  // C[M, N] = A[M, K] · B[N, K]ᵀ in float32, all dense row-major. Null: the runtime lends none.
+  Status (*gemm)(void* state, int64_t m, int64_t n, int64_t k, const float* a, const float* b, float* c) = nullptr;
+};
+
+struct ExecutionContext {
+  const HostRuntime* host = nullptr;  // CPU kernels; null runs them on the calling thread
+  void* stream = nullptr;             // GPU kernels: cudaStream_t or hipStream_t
+  // GPU kernels: device address of a DeviceFault's word, or null. Kernels report what only the device can see there.
+  int32_t* fault = nullptr;
+};
+
+// A word that GPU kernels can set and the host can read without synchronising: how a kernel that finds bad values in
+// device memory (sequence lengths) tells the host, which learns of it at the next call. Such a kernel also fills its
+// output with NaN, so that no wrong result passes for a right one.
+class FDPP_API DeviceFault {
+ public:
+  DeviceFault() = default;
+  ~DeviceFault();
+  DeviceFault(const DeviceFault&) = delete;
+  DeviceFault& operator=(const DeviceFault&) = delete;
+
+  // Allocates the word for the current GPU. Without GPU kernels: not_supported.
+  Status create();
+  int32_t* device_word() const { return device_; }
+  // The fault reported since the last call, cleared; ok where there was none. `op` opens the message.
+  Status take(const char* op);
+
+ private:
+  int32_t* host_ = nullptr;
+  int32_t* device_ = nullptr;
+};
+
+}  // namespace fdpp

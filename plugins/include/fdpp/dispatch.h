@@ -1,0 +1,59 @@
+// What can run, what must run, and what ran.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "fdpp/attention.h"
+#include "fdpp/device.h"
+#include "fdpp/gemm.h"
+#include "fdpp/status.h"
+
+namespace fdpp {
+
+struct VariantInfo {
+  std::string op;       // "FdppAttention" or "FdppFlatGemm"
+  std::string name;     // unique within the op, e.g. "cuda_split_kv"
+  Backend backend;
+  std::string summary;  // one line for people
+};
+
+// Every variant of this build, in the order of the registry.
+FDPP_API std::vector<VariantInfo> list_variants();
+
+// From now on `op` runs `variant` wherever the variant's backend runs at all; a problem that the variant does not take is
+// then an error. An empty variant lifts it. FDPP_FORCE="FdppFlatGemm=cpu_avx2_gemv,..." does the same from the
+// environment, read once. Thread-safe.
+FDPP_API Status force_variant(const std::string& op, const std::string& variant);
+
+// What a node ran last. Rows are kept by op and node name, the newest call winning.
+struct PlanRecord {
+  std::string op;
+  std::string node;     // the graph's node name; "" outside a graph
+  std::string variant;
+  std::string reason;
+  std::string problem;  // describe(problem)
+  int num_splits = 1;
+  size_t workspace_bytes = 0;
+};
+
+// Where one node's calls are recorded: cheap enough for every call, safe from several threads. Adapters hold one for each
+// of their nodes. With FDPP_LOG=1 each change of variant is printed to standard error.
+class FDPP_API PlanSlot {
+ public:
+  static PlanSlot& of(const std::string& op, const std::string& node);  // lives as long as the library
+  void record(const AttentionProblem& problem, const AttentionPlan& plan);
+  void record(const GemmProblem& problem, const GemmPlan& plan);
+
+  struct State;
+  explicit PlanSlot(State* state) : state_(state) {}
+
+ private:
+  State* state_;
+};
+
+// The last plan of each node in the order in which nodes were first seen. A captured GPU graph records at capture only.
+FDPP_API std::vector<PlanRecord> last_plans();
+FDPP_API void clear_plans();
+
+}  // namespace fdpp

@@ -1,0 +1,52 @@
+// FdppFlatGemm: Y = A · Bᵀ (+ bias) (+ residual) for the few rows of A that decoding has; any M works.
+//
+//   check_gemm()  ->  plan_gemm()  ->  run_gemm(), with the roles of attention.h
+//
+// Layouts (row-major): A [..., K], flattened to M rows; B [N, K] with K contiguous; bias [N]; residual and Y [..., N].
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "fdpp/device.h"
+#include "fdpp/op_spec.h"
+#include "fdpp/status.h"
+#include "fdpp/types.h"
+
+namespace fdpp {
+
+struct GemmAttributes {
+  int64_t n = 0;
+  int64_t k = 0;
+  std::string weight_format;            // "f32", "f16" or "bf16": B's element type
+  std::string activation = "none";
+};
+
+struct GemmProblem {
+  int64_t m = 0;
+  int64_t n = 0;
+  int64_t k = 0;
+  DType dtype = DType::undefined;         // of A, bias, residual and Y
+  DType weight_dtype = DType::undefined;  // of B
+  bool has_bias = false;
+  bool has_residual = false;
+};
+FDPP_API std::string describe(const GemmProblem& problem);
+
+FDPP_API Status check_gemm(const GemmAttributes& attributes, const TensorView* inputs, GemmProblem* problem);
+
+struct GemmVariant;
+
+struct GemmPlan {
+  const GemmVariant* variant = nullptr;
+  int num_splits = 1;           // pieces of K that are worked on side by side
+  size_t workspace_bytes = 0;
+  const char* reason = "";
+};
+
+FDPP_API Status plan_gemm(const GemmProblem& problem, const DeviceInfo& device, GemmPlan* plan);
+FDPP_API Status run_gemm(const GemmProblem& problem, const GemmPlan& plan, const TensorView* inputs,
+                         const TensorView* outputs, void* workspace, const ExecutionContext& context);
+
+}  // namespace fdpp

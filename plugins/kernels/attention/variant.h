@@ -1,0 +1,25 @@
+// One attention kernel family as the registry sees it.
+#pragma once
+
+#include <cstddef>
+#include <string>
+
+#include "fdpp/attention.h"
+#include "kernels/attention/params.h"
+
+namespace fdpp {
+
+struct AttentionVariant {
+  const char* name;
+  Backend backend;
+  const char* summary;
+  // Whether the variant computes `problem` on `device`; where not, `why` (never null) says what stands against it.
+  bool (*supports)(const AttentionProblem& problem, const DeviceInfo& device, std::string* why);
+  // Pieces of the context to work on side by side.
+  int (*num_splits)(const AttentionProblem& problem, const DeviceInfo& device);
+  // An upper bound that holds for every content of seqlens_k.
+  size_t (*workspace_bytes)(const AttentionProblem& problem, int num_splits);
+  Status (*run)(const AttentionParams& params, int num_splits, void* workspace, const ExecutionContext& context);
+};
+
+}  // namespace fdpp

@@ -1,0 +1,19 @@
+// The GPU side of device.h in a build without GPU kernels.
+#include "fdpp/device.h"
+
+namespace fdpp {
+namespace {
+
+Status no_gpu() { return not_supported("this build of fdpp_ort has no GPU kernels (it was built without nvcc)"); }
+
+}  // namespace
+
+Status gpu_device(int, DeviceInfo*) { return no_gpu(); }
+Status current_gpu_device(DeviceInfo*) { return no_gpu(); }
+const char* gpu_architectures() { return ""; }
+
+DeviceFault::~DeviceFault() = default;
+Status DeviceFault::create() { return no_gpu(); }
+Status DeviceFault::take(const char*) { return {}; }
+
+}  // namespace fdpp

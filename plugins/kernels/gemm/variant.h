@@ -1,0 +1,26 @@
+// One GEMM kernel family as the registry sees it.
+#pragma once
+
+#include <cstddef>
+#include <string>
+
+#include "fdpp/gemm.h"
+#include "kernels/gemm/params.h"
+
+namespace fdpp {
+
+// What a variant is good for; the dispatch table speaks in these (the paper's implementations A, B and C).
+enum class GemmKind : uint8_t { gemv, flat, large };
+
+struct GemmVariant {
+  const char* name;
+  Backend backend;
+  GemmKind kind;
+  const char* summary;
+  bool (*supports)(const GemmProblem& problem, const DeviceInfo& device, std::string* why);
+  int (*num_splits)(const GemmProblem& problem, const DeviceInfo& device);
+  size_t (*workspace_bytes)(const GemmProblem& problem, int num_splits);
+  Status (*run)(const GemmParams& params, int num_splits, void* workspace, const ExecutionContext& context);
+};
+
+}  // namespace fdpp

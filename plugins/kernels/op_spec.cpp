@@ -1,0 +1,84 @@
+#include "fdpp/op_spec.h"
+
+namespace fdpp {
+
+const OpSpec& attention_spec() {
+  static const OpSpec spec = {
+      "FdppAttention",
+      {
+          {"query", "T", false, false},
+          {"key", "T", true, false},
+          {"value", "T", true, false},
+          {"past_key", "C", true, false},
+          {"past_value", "C", true, false},
+          {"seqlens_k", "int32", false, false},
+          {"total_sequence_length", "int32", false, true},
+          {"cos_cache", "T", true, false},
+          {"sin_cache", "T", true, false},
+          {"position_ids", "int64", true, false},
+          {"attention_bias", "T", true, false},
+          {"head_sink", "T", true, false},
+          {"q_norm", "T", true, false},
+          {"k_norm", "T", true, false},
+          {"phi", "float32", true, false},
+      },
+      {
+          {"output", "T", false, false},
+          {"present_key", "C", false, false},
+          {"present_value", "C", false, false},
+      },
+      {
+          {"num_heads", AttributeKind::integer, nullptr, "query heads Hq"},
+          {"kv_num_heads", AttributeKind::integer, nullptr, "key and value heads Hkv; divides num_heads"},
+          {"scale", AttributeKind::real, "0", "factor of the scores; 0 means 1 / sqrt(head size)"},
+          {"softcap", AttributeKind::real, "0", "> 0: scores become softcap * tanh(score / softcap)"},
+          {"local_window_size", AttributeKind::integer, "-1", "tokens a query sees, itself included; -1: all"},
+          {"do_rotary", AttributeKind::integer, "0", "1: rotate query and key by cos_cache and sin_cache"},
+          {"rotary_interleaved", AttributeKind::integer, "0", "1: pairs (2i, 2i+1) instead of (i, i + dim / 2)"},
+          {"rotary_embedding_dim", AttributeKind::integer, "0", "rotated columns of a head; 0: as the caches say"},
+          {"softmax_mode", AttributeKind::text, "lazy", "lazy or online"},
+      },
+      {
+          {"cpu", {{"T", "float32"}, {"C", "float32"}}},
+          {"cpu", {{"T", "float32"}, {"C", "float16"}}},
+          {"cpu", {{"T", "float16"}, {"C", "float16"}}},
+          {"cuda", {{"T", "float16"}, {"C", "float16"}}},
+          {"cuda", {{"T", "bfloat16"}, {"C", "bfloat16"}}},
+      },
+      {{kAttnPastKey, kAttnPresentKey}, {kAttnPastValue, kAttnPresentValue}},
+  };
+  return spec;
+}
+
+const OpSpec& gemm_spec() {
+  static const OpSpec spec = {
+      "FdppFlatGemm",
+      {
+          {"A", "T", false, false},
+          {"B", "W", false, false},
+          {"scales", "T", true, false},
+          {"zero_points", "uint8", true, false},
+          {"bias", "T", true, false},
+          {"residual", "T", true, false},
+          {"norm_weight", "T", true, false},
+      },
+      {{"Y", "T", false, false}},
+      {
+          {"N", AttributeKind::integer, nullptr, "rows of B, columns of Y"},
+          {"K", AttributeKind::integer, nullptr, "columns of A and B"},
+          {"weight_format", AttributeKind::text, nullptr, "f32, f16 or bf16: element type of B"},
+          {"activation", AttributeKind::text, "none", "none"},
+      },
+      {
+          {"cpu", {{"T", "float32"}, {"W", "float32"}}},
+          {"cpu", {{"T", "float32"}, {"W", "float16"}}},
+          {"cpu", {{"T", "float32"}, {"W", "bfloat16"}}},
+          {"cuda", {{"T", "float16"}, {"W", "float16"}}},
+          {"cuda", {{"T", "bfloat16"}, {"W", "bfloat16"}}},
+      },
+      {},
+  };
+  return spec;
+}
+
+}  // namespace fdpp

@@ -1,0 +1,39 @@
+#include "fdpp/types.h"
+
+namespace fdpp {
+
+size_t dtype_size(DType dtype) {
+  switch (dtype) {
+    case DType::f32:
+    case DType::i32: return 4;
+    case DType::f16:
+    case DType::bf16: return 2;
+    case DType::i64: return 8;
+    case DType::u8:
+    case DType::i8: return 1;
+    case DType::undefined: break;
+  }
+  return 0;
+}
+
+const char* dtype_name(DType dtype) {
+  switch (dtype) {
+    case DType::f32: return "float32";
+    case DType::f16: return "float16";
+    case DType::bf16: return "bfloat16";
+    case DType::i32: return "int32";
+    case DType::i64: return "int64";
+    case DType::u8: return "uint8";
+    case DType::i8: return "int8";
+    case DType::undefined: break;
+  }
+  return "undefined";
+}
+
+std::string shape_string(const TensorView& tensor) {
+  std::string text = "[";
+  for (int i = 0; i < tensor.rank; ++i) text += (i ? ", " : "") + std::to_string(tensor.dims[i]);
+  return text + "]";
+}
+
+}  // namespace fdpp
