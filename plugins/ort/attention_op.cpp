@@ -1,0 +1,89 @@
+// FdppAttention in ONNX Runtime.
+#include "fdpp/attention.h"
+
+#include "fdpp/dispatch.h"
+#include "ort/custom_op.h"
+#include "ort/host_runtime.h"
+
+namespace fdpp::ort {
+namespace {
+
+Status read_attributes(const NodeInfo& node, AttentionAttributes* attributes) {
+  FDPP_RETURN_IF_ERROR(node.attribute("num_heads", &attributes->num_heads));
+  FDPP_RETURN_IF_ERROR(node.attribute("kv_num_heads", &attributes->kv_num_heads));
+  FDPP_RETURN_IF_ERROR(node.attribute("scale", &attributes->scale));
+  FDPP_RETURN_IF_ERROR(node.attribute("softcap", &attributes->softcap));
+  FDPP_RETURN_IF_ERROR(node.attribute("local_window_size", &attributes->local_window_size));
+  FDPP_RETURN_IF_ERROR(node.attribute("do_rotary", &attributes->do_rotary));
+  FDPP_RETURN_IF_ERROR(node.attribute("rotary_interleaved", &attributes->rotary_interleaved));
+  FDPP_RETURN_IF_ERROR(node.attribute("rotary_embedding_dim", &attributes->rotary_embedding_dim));
+  std::string mode = softmax_mode_name(attributes->softmax_mode);
+  FDPP_RETURN_IF_ERROR(node.attribute("softmax_mode", &mode));
+  return parse_softmax_mode(mode, &attributes->softmax_mode);
+}
+
+class AttentionKernel : public Kernel {
+ public:
+  Status open(const NodeInfo& node, Backend backend) {
+    FDPP_RETURN_IF_ERROR(home_.open(node, backend));
+    FDPP_RETURN_IF_ERROR(read_attributes(node, &attributes_));
+    std::string name;
+    FDPP_RETURN_IF_ERROR(node.name(&name));
+    slot_ = &PlanSlot::of(attention_spec().name, name);
+    return backend == Backend::cpu ? Status() : fault_.create();
+  }
+
+  Status compute(const CallContext& context) const override {
+    FDPP_RETURN_IF_ERROR(fault_.take(attention_spec().name));
+
+    TensorView inputs[kAttnInputCount];
+    FDPP_RETURN_IF_ERROR(context.inputs(inputs, kAttnInputCount));
+    AttentionProblem problem;
+    FDPP_RETURN_IF_ERROR(check_attention(attributes_, inputs, &problem));
+
+    const bool on_cpu = home_.backend() == Backend::cpu;
+    if (on_cpu)
+      FDPP_RETURN_IF_ERROR(check_seqlens(problem, static_cast<const int32_t*>(inputs[kAttnSeqlensK].data)));
+    DeviceInfo device;
+    FDPP_RETURN_IF_ERROR(home_.device(&device));
+    AttentionPlan plan;
+    FDPP_RETURN_IF_ERROR(plan_attention(problem, device, &plan));
+    slot_->record(problem, plan);
+
+    TensorView outputs[kAttnOutputCount];
+    const int64_t out_dims[] = {problem.batch, problem.query_length, problem.q_heads * problem.head_size};
+    const int64_t cache_dims[] = {problem.batch, problem.kv_heads, problem.capacity, problem.head_size};
+    FDPP_RETURN_IF_ERROR(context.output(kAttnOutput, problem.dtype, out_dims, 3, &outputs[kAttnOutput]));
+    for (int i : {kAttnPresentKey, kAttnPresentValue})
+      FDPP_RETURN_IF_ERROR(context.output(i, problem.cache_dtype, cache_dims, 4, &outputs[i]));
+
+    Workspace workspace(context, home_.allocator(), !on_cpu);
+    FDPP_RETURN_IF_ERROR(workspace.allocate(plan.workspace_bytes));
+    const CallHost host(context, nullptr);
+    ExecutionContext execution;
+    if (on_cpu) {
+      execution.host = host.get();
+    } else {
+      FDPP_RETURN_IF_ERROR(context.gpu_stream(&execution.stream));
+      execution.fault = fault_.device_word();
+    }
+    return run_attention(problem, plan, inputs, outputs, workspace.data(), execution);
+  }
+
+ private:
+  KernelHome home_;
+  AttentionAttributes attributes_;
+  PlanSlot* slot_ = nullptr;
+  mutable DeviceFault fault_;
+};
+
+}  // namespace
+
+Status make_attention_kernel(const NodeInfo& node, Backend backend, std::unique_ptr<Kernel>* kernel) {
+  auto made = std::make_unique<AttentionKernel>();
+  FDPP_RETURN_IF_ERROR(made->open(node, backend));
+  *kernel = std::move(made);
+  return {};
+}
+
+}  // namespace fdpp::ort
