@@ -1,0 +1,20 @@
+// What a GPU kernel can report through DeviceFault.
+#pragma once
+
+#include <cstdint>
+
+namespace fdpp {
+
+enum FaultCode : int32_t {
+  kNoFault = 0,
+  kBadSeqlens = 1,
+};
+
+inline const char* fault_meaning(int32_t code) {
+  if (code == kBadSeqlens)
+    return "found a value of seqlens_k outside the cache (below the number of new tokens, or at or above "
+           "total_sequence_length); that row of its output is NaN";
+  return "reported an unknown fault";
+}
+
+}  // namespace fdpp

@@ -1,0 +1,74 @@
+"""One-node ONNX models for the adapter tests."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+ONNX_TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
+WEIGHT_FORMATS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+
+ATTENTION_INPUTS = [
+    "query", "key", "value", "past_key", "past_value", "seqlens_k", "total_sequence_length", "cos_cache", "sin_cache",
+    "position_ids", "attention_bias", "head_sink",
+]  # fmt: skip
+ATTENTION_RANKS = {
+    "query": 3, "key": 3, "value": 3, "past_key": 4, "past_value": 4, "seqlens_k": 1, "total_sequence_length": 1,
+    "cos_cache": 2, "sin_cache": 2, "position_ids": 2, "attention_bias": 4, "head_sink": 1,
+}  # fmt: skip
+
+
+def _serialise(node: onnx.NodeProto, inputs: list, outputs: list, initializers: list) -> bytes:
+    graph = helper.make_graph([node], "one_node", inputs, outputs, initializers)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1), helper.make_opsetid("fdpp", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
+
+
+def _without_trailing_gaps(names: list[str]) -> list[str]:
+    while not names[-1]:
+        names.pop()
+    return names
+
+
+def as_tensor(name: str, values: np.ndarray) -> onnx.TensorProto:
+    """A tensor proto of `values`, bfloat16 included."""
+    if values.dtype == ml_dtypes.bfloat16:
+        return helper.make_tensor(name, TensorProto.BFLOAT16, values.shape, values.tobytes(), raw=True)
+    return onnx.numpy_helper.from_array(values, name)
+
+
+def gemm_model(weight: np.ndarray, *, bias: bool = False, residual: bool = False, rank: int = 2, **attributes) -> bytes:
+    """FdppFlatGemm over a constant weight [N, K]; inputs a, and bias and residual where asked for; output y."""
+    n, k = weight.shape
+    dims = [f"d{i}" for i in range(rank - 1)]
+    inputs = [helper.make_tensor_value_info("a", TensorProto.FLOAT, [*dims, "k"])]
+    names = _without_trailing_gaps(["a", "b", "", "", "bias" if bias else "", "residual" if residual else ""])
+    if bias:
+        inputs.append(helper.make_tensor_value_info("bias", TensorProto.FLOAT, ["n"]))
+    if residual:
+        inputs.append(helper.make_tensor_value_info("residual", TensorProto.FLOAT, [*dims, "n"]))
+    settings = {"N": n, "K": k, "weight_format": WEIGHT_FORMATS[str(weight.dtype)], **attributes}
+    node = helper.make_node("FdppFlatGemm", names, ["y"], name="gemm", domain="fdpp", **settings)
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    return _serialise(node, inputs, outputs, [as_tensor("b", weight)])
+
+
+def attention_model(op: str, given: list[str], *, dtype: str = "float32", cache: str | None = None, **attributes) -> bytes:
+    """`op` (FdppAttention or GroupQueryAttention) with the inputs named in `given`, every dimension free."""
+    types = {name: ONNX_TYPES[dtype] for name in ATTENTION_INPUTS}
+    types.update(past_key=ONNX_TYPES[cache or dtype], past_value=ONNX_TYPES[cache or dtype])
+    types.update(seqlens_k=TensorProto.INT32, total_sequence_length=TensorProto.INT32, position_ids=TensorProto.INT64)
+    inputs = [
+        helper.make_tensor_value_info(name, types[name], [f"{name}_{i}" for i in range(ATTENTION_RANKS[name])])
+        for name in given
+    ]
+    names = _without_trailing_gaps([name if name in given else "" for name in ATTENTION_INPUTS])
+    domain = "fdpp" if op.startswith("Fdpp") else "com.microsoft"
+    outputs = ["output", "present_key", "present_value"]
+    node = helper.make_node(op, names, outputs, name="attention", domain=domain, **attributes)
+    infos = [
+        helper.make_tensor_value_info(name, types["query" if name == "output" else "past_key"], None) for name in outputs
+    ]
+    return _serialise(node, inputs, infos, [])

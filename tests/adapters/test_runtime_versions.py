@@ -1,0 +1,66 @@
+"""One library loads in every ONNX Runtime that we support, and says so in one that is too old."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import fdpp_ort
+
+from .attention_feeds import attributes, feeds
+from .models import attention_model, gemm_model
+
+SCRIPT = """
+import sys, numpy as np, onnxruntime as ort
+library, folder = sys.argv[1:]
+print(ort.__version__)
+options = ort.SessionOptions()
+options.register_custom_ops_library(library)
+for name in ("gemm", "attention"):
+    feed = dict(np.load(f"{folder}/{name}.npz"))
+    session = ort.InferenceSession(f"{folder}/{name}.onnx", options, providers=["CPUExecutionProvider"])
+    np.save(f"{folder}/{name}.{ort.__version__}.npy", session.run(None, feed)[0])
+"""
+
+
+def run(folder, runtime=None) -> subprocess.CompletedProcess:
+    environment = dict(os.environ)
+    if runtime is not None:
+        environment["PYTHONPATH"] = str(runtime)
+    command = [sys.executable, "-c", SCRIPT, fdpp_ort.library_path(), str(folder)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((96, 64)).astype(np.float16)
+    feed = feeds([30, 12], 1)
+    (tmp_path / "gemm.onnx").write_bytes(gemm_model(weight))
+    (tmp_path / "attention.onnx").write_bytes(attention_model("FdppAttention", list(feed), **attributes(feed)))
+    # 20 rows go through the product of the runtime itself.
+    np.savez(tmp_path / "gemm.npz", a=rng.standard_normal((20, 64), dtype=np.float32))
+    np.savez(tmp_path / "attention.npz", **feed)
+    return tmp_path
+
+
+@pytest.mark.parametrize("version", ["1.20.1", "1.24.4"])
+def test_same_results(folder, other_runtime, version):
+    for runtime, expected in ((None, ""), (other_runtime(version), version)):
+        done = run(folder, runtime)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip().startswith(expected)
+    for name in ("gemm", "attention"):
+        results = [np.load(file) for file in sorted(folder.glob(f"{name}.*.npy"))]
+        assert len(results) == 2
+        np.testing.assert_allclose(results[0], results[1], rtol=1e-5, atol=1e-5)
+
+
+def test_too_old(folder, other_runtime):
+    done = run(folder, other_runtime("1.19.2"))
+    assert done.returncode == 1
+    assert "fdpp_ort needs ONNX Runtime 1.20 or later; this is 1.19.2" in done.stderr
