@@ -15,8 +15,9 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake plugins fdpp_ort exp
 demo: $(VENV)/installed
 	$(BIN)/python examples/demo/demo.py
 
+# The script, not python -m pytest: that would put this folder before the installed package.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -q tests
+	$(BIN)/pytest -q tests
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@
 namespace fdpp {
 
 Status plan_gemm(const GemmProblem& problem, const DeviceInfo& device, GemmPlan* plan) {
-  const GemmInflection inflection = gemm_inflection(problem, device);
+  const GemmInflection inflection = gemm_inflection(device);
   const GemmKind wanted = problem.m < inflection.m1   ? GemmKind::gemv
                           : problem.m < inflection.m2 ? GemmKind::flat
                                                       : GemmKind::large;

@@ -1,10 +1,9 @@
-// Heuristic dataflow: where one implementation gives way to the next, per device and weight shape.
+// Heuristic dataflow: where one implementation gives way to the next, per device.
 #pragma once
 
 #include <cstdint>
 
 #include "fdpp/device.h"
-#include "fdpp/gemm.h"
 
 namespace fdpp {
 
@@ -15,6 +14,6 @@ struct GemmInflection {
   const char* source;  // where the figures come from; static text
 };
 
-GemmInflection gemm_inflection(const GemmProblem& problem, const DeviceInfo& device);
+GemmInflection gemm_inflection(const DeviceInfo& device);
 
 }  // namespace fdpp

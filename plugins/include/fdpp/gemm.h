@@ -2,7 +2,7 @@
 //
 //   check_gemm()  ->  plan_gemm()  ->  run_gemm(), with the roles of attention.h
 //
-// Layouts (row-major): A [..., K], flattened to M rows; B [N, K] with K contiguous; bias [N]; residual and Y [..., N].
+// Layouts (row-major): A [..., K], flattened to M rows; B [N, K] with K contiguous; bias [N]; residual and Y [..., N]. Y overlaps no input.
 #pragma once
 
 #include <cstddef>

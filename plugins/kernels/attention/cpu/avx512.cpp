@@ -1,0 +1,11 @@
+#include "kernels/common/simd_avx512.h"
+
+#include "kernels/attention/cpu/attention_impl.h"
+
+namespace fdpp {
+
+void attention_avx512(const AttentionParams& params, int num_splits, float* partials, const HostRuntime* host) {
+  run_attention_kernel(params, num_splits, partials, host);
+}
+
+}  // namespace fdpp

@@ -1,0 +1,65 @@
+// The registry's entries for the CPU's attention kernels.
+#include <algorithm>
+
+#include "kernels/attention/cpu/kernels.h"
+#include "kernels/attention/variant.h"
+
+namespace fdpp {
+namespace {
+
+template <CpuIsa isa>
+bool supports(const AttentionProblem& p, const DeviceInfo& device, std::string* why) {
+  if (device.isa < isa) {
+    *why = std::string("needs ") + cpu_isa_name(isa) + ", the processor has " + cpu_isa_name(device.isa);
+    return false;
+  }
+  const bool known = (p.dtype == DType::f32 && (p.cache_dtype == DType::f32 || p.cache_dtype == DType::f16)) ||
+                     (p.dtype == DType::f16 && p.cache_dtype == DType::f16);
+  if (!known)
+    *why = std::string("takes float32 with a float32 or float16 cache, or float16 with a float16 cache, not ") +
+           dtype_name(p.dtype) + " with " + dtype_name(p.cache_dtype);
+  return known;
+}
+
+// Splits only where batch and heads alone do not keep the threads busy; pieces shorter than this cost more in merging.
+int num_splits(const AttentionProblem& p, const DeviceInfo& device) {
+  constexpr int64_t kShortestPiece = 128;
+  constexpr int64_t kRowsOfTile = 64;
+  if (device.threads <= 1 || p.batch == 0) return 1;
+  const int64_t tiles = p.batch * p.kv_heads * ((p.query_length * p.group() + kRowsOfTile - 1) / kRowsOfTile);
+  const int64_t wanted = (4 * device.threads + tiles - 1) / std::max<int64_t>(tiles, 1);
+  const int64_t context = p.window > 0 ? std::min(p.total_length, p.window + p.query_length) : p.total_length;
+  return static_cast<int>(std::clamp<int64_t>(wanted, 1, std::max<int64_t>(context / kShortestPiece, 1)));
+}
+
+size_t workspace_bytes(const AttentionProblem& p, int splits) {
+  if (splits == 1) return 0;
+  return sizeof(float) * static_cast<size_t>(p.batch * p.query_length * p.q_heads * splits * (p.head_size + 2));
+}
+
+template <AttentionKernel kernel>
+Status run(const AttentionParams& params, int splits, void* workspace, const ExecutionContext& context) {
+  kernel(params, splits, static_cast<float*>(workspace), context.host);
+  return {};
+}
+
+template <CpuIsa isa, AttentionKernel kernel>
+constexpr AttentionVariant variant(const char* name, const char* summary) {
+  return {name, Backend::cpu, summary, supports<isa>, num_splits, workspace_bytes, run<kernel>};
+}
+
+}  // namespace
+
+#if FDPP_X86
+extern const AttentionVariant kCpuAvx512Attention;
+extern const AttentionVariant kCpuAvx2Attention;
+const AttentionVariant kCpuAvx512Attention = variant<CpuIsa::avx512, attention_avx512>(
+    "cpu_avx512", "AVX-512, register-blocked tiles of query rows by keys, split over heads, rows and context");
+const AttentionVariant kCpuAvx2Attention = variant<CpuIsa::avx2, attention_avx2>(
+    "cpu_avx2", "the same on AVX2 with FMA and F16C");
+#endif
+extern const AttentionVariant kCpuScalarAttention;
+const AttentionVariant kCpuScalarAttention = variant<CpuIsa::scalar, attention_scalar>(
+    "cpu_scalar", "the same in plain C++, for every processor");
+
+}  // namespace fdpp

@@ -1,0 +1,142 @@
+// The host side that the attention kernels of this folder share.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <string>
+#include <type_traits>
+
+#include "kernels/attention/cuda/args.cuh"
+#include "kernels/attention/variant.h"
+
+namespace fdpp {
+
+inline bool takes_attention(const AttentionProblem& p, const DeviceInfo& device, std::string* why) {
+  constexpr int64_t kMaxGrid = 65535;
+  if (device.compute_capability < 80) {
+    *why = "needs compute capability 8.0";
+  } else if ((p.dtype != DType::f16 && p.dtype != DType::bf16) || p.cache_dtype != p.dtype) {
+    *why = "takes float16 or bfloat16, and a cache of the same type";
+  } else if (p.batch > kMaxGrid || p.kv_heads > kMaxGrid) {
+    *why = "takes at most 65535 rows and KV heads";
+  } else if (p.query_length * p.group() > (int64_t{1} << 30)) {
+    *why = "takes at most 2^30 query rows per KV head";
+  } else {
+    return true;
+  }
+  return false;
+}
+
+template <typename T>
+struct ElementTag {
+  using type = T;
+};
+
+// Calls f(ElementTag<T>, integral_constant<int, D>) with the tile width D that holds the head size.
+template <typename F>
+Status with_types(const AttentionProblem& p, F&& f) {
+  const auto with_size = [&](auto element) -> Status {
+    if (p.head_size <= 32) return f(element, std::integral_constant<int, 32>{});
+    if (p.head_size <= 64) return f(element, std::integral_constant<int, 64>{});
+    if (p.head_size <= 96) return f(element, std::integral_constant<int, 96>{});
+    if (p.head_size <= 128) return f(element, std::integral_constant<int, 128>{});
+    if (p.head_size <= 192) return f(element, std::integral_constant<int, 192>{});
+    return f(element, std::integral_constant<int, 256>{});
+  };
+  return p.dtype == DType::f16 ? with_size(ElementTag<__half>{}) : with_size(ElementTag<__nv_bfloat16>{});
+}
+
+template <typename T>
+AttentionArgs<T> make_args(const AttentionParams& params, const ExecutionContext& context) {
+  constexpr float kLazyGrowth = 8;  // weights stay below 2^8, far from float16's limit
+  const AttentionProblem& p = params.problem;
+  const auto tokens = [](const TokenView& v) {
+    return TokenRows<const T>{static_cast<const T*>(v.data), v.batch_stride, v.token_stride, v.head_stride};
+  };
+  const auto cache = [](const CacheView& v) {
+    return CacheRows<T>{static_cast<T*>(v.data), v.batch_stride, v.head_stride,
+                        static_cast<int>(v.token_stride)};
+  };
+  AttentionArgs<T> args;
+  args.query = tokens(params.query);
+  args.new_key = tokens(params.new_key);
+  args.new_value = tokens(params.new_value);
+  args.output = {static_cast<T*>(params.output.data), params.output.batch_stride, params.output.token_stride,
+                 params.output.head_stride};
+  args.key = cache(params.present_key);
+  args.value = cache(params.present_value);
+  args.seqlens_k = params.seqlens_k;
+  args.fault = context.fault;
+  args.cos_cache = static_cast<const T*>(params.cos_cache);
+  args.sin_cache = static_cast<const T*>(params.sin_cache);
+  args.head_sink = static_cast<const T*>(params.head_sink);
+  args.softmax.to_log2 = (p.softcap > 0 ? p.softcap : p.scale) * kLog2E;
+  args.softmax.cap_factor = p.softcap > 0 ? 2 * kLog2E * p.scale / p.softcap : 0;
+  args.softmax.growth = p.softmax_mode == SoftmaxMode::lazy ? kLazyGrowth : 0;
+  args.query_length = static_cast<int>(p.query_length);
+  args.group = static_cast<int>(p.group());
+  args.head_size = static_cast<int>(p.head_size);
+  args.total_length = static_cast<int>(p.total_length);
+  // A window as wide as the context hides nothing.
+  args.window = p.window > 0 && p.window < p.total_length ? static_cast<int>(p.window) : 0;
+  args.rotary_dim = static_cast<int>(p.rotary_dim);
+  args.rotary_interleaved = p.rotary_interleaved;
+  args.prompt = p.prompt;
+  return args;
+}
+
+// Kernels move 16 bytes at a time.
+inline Status check_alignment(const AttentionParams& params) {
+  const struct {
+    const char* name;
+    const void* data;
+  } tensors[] = {{"query", params.query.data},
+                 {"key", params.new_key.data},
+                 {"value", params.new_value.data},
+                 {"output", params.output.data},
+                 {"present_key", params.present_key.data},
+                 {"present_value", params.present_value.data},
+                 {"cos_cache", params.cos_cache},
+                 {"sin_cache", params.sin_cache}};
+  for (const auto& tensor : tensors) {
+    if (reinterpret_cast<uintptr_t>(tensor.data) % 16 != 0)
+      return invalid_argument(std::string("FdppAttention: ") + tensor.name + " does not start at a multiple of 16 bytes");
+  }
+  return {};
+}
+
+// Where present is not past's buffer, brings in the past tokens that a row can have.
+inline Status copy_past(const AttentionParams& params, cudaStream_t stream) {
+  const AttentionProblem& p = params.problem;
+  const int64_t tokens = std::min(p.past_capacity, p.total_length - p.query_length);
+  if (p.prompt || tokens == 0) return {};
+  const size_t size = dtype_size(p.cache_dtype);
+  for (const auto& [past, present] : {std::pair(params.past_key, params.present_key),
+                                      std::pair(params.past_value, params.present_value)}) {
+    if (past.data == present.data) continue;
+    FDPP_GPU(cudaMemcpy2DAsync(present.data, present.head_stride * size, past.data, past.head_stride * size,
+                               tokens * p.head_size * size, p.batch * p.kv_heads, cudaMemcpyDeviceToDevice, stream));
+  }
+  return {};
+}
+
+// Permission for one kernel to use more than 48 KB of shared memory, asked for once per device, with the L1 cache given up
+// for it: tiles bypass L1. Threads that race ask twice, which does no harm.
+class SharedMemoryGrant {
+ public:
+  Status ensure(const void* kernel, int bytes) {
+    int device = 0;
+    FDPP_GPU(cudaGetDevice(&device));
+    const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;
+    if (granted_.load(std::memory_order_relaxed) & bit) return {};
+    FDPP_GPU(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    FDPP_GPU(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared));
+    granted_.fetch_or(bit, std::memory_order_relaxed);
+    return {};
+  }
+
+ private:
+  std::atomic<uint64_t> granted_{0};
+};
+
+}  // namespace fdpp

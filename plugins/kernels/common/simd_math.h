@@ -1,0 +1,52 @@
+// Functions over Vec, accurate to about one unit in the last place. Include after a simd_*.h.
+#pragma once
+
+#include <cstdint>
+
+namespace fdpp {
+namespace {
+
+constexpr float kLog2E = 1.44269504f;
+
+// 2^x. Below the normal range: 0 or subnormal; -inf gives 0, NaN stays.
+inline Vec exp2(Vec x) {
+  x = max(set(-160.0f), x);
+  const Vec n = round_to_integer(x);
+  const Vec r = sub(x, n);
+  // Minimax for the relative error over [-1/2, 1/2].
+  Vec p = set(1.534581243e-4f);
+  p = fma(p, r, set(1.339993090e-3f));
+  p = fma(p, r, set(9.618489072e-3f));
+  p = fma(p, r, set(5.550328642e-2f));
+  p = fma(p, r, set(2.402264625e-1f));
+  p = fma(p, r, set(6.931471825e-1f));
+  p = fma(p, r, set(1.0f));
+  return times_power_of_two(p, n);
+}
+
+inline Vec tanh(Vec x) {
+  const Vec magnitude = max(x, sub(set(0), x));
+  const Vec e = exp2(mul(magnitude, set(-2 * kLog2E)));
+  const Vec far = div(sub(set(1), e), add(set(1), e));
+  // Near 0 the quotient above cancels: x + x^3 q(x^2), minimax over |x| < 0.625.
+  const Vec u = mul(x, x);
+  Vec q = set(2.147539286e-3f);
+  q = fma(q, u, set(-8.182676509e-3f));
+  q = fma(q, u, set(2.170296758e-2f));
+  q = fma(q, u, set(-5.394720286e-2f));
+  q = fma(q, u, set(1.333321035e-1f));
+  q = fma(q, u, set(-3.333333135e-1f));
+  const Vec near = fma(mul(q, u), x, x);
+  return select_greater(magnitude, set(0.625f), select_greater(x, set(0), far, sub(set(0), far)), near);
+}
+
+// y[0..n) = x[0..n), converted.
+template <typename From, typename To>
+inline void convert(const From* x, To* y, int64_t n) {
+  int64_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) store(y + i, load(x + i));
+  if (i < n) store_first(y + i, load_first(x + i, static_cast<int>(n - i)), static_cast<int>(n - i));
+}
+
+}  // namespace
+}  // namespace fdpp

@@ -1,0 +1,12 @@
+#include "kernels/common/simd_avx512.h"
+
+#include "kernels/gemm/cpu/gemm_impl.h"
+
+namespace fdpp {
+
+void gemv_avx512(const GemmParams& params, const HostRuntime* host) { run_gemm_kernel<Gemv>(params, host); }
+void flat_avx512(const GemmParams& params, const HostRuntime* host) { run_gemm_kernel<Flat>(params, host); }
+
+void widen_avx512(const void* from, DType dtype, float* to, int64_t count) { widen(from, dtype, to, count); }
+
+}  // namespace fdpp

@@ -1,0 +1,188 @@
+// Large M through NVIDIA's cuBLASLt. Row-major Y = A · Bᵀ is column-major Yᵀ = B · Aᵀ, so the library's first matrix is
+// B, and a bias along N lies along the rows of its result, where its bias epilogue wants it.
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <tuple>
+
+#include "kernels/gemm/cuda/cublaslt_library.h"
+#include "kernels/gemm/cuda/supports.h"
+#include "kernels/gemm/variant.h"
+
+namespace fdpp {
+namespace {
+
+using cublaslt::Library;
+
+constexpr size_t kWorkspaceBytes = size_t{32} << 20;  // what the library's fastest Hopper kernels may ask for
+constexpr size_t kMaxAlgorithms = 4096;               // remembered ones; prompts come in many lengths
+
+Status check(const Library& lt, int status, const char* what) {
+  if (status == cublaslt::kSuccess) return {};
+  return device_error(std::string(what) + " failed: " + lt.status_text(status));
+}
+
+#define FDPP_LT(call) FDPP_RETURN_IF_ERROR(check(lt, (call), #call))
+
+template <typename Object>
+using Owned = std::unique_ptr<std::remove_pointer_t<Object>, int (*)(Object)>;
+
+// The largest power of two up to 256 at which every non-null one of these starts.
+uint32_t alignment(std::initializer_list<const void*> pointers) {
+  uintptr_t bits = 256;
+  for (const void* p : pointers) bits |= reinterpret_cast<uintptr_t>(p);
+  return static_cast<uint32_t>(bits & (~bits + 1));
+}
+
+struct Alignments {
+  uint32_t a, b, c, d;
+};
+
+Alignments alignments(const GemmParams& p) {
+  // The library has no alignment of its own for the bias: D's stands for it.
+  return {alignment({p.b}), alignment({p.a}), alignment({p.residual != nullptr ? p.residual : p.y}),
+          alignment({p.y, p.bias})};
+}
+
+// Everything that a choice of algorithm depends on.
+using Key = std::tuple<int, int64_t, int64_t, int64_t, DType, bool, bool, uint32_t, uint32_t, uint32_t, uint32_t>;
+
+// What one product is, in the library's objects. They are host memory only and cheap next to a launch.
+struct Call {
+  Owned<cublaslt::Operation> operation;
+  Owned<cublaslt::Layout> a, b, y;
+};
+
+Status describe_call(const Library& lt, const GemmParams& params, Call* call) {
+  const GemmProblem& p = params.problem;
+  const cudaDataType_t type = p.dtype == DType::f16 ? CUDA_R_16F : CUDA_R_16BF;
+  const auto layout = [&](int64_t rows, int64_t columns, Owned<cublaslt::Layout>* out) -> Status {
+    cublaslt::Layout raw = nullptr;
+    FDPP_LT(lt.layout_create(&raw, type, static_cast<uint64_t>(rows), static_cast<uint64_t>(columns), rows));
+    out->reset(raw);
+    return {};
+  };
+  FDPP_RETURN_IF_ERROR(layout(p.k, p.n, &call->a));
+  FDPP_RETURN_IF_ERROR(layout(p.k, p.m, &call->b));
+  FDPP_RETURN_IF_ERROR(layout(p.n, p.m, &call->y));
+
+  cublaslt::Operation operation = nullptr;
+  FDPP_LT(lt.operation_create(&operation, cublaslt::kComputeF32, CUDA_R_32F));
+  call->operation.reset(operation);
+  FDPP_LT(lt.operation_set(operation, cublaslt::kTransposeA, &cublaslt::kTranspose, sizeof cublaslt::kTranspose));
+  if (params.bias != nullptr) {
+    FDPP_LT(lt.operation_set(operation, cublaslt::kEpilogue, &cublaslt::kEpilogueBias, sizeof cublaslt::kEpilogueBias));
+    FDPP_LT(lt.operation_set(operation, cublaslt::kBiasPointer, &params.bias, sizeof params.bias));
+  }
+  return {};
+}
+
+Status ask_heuristic(const Library& lt, cublaslt::Handle handle, const GemmParams& params, const Call& call,
+                     const Alignments& align, cublaslt::Algorithm* algorithm) {
+  cublaslt::Preference raw = nullptr;
+  FDPP_LT(lt.preference_create(&raw));
+  const Owned<cublaslt::Preference> preference(raw, lt.preference_destroy);
+  const uint64_t workspace = kWorkspaceBytes;
+  FDPP_LT(lt.preference_set(raw, cublaslt::kMaxWorkspace, &workspace, sizeof workspace));
+  // Parts of a split K are added in float32, or the sum would be rounded more than once.
+  FDPP_LT(lt.preference_set(raw, cublaslt::kReductionMask, &cublaslt::kReduceInComputeType,
+                            sizeof cublaslt::kReduceInComputeType));
+  for (auto [attribute, value] :
+       {std::pair{cublaslt::kAlignmentA, align.a}, std::pair{cublaslt::kAlignmentB, align.b},
+        std::pair{cublaslt::kAlignmentC, align.c}, std::pair{cublaslt::kAlignmentD, align.d}})
+    FDPP_LT(lt.preference_set(raw, attribute, &value, sizeof value));
+
+  cublaslt::Candidate best = {};
+  int count = 0;
+  const int status = lt.heuristic(handle, call.operation.get(), call.a.get(), call.b.get(), call.y.get(), call.y.get(),
+                                  raw, 1, &best, &count);
+  if (status == cublaslt::kSuccess && count > 0 && best.status == cublaslt::kSuccess) {
+    *algorithm = best.algorithm;
+    return {};
+  }
+  return not_supported("FdppFlatGemm: cuBLASLt has no algorithm for " + describe(params.problem) + ": " +
+                       lt.status_text(status != cublaslt::kSuccess ? status : best.status));
+}
+
+// Handles by GPU and algorithms by problem. Lives until the process ends: the GPU's runtime may be gone before
+// destructors of static objects run.
+struct Cache {
+  std::mutex mutex;
+  std::map<int, cublaslt::Handle> handles;
+  std::map<Key, cublaslt::Algorithm> algorithms;
+};
+
+Cache& cache() {
+  static Cache* const instance = new Cache;
+  return *instance;
+}
+
+Status prepare(const Library& lt, const GemmParams& params, const Call& call, cublaslt::Handle* handle,
+               cublaslt::Algorithm* algorithm) {
+  int device = 0;
+  FDPP_GPU(cudaGetDevice(&device));
+  const GemmProblem& p = params.problem;
+  const Alignments align = alignments(params);
+  const Key key(device, p.m, p.n, p.k, p.dtype, params.bias != nullptr, params.residual != nullptr, align.a, align.b,
+                align.c, align.d);
+
+  Cache& known = cache();
+  const std::lock_guard<std::mutex> lock(known.mutex);
+  cublaslt::Handle& of_device = known.handles[device];
+  if (of_device == nullptr) FDPP_LT(lt.create(&of_device));
+  *handle = of_device;
+  if (const auto it = known.algorithms.find(key); it != known.algorithms.end()) {
+    *algorithm = it->second;
+    return {};
+  }
+  FDPP_RETURN_IF_ERROR(ask_heuristic(lt, of_device, params, call, align, algorithm));
+  if (known.algorithms.size() >= kMaxAlgorithms) known.algorithms.clear();
+  known.algorithms.emplace(key, *algorithm);
+  return {};
+}
+
+bool supports(const GemmProblem& problem, const DeviceInfo& device, std::string* why) {
+  return supports_half_gemm(problem, device, why) && cublaslt::library(why) != nullptr;
+}
+
+// cuBLASLt splits K as it likes.
+int num_splits(const GemmProblem&, const DeviceInfo&) { return 1; }
+
+size_t workspace_bytes(const GemmProblem&, int) { return kWorkspaceBytes; }
+
+Status run(const GemmParams& params, int, void* workspace, const ExecutionContext& context) {
+  std::string why;
+  const Library* loaded = cublaslt::library(&why);
+  if (loaded == nullptr) return not_supported("FdppFlatGemm: " + why);
+  const Library& lt = *loaded;
+
+  Call call{{nullptr, lt.operation_destroy}, {nullptr, lt.layout_destroy}, {nullptr, lt.layout_destroy},
+            {nullptr, lt.layout_destroy}};
+  FDPP_RETURN_IF_ERROR(describe_call(lt, params, &call));
+  cublaslt::Handle handle = nullptr;
+  cublaslt::Algorithm algorithm;
+  FDPP_RETURN_IF_ERROR(prepare(lt, params, call, &handle, &algorithm));
+
+  const float alpha = 1;
+  const float beta = params.residual != nullptr ? 1 : 0;
+  const void* c = params.residual != nullptr ? params.residual : params.y;
+  FDPP_LT(lt.matmul(handle, call.operation.get(), &alpha, params.b, call.a.get(), params.a, call.b.get(), &beta, c,
+                    call.y.get(), params.y, call.y.get(), &algorithm, workspace, kWorkspaceBytes,
+                    static_cast<cudaStream_t>(context.stream)));
+  return {};
+}
+
+}  // namespace
+
+extern const GemmVariant kCublasLt;
+const GemmVariant kCublasLt = {"cublaslt",
+                               Backend::cuda,
+                               GemmKind::large,
+                               "any M through NVIDIA's cuBLASLt, loaded at run time",
+                               supports,
+                               num_splits,
+                               workspace_bytes,
+                               run};
+
+}  // namespace fdpp

@@ -1,0 +1,214 @@
+// M = 1...4 on CUDA cores: warps stream rows of B with 16-byte loads and take dot products with A, which stays in L1.
+#include "kernels/gemm/cuda/epilogue.cuh"
+#include "kernels/gemm/cuda/stream.cuh"
+#include "kernels/gemm/cuda/supports.h"
+#include "kernels/gemm/variant.h"
+
+namespace fdpp {
+namespace {
+
+constexpr int kWarp = 32;
+constexpr int kWarps = 8;
+constexpr int kMaxM = 4;
+constexpr int kVector = 8;  // elements in 16 bytes
+
+// Rows of B that a warp works on at once. A block takes kWarps / splits such groups, each by `splits` warps side by
+// side in K; the widest split serves small N, where thinner groups give every multiprocessor a block.
+constexpr int rows_of_warp(int splits) { return splits == kWarps ? 2 : 4; }
+constexpr int rows_of_block(int splits) { return rows_of_warp(splits) * (kWarps / splits); }
+
+__device__ __forceinline__ float warp_sum(float v) {
+#pragma unroll
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) v += __shfl_xor_sync(0xffffffffu, v, offset);
+  return v;
+}
+
+__device__ __forceinline__ float2 unpack(__half2 v) { return __half22float2(v); }
+__device__ __forceinline__ float2 unpack(__nv_bfloat162 v) { return __bfloat1622float2(v); }
+
+template <typename T>
+struct PairOf;
+template <>
+struct PairOf<__half> { using Type = __half2; };
+template <>
+struct PairOf<__nv_bfloat16> { using Type = __nv_bfloat162; };
+
+template <typename T>
+__device__ __forceinline__ void unpack(const uint4& v, float (&out)[kVector]) {
+  using Pair = typename PairOf<T>::Type;
+  const Pair* pairs = reinterpret_cast<const Pair*>(&v);
+#pragma unroll
+  for (int i = 0; i < kVector / 2; ++i) {
+    const float2 f = unpack(pairs[i]);
+    out[2 * i] = f.x;
+    out[2 * i + 1] = f.y;
+  }
+}
+
+// A [M, vectors], B [n, vectors] in units of 16 bytes.
+template <typename T, int M, int Rows>
+__global__ void __launch_bounds__(kWarps* kWarp, M <= 2 ? 3 : 2)
+    gemv_kernel(const uint4* __restrict__ a, const uint4* __restrict__ b, Epilogue<T> out, int n, int vectors,
+                int splits) {
+  // Steps of K in flight, so that a thread has 8 loads of B under way where registers allow.
+  constexpr int kSteps = Rows == 4 || M > 2 ? 2 : 4;
+  __shared__ float sums[kWarps][M * Rows];
+
+  const int warp = threadIdx.x / kWarp;
+  const int lane = threadIdx.x % kWarp;
+  const int rows = Rows * (kWarps / splits);
+  const int64_t block_row = static_cast<int64_t>(blockIdx.x) * rows;
+  const int64_t first_row = block_row + warp / splits * Rows;
+  const uint64_t policy = evict_first_policy();
+
+  const uint4* row[Rows];
+#pragma unroll
+  for (int r = 0; r < Rows; ++r) {
+    // Rows past the end repeat the last one; their sums are dropped.
+    const int64_t i = first_row + r < n ? first_row + r : n - 1;
+    row[r] = b + i * vectors;
+  }
+
+  float acc[M][Rows] = {};
+  const int stride = splits * kWarp;
+  for (int v = warp % splits * kWarp + lane; v < vectors; v += kSteps * stride) {
+    uint4 weights[kSteps][Rows];
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s)
+#pragma unroll
+      for (int r = 0; r < Rows; ++r)
+        weights[s][r] = load_streamed_16(row[r] + v + s * stride, v + s * stride < vectors, policy);
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+      float x[M][kVector];
+#pragma unroll
+      for (int m = 0; m < M; ++m) {
+        const int i = v + s * stride;
+        unpack<T>(i < vectors ? __ldg(a + static_cast<int64_t>(m) * vectors + i) : make_uint4(0, 0, 0, 0), x[m]);
+      }
+#pragma unroll
+      for (int r = 0; r < Rows; ++r) {
+        float w[kVector];
+        unpack<T>(weights[s][r], w);
+#pragma unroll
+        for (int m = 0; m < M; ++m)
+#pragma unroll
+          for (int i = 0; i < kVector; ++i) acc[m][r] = fmaf(w[i], x[m][i], acc[m][r]);
+      }
+    }
+  }
+
+#pragma unroll
+  for (int m = 0; m < M; ++m)
+#pragma unroll
+    for (int r = 0; r < Rows; ++r) {
+      const float sum = warp_sum(acc[m][r]);
+      if (lane == 0) sums[warp][m * Rows + r] = sum;
+    }
+  __syncthreads();
+
+  const int m = threadIdx.x / rows;
+  const int in_block = threadIdx.x % rows;
+  if (m >= M || block_row + in_block >= n) return;
+  float sum = 0;
+  for (int s = 0; s < splits; ++s) sum += sums[in_block / Rows * splits + s][m * Rows + in_block % Rows];
+  out.store(m, block_row + in_block, sum);
+}
+
+// Rows that do not start at 16 bytes: one warp a row, element by element.
+template <typename T>
+__global__ void __launch_bounds__(kWarps* kWarp)
+    gemv_unaligned_kernel(const T* __restrict__ a, const T* __restrict__ b, Epilogue<T> out, int m_count, int n,
+                          int k) {
+  const int lane = threadIdx.x % kWarp;
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
+  if (row >= n) return;
+  const T* w = b + row * k;
+  float acc[kMaxM] = {};
+#pragma unroll 4
+  for (int i = lane; i < k; i += kWarp) {
+    const float weight = to_float(w[i]);
+#pragma unroll
+    for (int m = 0; m < kMaxM; ++m)
+      if (m < m_count) acc[m] = fmaf(weight, to_float(a[static_cast<int64_t>(m) * k + i]), acc[m]);
+  }
+#pragma unroll
+  for (int m = 0; m < kMaxM; ++m) {
+    if (m >= m_count) break;
+    const float sum = warp_sum(acc[m]);
+    if (lane == 0) out.store(m, row, sum);
+  }
+}
+
+template <typename T, int M>
+void launch(const GemmParams& p, int splits, cudaStream_t stream) {
+  const int n = static_cast<int>(p.problem.n);
+  const int vectors = static_cast<int>(p.problem.k / kVector);
+  const int rows = rows_of_block(splits);
+  const int blocks = (n + rows - 1) / rows;
+  const auto* a = static_cast<const uint4*>(p.a);
+  const auto* b = static_cast<const uint4*>(p.b);
+  const Epilogue<T> out(p);
+  if (rows_of_warp(splits) == 2)
+    gemv_kernel<T, M, 2><<<blocks, kWarps * kWarp, 0, stream>>>(a, b, out, n, vectors, splits);
+  else
+    gemv_kernel<T, M, 4><<<blocks, kWarps * kWarp, 0, stream>>>(a, b, out, n, vectors, splits);
+}
+
+template <typename T>
+Status run_typed(const GemmParams& p, int splits, cudaStream_t stream) {
+  if (!rows_aligned_16(p.a, p.problem.k) || !rows_aligned_16(p.b, p.problem.k)) {
+    const int n = static_cast<int>(p.problem.n);
+    gemv_unaligned_kernel<T><<<(n + kWarps - 1) / kWarps, kWarps * kWarp, 0, stream>>>(
+        static_cast<const T*>(p.a), static_cast<const T*>(p.b), Epilogue<T>(p), static_cast<int>(p.problem.m), n,
+        static_cast<int>(p.problem.k));
+    return check_launch("cuda_gemv (unaligned rows)");
+  }
+  switch (p.problem.m) {
+    case 1: launch<T, 1>(p, splits, stream); break;
+    case 2: launch<T, 2>(p, splits, stream); break;
+    case 3: launch<T, 3>(p, splits, stream); break;
+    default: launch<T, 4>(p, splits, stream); break;
+  }
+  return check_launch("cuda_gemv");
+}
+
+bool supports(const GemmProblem& problem, const DeviceInfo& device, std::string* why) {
+  if (problem.m > kMaxM) {
+    *why = "M is above " + std::to_string(kMaxM);
+    return false;
+  }
+  return supports_half_gemm(problem, device, why);
+}
+
+int num_splits(const GemmProblem& problem, const DeviceInfo& device) {
+  if (problem.k % kVector != 0) return 1;
+  // Three blocks fit a multiprocessor: the narrowest split that fills them all.
+  for (int splits : {1, 2, 4}) {
+    const int rows = rows_of_block(splits);
+    if ((problem.n + rows - 1) / rows >= 3 * device.multiprocessors) return splits;
+  }
+  return kWarps;
+}
+
+size_t workspace_bytes(const GemmProblem&, int) { return 0; }
+
+Status run(const GemmParams& params, int num_splits, void*, const ExecutionContext& context) {
+  const auto stream = static_cast<cudaStream_t>(context.stream);
+  return params.problem.dtype == DType::f16 ? run_typed<__half>(params, num_splits, stream)
+                                            : run_typed<__nv_bfloat16>(params, num_splits, stream);
+}
+
+}  // namespace
+
+extern const GemmVariant kCudaGemv;
+const GemmVariant kCudaGemv = {"cuda_gemv",
+                               Backend::cuda,
+                               GemmKind::gemv,
+                               "M up to 4 on CUDA cores, float16 and bfloat16, weights streamed past the caches",
+                               supports,
+                               num_splits,
+                               workspace_bytes,
+                               run};
+
+}  // namespace fdpp

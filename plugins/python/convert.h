@@ -1,0 +1,28 @@
+// Python dicts <-> the library's plain structs. Errors are Python exceptions.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include "fdpp/attention.h"
+#include "fdpp/device.h"
+#include "fdpp/gemm.h"
+#include "fdpp/op_spec.h"
+#include "fdpp/status.h"
+
+namespace fdpp::python {
+
+// invalid_argument: ValueError, not_supported: NotImplementedError, device_error: RuntimeError, out_of_memory: MemoryError.
+void raise_if_error(const Status& status);
+
+// Attributes by the names of the op's spec; those left out take its defaults.
+void parse_attributes(const pybind11::dict& attributes, AttentionAttributes* out);
+void parse_attributes(const pybind11::dict& attributes, GemmAttributes* out);
+
+// Keys as DeviceInfo's members; those left out keep its defaults, so a device that is not there can be made up.
+DeviceInfo parse_device(const pybind11::dict& device);
+pybind11::dict device_dict(const DeviceInfo& device);
+
+// Defaults of attributes are text, as in the spec; None: required.
+pybind11::dict spec_dict(const OpSpec& spec);
+
+}  // namespace fdpp::python
