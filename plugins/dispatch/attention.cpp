@@ -44,9 +44,10 @@ AttentionParams make_params(const AttentionProblem& p, const TensorView* in, con
 
 }  // namespace
 
-Status plan_attention(const AttentionProblem& problem, const DeviceInfo& device, AttentionPlan* plan) {
+Status plan_attention(const AttentionProblem& problem, const DeviceInfo& device, AttentionPlan* plan,
+                      const std::string& variant) {
   AttentionPlan chosen;
-  FDPP_RETURN_IF_ERROR(select_variant(attention_spec().name, attention_variants(), problem, device,
+  FDPP_RETURN_IF_ERROR(select_variant(attention_spec().name, attention_variants(), problem, device, variant,
                                       [](const AttentionVariant&) { return 0; }, "first in the registry that takes it",
                                       &chosen.variant, &chosen.reason));
   chosen.num_splits = chosen.variant->num_splits(problem, device);
@@ -54,6 +55,8 @@ Status plan_attention(const AttentionProblem& problem, const DeviceInfo& device,
   *plan = chosen;
   return {};
 }
+
+const char* variant_name(const AttentionPlan& plan) { return plan.variant->name; }
 
 Status run_attention(const AttentionProblem& problem, const AttentionPlan& plan, const TensorView* inputs,
                      const TensorView* outputs, void* workspace, const ExecutionContext& context) {

@@ -8,7 +8,7 @@
 
 namespace fdpp {
 
-Status plan_gemm(const GemmProblem& problem, const DeviceInfo& device, GemmPlan* plan) {
+Status plan_gemm(const GemmProblem& problem, const DeviceInfo& device, GemmPlan* plan, const std::string& variant) {
   const GemmInflection inflection = gemm_inflection(device);
   const GemmKind wanted = problem.m < inflection.m1   ? GemmKind::gemv
                           : problem.m < inflection.m2 ? GemmKind::flat
@@ -18,13 +18,15 @@ Status plan_gemm(const GemmProblem& problem, const DeviceInfo& device, GemmPlan*
     return std::abs(static_cast<int>(v.kind) - static_cast<int>(wanted));
   };
   GemmPlan chosen;
-  FDPP_RETURN_IF_ERROR(select_variant(gemm_spec().name, gemm_variants(), problem, device, distance, inflection.source,
-                                      &chosen.variant, &chosen.reason));
+  FDPP_RETURN_IF_ERROR(select_variant(gemm_spec().name, gemm_variants(), problem, device, variant, distance,
+                                      inflection.source, &chosen.variant, &chosen.reason));
   chosen.num_splits = chosen.variant->num_splits(problem, device);
   chosen.workspace_bytes = chosen.variant->workspace_bytes(problem, chosen.num_splits);
   *plan = chosen;
   return {};
 }
+
+const char* variant_name(const GemmPlan& plan) { return plan.variant->name; }
 
 Status run_gemm(const GemmProblem& problem, const GemmPlan& plan, const TensorView* inputs, const TensorView* outputs,
                 void* workspace, const ExecutionContext& context) {

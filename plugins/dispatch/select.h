@@ -1,4 +1,4 @@
-// The choice among variants, the same for every op: an override wins, then the least distance from what the table wants,
+// The choice among variants, the same for every op: the caller's wish wins, then a standing override, then the least distance from what the table wants,
 // then the order of the registry.
 #pragma once
 
@@ -14,15 +14,22 @@ namespace fdpp {
 
 template <typename Variant, typename Problem, typename Distance>
 Status select_variant(const char* op, const std::vector<const Variant*>& variants, const Problem& problem,
-                      const DeviceInfo& device, Distance distance, const char* table_reason, const Variant** chosen,
-                      const char** reason) {
-  const std::string forced = forced_variant(op);
+                      const DeviceInfo& device, const std::string& wish, Distance distance, const char* table_reason,
+                      const Variant** chosen, const char** reason) {
+  const std::string forced = wish.empty() ? forced_variant(op) : wish;
   const Variant* best = nullptr;
   int best_distance = std::numeric_limits<int>::max();
   std::string refusals;
+  bool seen = wish.empty();
   for (const Variant* v : variants) {
-    if (v->backend != device.backend) continue;
     const bool is_forced = forced == v->name;
+    seen = seen || is_forced;
+    if (v->backend != device.backend) {
+      // A standing override is for the backends that have the variant; a caller's wish is for this call.
+      if (wish != v->name) continue;
+      return not_supported(std::string(op) + ": variant " + wish + " runs on " + backend_name(v->backend) + ", not on " +
+                           backend_name(device.backend));
+    }
     std::string why;
     if (!v->supports(problem, device, &why)) {
       if (is_forced)
@@ -41,6 +48,7 @@ Status select_variant(const char* op, const std::vector<const Variant*>& variant
       best = v;
     }
   }
+  if (!seen) return invalid_argument(std::string(op) + " has no variant \"" + wish + "\" in this build");
   if (best == nullptr)
     return not_supported(std::string(op) + ": no kernel for " + describe(problem) + " on " +
                          backend_name(device.backend) + " (" +

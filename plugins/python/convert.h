@@ -11,7 +11,8 @@
 
 namespace fdpp::python {
 
-// invalid_argument: ValueError, not_supported: NotImplementedError, device_error: RuntimeError, out_of_memory: MemoryError.
+// invalid_argument raises ValueError, not_supported NotImplementedError, device_error RuntimeError, out_of_memory
+// MemoryError.
 void raise_if_error(const Status& status);
 
 // Attributes by the names of the op's spec; those left out take its defaults.

@@ -1,5 +1,6 @@
 #include "dlpack.h"
 
+#include <string>
 #include <utility>
 
 namespace py = pybind11;
@@ -15,7 +16,9 @@ DType dtype_of(const DLDataType& type) {
     case kDlFloat: return type.bits == 32 ? DType::f32 : type.bits == 16 ? DType::f16 : DType::undefined;
     case kDlBfloat: return type.bits == 16 ? DType::bf16 : DType::undefined;
     case kDlInt:
-      return type.bits == 32 ? DType::i32 : type.bits == 64 ? DType::i64 : type.bits == 8 ? DType::i8 : DType::undefined;
+      if (type.bits == 32) return DType::i32;
+      if (type.bits == 64) return DType::i64;
+      return type.bits == 8 ? DType::i8 : DType::undefined;
     case kDlUInt: return type.bits == 8 ? DType::u8 : DType::undefined;
     default: return DType::undefined;
   }

@@ -3,9 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <cstdlib>
-#include <map>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
@@ -43,7 +41,8 @@ void join_device(const std::string& name, const DLDevice& device, std::optional<
     throw py::value_error(name + " lies on " + device_name(device) + ", other tensors on " + device_name(**common));
 }
 
-void borrow_port(const std::string& op, const PortSpec& port, const py::handle& object, size_t index, Tensors* tensors) {
+void borrow_port(const std::string& op, const PortSpec& port, const py::handle& object, size_t index,
+                 Tensors* tensors) {
   const std::string name = op + ": " + port.name;
   if (port.host_memory && py::isinstance<py::int_>(object)) {
     tensors->host_scalar = std::make_unique<int32_t>(object.cast<int32_t>());
@@ -120,58 +119,23 @@ struct Gemm {
 
 // ---- planning ----
 
-// What force_variant() of this module holds, by op; guards forcing for one call as well.
-struct Forced {
-  std::mutex mutex;
-  std::map<std::string, std::string> by_op;
-} forced;
-
-// Forces `variant` (if given) for its lifetime. The caller holds forced.mutex.
-class ForceForCall {
- public:
-  ForceForCall(const char* op, const std::optional<std::string>& variant) : op_(op), active_(variant.has_value()) {
-    if (active_) raise_if_error(fdpp::force_variant(op_, *variant));
-  }
-  ~ForceForCall() {
-    // Setting back what was accepted before cannot fail.
-    if (active_) (void)fdpp::force_variant(op_, forced.by_op[op_]);
-  }
-  ForceForCall(const ForceForCall&) = delete;
-  ForceForCall& operator=(const ForceForCall&) = delete;
-
- private:
-  const char* op_;
-  bool active_;
-};
+template <typename Plan>
+py::dict plan_dict(const Plan& plan) {
+  py::dict d;
+  d["variant"] = variant_name(plan);
+  d["num_splits"] = plan.num_splits;
+  d["workspace_bytes"] = plan.workspace_bytes;
+  d["reason"] = plan.reason;
+  return d;
+}
 
 template <typename Op>
-struct Planned {
+typename Op::Plan make_plan(const typename Op::Problem& problem, const DeviceInfo& device,
+                            const std::optional<std::string>& variant) {
   typename Op::Plan plan;
-  std::string variant;
-
-  py::dict dict() const {
-    py::dict d;
-    d["variant"] = variant;
-    d["num_splits"] = plan.num_splits;
-    d["workspace_bytes"] = plan.workspace_bytes;
-    d["reason"] = plan.reason;
-    return d;
-  }
-};
-
-template <typename Op>
-Planned<Op> make_plan(const typename Op::Problem& problem, const DeviceInfo& device,
-                      const std::optional<std::string>& variant) {
-  const char* op = Op::spec().name;
-  std::lock_guard<std::mutex> lock(forced.mutex);
-  ForceForCall force(op, variant);
-  Planned<Op> planned;
-  raise_if_error(Op::plan(problem, device, &planned.plan));
-  // A plan's variant is opaque; its record has the name.
-  PlanSlot::of(op, "").record(problem, planned.plan);
-  for (const PlanRecord& record : last_plans())
-    if (record.op == op && record.node.empty()) planned.variant = record.variant;
-  return planned;
+  raise_if_error(Op::plan(problem, device, &plan, variant.value_or("")));
+  PlanSlot::of(Op::spec().name, "").record(problem, plan);
+  return plan;
 }
 
 template <typename Op>
@@ -187,7 +151,7 @@ template <typename Op>
 py::dict plan_op(const py::dict& attributes, const py::dict& inputs, const py::dict& device,
                  const std::optional<std::string>& variant) {
   const Tensors in = borrow(Op::spec().name, Op::spec().inputs, inputs);
-  return make_plan<Op>(make_problem<Op>(attributes, in), parse_device(device), variant).dict();
+  return plan_dict(make_plan<Op>(make_problem<Op>(attributes, in), parse_device(device), variant));
 }
 
 template <typename Op>
@@ -196,13 +160,8 @@ std::pair<bool, std::string> supports_op(const py::dict& attributes, const py::d
   const Tensors in = borrow(Op::spec().name, Op::spec().inputs, inputs);
   const auto problem = make_problem<Op>(attributes, in);
   const DeviceInfo info = parse_device(device);
-  for (const VariantInfo& v : list_variants())
-    if (v.op == Op::spec().name && v.name == variant && v.backend != info.backend)
-      return {false, variant + " runs on " + backend_name(v.backend) + ", not on " + backend_name(info.backend)};
-  std::lock_guard<std::mutex> lock(forced.mutex);
-  ForceForCall force(Op::spec().name, variant);
   typename Op::Plan plan;
-  const Status status = Op::plan(problem, info, &plan);
+  const Status status = Op::plan(problem, info, &plan, variant);
   if (status.code() == StatusCode::not_supported) return {false, status.message()};
   raise_if_error(status);
   return {true, ""};
@@ -219,7 +178,8 @@ std::pair<bool, std::string> supports(const std::string& op, const py::dict& att
 
 DeviceInfo device_info(const DLDevice& device) {
   if (device.device_type == kDlCpu) return cpu_device();
-  if (device.device_type != kDlCuda) throw py::value_error("tensors lie on " + device_name(device) + ", expected CPU or CUDA");
+  if (device.device_type != kDlCuda)
+    throw py::value_error("tensors lie on " + device_name(device) + ", expected CPU or CUDA");
   DeviceInfo info;
   raise_if_error(current_gpu_device(&info));
   if (info.ordinal != device.device_id)
@@ -267,9 +227,9 @@ class Workspace {
 };
 
 template <typename Op>
-py::dict run_op(const py::dict& attributes, const py::dict& inputs, const py::dict& outputs, const py::object& workspace,
-                uintptr_t stream, const std::optional<std::string>& variant, const std::optional<int>& threads,
-                DeviceFault* fault) {
+py::dict run_op(const py::dict& attributes, const py::dict& inputs, const py::dict& outputs,
+                const py::object& workspace, uintptr_t stream, const std::optional<std::string>& variant,
+                const std::optional<int>& threads, DeviceFault* fault) {
   const Tensors in = borrow(Op::spec().name, Op::spec().inputs, inputs);
   const auto problem = make_problem<Op>(attributes, in);
   Tensors out = borrow(Op::spec().name, Op::spec().outputs, outputs);
@@ -294,21 +254,19 @@ py::dict run_op(const py::dict& attributes, const py::dict& inputs, const py::di
     context.fault = fault->device_word();
   }
 
-  const Planned<Op> planned = make_plan<Op>(problem, device, variant);
-  const Workspace memory(planned.plan.workspace_bytes, *in.device, workspace);
+  const typename Op::Plan plan = make_plan<Op>(problem, device, variant);
+  const Workspace memory(plan.workspace_bytes, *in.device, workspace);
   Status status;
   {
     py::gil_scoped_release release;
-    status = Op::run(problem, planned.plan, in.views.data(), out.views.data(), memory.data(), context);
+    status = Op::run(problem, plan, in.views.data(), out.views.data(), memory.data(), context);
   }
   raise_if_error(status);
-  return planned.dict();
+  return plan_dict(plan);
 }
 
 void force(const std::string& op, const std::optional<std::string>& variant) {
-  std::lock_guard<std::mutex> lock(forced.mutex);
-  raise_if_error(fdpp::force_variant(op, variant.value_or("")));
-  forced.by_op[op] = variant.value_or("");
+  raise_if_error(force_variant(op, variant.value_or("")));
 }
 
 py::list variant_dicts() {
@@ -358,8 +316,7 @@ constexpr const char* kRunHelp = R"(Check, plan and run on the device that the t
 `inputs` and `outputs` map the names of the op's spec to dense row-major tensors that speak DLPack; None and left-out
 names are absent; total_sequence_length may be an int. All outputs are the caller's (pass one tensor as past and present
 to append in place). `workspace`: on a GPU a uint8 tensor of at least the plan's workspace_bytes; on the CPU not needed.
-`stream`: the CUDA stream's handle as an int. `variant` forces a variant for this call (and lifts FDPP_FORCE for the op);
-`threads` sets the number of CPU threads; `fault` receives what only the GPU can see.
+`stream`: the CUDA stream's handle as an int. `variant` names the variant for this call; `threads` sets the number of CPU threads; `fault` receives what only the GPU can see.
 
 Returns the plan: {variant, num_splits, workspace_bytes, reason}. Raises ValueError for wrong tensors or attributes,
 NotImplementedError where no kernel takes them, RuntimeError for errors of the GPU.)";
@@ -367,7 +324,7 @@ NotImplementedError where no kernel takes them, RuntimeError for errors of the G
 constexpr const char* kPlanHelp = R"(Check and plan for `device` (cpu_device(), gpu_device(i), or such a dict made up).
 
 Only shapes, types and total_sequence_length are read, so the tensors may lie anywhere. Returns and raises as the run
-does; `variant` forces a variant.)";
+does; `variant` names the variant to plan for.)";
 
 template <typename Op>
 void bind_op(py::module_& m, const char* run_name, const char* plan_name) {

@@ -88,7 +88,11 @@ struct AttentionPlan {
   const char* reason = "";      // why this variant; static text
 };
 
-FDPP_API Status plan_attention(const AttentionProblem& problem, const DeviceInfo& device, AttentionPlan* plan);
+// `variant` names the variant to take, an error where it does not take the problem; empty: force_variant(), then the
+// dispatch table decide.
+FDPP_API Status plan_attention(const AttentionProblem& problem, const DeviceInfo& device, AttentionPlan* plan,
+                               const std::string& variant = "");
+FDPP_API const char* variant_name(const AttentionPlan& plan);
 
 // `inputs` and `outputs` in the order of the op; the tensors checked and planned for. past and present may be the same
 // buffers (then the new tokens are appended in place), otherwise past is copied.

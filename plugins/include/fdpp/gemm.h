@@ -45,7 +45,9 @@ struct GemmPlan {
   const char* reason = "";
 };
 
-FDPP_API Status plan_gemm(const GemmProblem& problem, const DeviceInfo& device, GemmPlan* plan);
+FDPP_API Status plan_gemm(const GemmProblem& problem, const DeviceInfo& device, GemmPlan* plan,
+                          const std::string& variant = "");
+FDPP_API const char* variant_name(const GemmPlan& plan);
 FDPP_API Status run_gemm(const GemmProblem& problem, const GemmPlan& plan, const TensorView* inputs,
                          const TensorView* outputs, void* workspace, const ExecutionContext& context);
 

@@ -8,25 +8,27 @@ namespace {
 
 constexpr float kLog2E = 1.44269504f;
 
-// 2^x. Below the normal range: 0 or subnormal; -inf gives 0, NaN stays.
-inline Vec exp2(Vec x) {
-  x = max(set(-160.0f), x);
-  const Vec n = round_to_integer(x);
-  const Vec r = sub(x, n);
-  // Minimax for the relative error over [-1/2, 1/2].
-  Vec p = set(1.534581243e-4f);
-  p = fma(p, r, set(1.339993090e-3f));
-  p = fma(p, r, set(9.618489072e-3f));
-  p = fma(p, r, set(5.550328642e-2f));
-  p = fma(p, r, set(2.402264625e-1f));
-  p = fma(p, r, set(6.931471825e-1f));
+// e^x for x below 88. Below the normal range: 0 or subnormal; -inf gives 0, NaN stays.
+inline Vec exp(Vec x) {
+  x = max(set(-110.0f), x);
+  const Vec n = round_to_integer(mul(x, set(kLog2E)));
+  // x - n ln 2, ln 2 in two parts: n times the first is exact.
+  Vec r = fma(n, set(-0x1.63p-1f), x);
+  r = fma(n, set(2.12194440e-4f), r);
+  // Minimax for the relative error over |r| < ln(2) / 2.
+  Vec p = set(1.38367421e-3f);
+  p = fma(p, r, set(8.37489869e-3f));
+  p = fma(p, r, set(4.16682325e-2f));
+  p = fma(p, r, set(1.66664198e-1f));
+  p = fma(p, r, set(4.99999911e-1f));
+  p = fma(p, r, set(1.0f));
   p = fma(p, r, set(1.0f));
   return times_power_of_two(p, n);
 }
 
 inline Vec tanh(Vec x) {
   const Vec magnitude = max(x, sub(set(0), x));
-  const Vec e = exp2(mul(magnitude, set(-2 * kLog2E)));
+  const Vec e = exp(mul(magnitude, set(-2)));
   const Vec far = div(sub(set(1), e), add(set(1), e));
   // Near 0 the quotient above cancels: x + x^3 q(x^2), minimax over |x| < 0.625.
   const Vec u = mul(x, x);

@@ -68,7 +68,10 @@ inline void score_block(const float* query, const float* keys, int64_t key_strid
   for (int64_t d = 0; d < head_size; ++d) {
     Vec q[NV];
 #pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) q[v] = load(query + d * kRows + v * kWidth);
+    for (int v = 0; v < NV; ++v) {
+      q[v] = load(query + d * kRows + v * kWidth);
+      keep_in_register(q[v]);
+    }
 #pragma GCC unroll 8
     for (int k = 0; k < NK; ++k) {
       const Vec x = set(keys[k * key_stride + d]);
@@ -156,6 +159,7 @@ inline void value_block(const float* weights, int64_t row_stride, int64_t key_st
     for (int v = 0; v < NV; ++v) {
       const C* p = values + k * value_stride + v * kWidth;
       x[v] = kPartial ? load_first(p, tail) : load(p);
+      keep_in_register(x[v]);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
@@ -193,9 +197,6 @@ inline void value_rows(const float* weights, int64_t row_stride, int64_t key_str
 
 // What scores are reduced by: the maximum, or 0 where no key was seen yet, since -inf - -inf is no number.
 inline Vec reference_of(Vec max) { return select_greater(max, set(-kInfinity), max, set(0)); }
-
-// e^(score - reference). The difference is taken first: what its product loses then matters least where weights are large.
-inline Vec weight_of(Vec score, Vec reference) { return exp2(mul(sub(score, reference), set(kLog2E))); }
 
 template <typename T, typename C>
 class Attention {
@@ -432,10 +433,10 @@ class Attention {
       const Vec before = load(s->max + r);
       const Vec now = next_max(before, highest);
       const Vec reference = reference_of(now);
-      const Vec factor = weight_of(before, reference);
+      const Vec factor = exp(sub(before, reference));
       Vec sum = set(0);
       for (int k = 0; k < nk; ++k) {
-        const Vec weight = weight_of(load(scores + k * kRows), reference);
+        const Vec weight = exp(sub(load(scores + k * kRows), reference));
         store(scores + k * kRows, weight);
         sum = add(sum, weight);
       }
@@ -470,10 +471,10 @@ class Attention {
       const Vec before = set(s->max[r]);
       const Vec now = next_max(before, set(max_of(highest)));
       const Vec reference = reference_of(now);
-      const Vec factor = weight_of(before, reference);
+      const Vec factor = exp(sub(before, reference));
       Vec sum = set(0);
       for (int k = 0; k < nk; k += kWidth) {
-        const Vec weight = weight_of(load(scores + k), reference);
+        const Vec weight = exp(sub(load(scores + k), reference));
         store(scores + k, weight);
         sum = add(sum, weight);
       }
@@ -550,7 +551,7 @@ class Attention {
         const float* from = partial(tile, r, i);
         if (from[1] == 0) continue;  // saw no key
         float factor;
-        store_first(&factor, weight_of(set(from[0]), set(max)), 1);
+        store_first(&factor, exp(set(from[0] - max)), 1);
         total += factor * from[1];
         for (int64_t d = 0; d < p_.head_size; ++d) sums[d] += factor * from[2 + d];
       }

@@ -1,5 +1,5 @@
-// What the attention kernels of this folder share: typed addresses, a row's place in the cache, rotary embedding and the
-// append of new tokens.
+// What the attention kernels of this folder share: typed addresses, a row's place in the cache, rotary embedding and
+// the append of new tokens.
 #pragma once
 
 #include <cstdint>
@@ -36,8 +36,8 @@ struct CacheRows {
 // Scores reach the softmax in log2 units: to_log2 * (softcap ? tanh(score * cap_factor / (2 log2(e))) : score).
 struct SoftmaxSettings {
   float to_log2;
-  float cap_factor;   // 0: no softcap
-  float growth;       // log2 units by which a row's maximum must grow before its sums are rescaled
+  float cap_factor;  // 0: no softcap
+  float growth;      // log2 units by which a row's maximum must grow before its sums are rescaled
 };
 
 template <typename T>

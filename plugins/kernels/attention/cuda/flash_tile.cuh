@@ -1,6 +1,6 @@
-// The attention of one warp: 16 query rows against tiles of keys and values in shared memory, with mma m16n8k16, float32
-// sums and the softmax in registers. D is the head size rounded up to one of the sizes in launch.h; columns beyond the
-// real head size are zero.
+// The attention of one warp: 16 query rows against tiles of keys and values in shared memory, with mma m16n8k16,
+// float32 sums and the softmax in registers. D is the head size rounded up to one of the sizes in launch.h; columns
+// beyond the real head size are zero.
 #pragma once
 
 #include <cstdint>
@@ -11,8 +11,8 @@ namespace fdpp {
 
 inline constexpr int kWarpRows = 16;
 
-// A tile holds rows of D elements without padding. Its 16-byte chunks are permuted within each row so that the eight rows
-// that one phase of ldmatrix reads (or eight neighbouring chunks that cp.async writes) fall into different banks.
+// A tile holds rows of D elements without padding. Its 16-byte chunks are permuted within each row so that the eight
+// rows that one phase of ldmatrix reads (or eight neighbouring chunks that cp.async writes) fall into different banks.
 template <int D>
 struct TileLayout {
   static constexpr int kChunks = D / 8;
@@ -25,7 +25,7 @@ struct TileLayout {
 };
 
 // `rows` cache rows from `source` on, by `Threads` threads of which this is `thread`. Rows from `valid_rows` on and
-// columns beyond the head size become zero without being read: a slot nobody has written may hold NaN, and 0 * NaN = NaN.
+// columns beyond the head size become zero without being read: an unwritten slot may hold NaN, and 0 * NaN = NaN.
 template <typename T, int D, int Rows, int Threads>
 __device__ __forceinline__ void copy_tile_async(T* tile, const T* source, int row_stride, int valid_rows, int head_size,
                                                 int thread) {
@@ -36,7 +36,8 @@ __device__ __forceinline__ void copy_tile_async(T* tile, const T* source, int ro
     const int index = thread + i * Threads;
     const int row = index / kChunks, chunk = index % kChunks;
     const bool valid = row < valid_rows && chunk * 8 < head_size;
-    cp_async_16(tile + TileLayout<D>::offset(row, chunk), valid ? source + row * row_stride + chunk * 8 : source, valid);
+    const T* from = valid ? source + row * row_stride + chunk * 8 : source;
+    cp_async_16(tile + TileLayout<D>::offset(row, chunk), from, valid);
   }
 }
 
@@ -148,7 +149,8 @@ class WarpAttention {
   }
 
   // Scores of keys first_key .. first_key + Keys - 1 become weights 2^(score - m).
-  __device__ __forceinline__ void weigh(Scores& s, int first_key, const WarpMask& mask, const SoftmaxSettings& settings) {
+  __device__ __forceinline__ void weigh(Scores& s, int first_key, const WarpMask& mask,
+                                        const SoftmaxSettings& settings) {
     if (settings.cap_factor != 0) {
 #pragma unroll
       for (int n = 0; n < Keys / 8; ++n) {

@@ -100,7 +100,8 @@ inline Status check_alignment(const AttentionParams& params) {
                  {"sin_cache", params.sin_cache}};
   for (const auto& tensor : tensors) {
     if (reinterpret_cast<uintptr_t>(tensor.data) % 16 != 0)
-      return invalid_argument(std::string("FdppAttention: ") + tensor.name + " does not start at a multiple of 16 bytes");
+      return invalid_argument(std::string("FdppAttention: ") + tensor.name +
+                              " starts at an address that is not a multiple of 16 bytes");
   }
   return {};
 }
@@ -120,8 +121,8 @@ inline Status copy_past(const AttentionParams& params, cudaStream_t stream) {
   return {};
 }
 
-// Permission for one kernel to use more than 48 KB of shared memory, asked for once per device, with the L1 cache given up
-// for it: tiles bypass L1. Threads that race ask twice, which does no harm.
+// Permission for one kernel to use more than 48 KB of shared memory, asked for once per device, with the L1 cache given
+// up for it: tiles bypass L1. Threads that race ask twice, which does no harm.
 class SharedMemoryGrant {
  public:
   Status ensure(const void* kernel, int bytes) {
@@ -130,7 +131,8 @@ class SharedMemoryGrant {
     const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;
     if (granted_.load(std::memory_order_relaxed) & bit) return {};
     FDPP_GPU(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-    FDPP_GPU(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared));
+    FDPP_GPU(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                  cudaSharedmemCarveoutMaxShared));
     granted_.fetch_or(bit, std::memory_order_relaxed);
     return {};
   }

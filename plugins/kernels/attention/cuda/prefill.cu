@@ -1,5 +1,5 @@
-// Attention of any number of new tokens: one launch rotates and appends them, a second one computes 64 query rows of a KV
-// head per block (16 per warp), streaming the keys those rows may see.
+// Attention of any number of new tokens: one launch rotates and appends them, a second one computes 64 query rows of a
+// KV head per block (16 per warp), streaming the keys those rows may see.
 #include "kernels/attention/cuda/flash_tile.cuh"
 #include "kernels/attention/cuda/launch.h"
 
@@ -59,8 +59,8 @@ __global__ void __launch_bounds__(kThreads) prefill_kernel(const __grid_constant
   const auto copy = [&](int first_key, int stage) {
     T* const tile = ring + stage * 2 * S::kTile;
     const int valid = end - first_key;
-    copy_tile_async<T, D, S::kKeys, kThreads>(tile, args.key.at(batch, kv_head, first_key), args.key.token_stride, valid,
-                                              args.head_size, threadIdx.x);
+    copy_tile_async<T, D, S::kKeys, kThreads>(tile, args.key.at(batch, kv_head, first_key), args.key.token_stride,
+                                              valid, args.head_size, threadIdx.x);
     copy_tile_async<T, D, S::kKeys, kThreads>(tile + S::kTile, args.value.at(batch, kv_head, first_key),
                                               args.value.token_stride, valid, args.head_size, threadIdx.x);
     cp_async_commit();

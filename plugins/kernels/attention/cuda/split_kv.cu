@@ -61,6 +61,18 @@ struct Partials {
   }
 };
 
+__device__ __forceinline__ void add_scaled(float4& sum, const float4& part, float weight) {
+  sum.x += part.x * weight;
+  sum.y += part.y * weight;
+  sum.z += part.z * weight;
+  sum.w += part.w * weight;
+}
+
+template <typename T>
+__device__ __forceinline__ uint2 pack4(const float4& sum, float factor) {
+  return make_uint2(pack2<T>(sum.x * factor, sum.y * factor), pack2<T>(sum.z * factor, sum.w * factor));
+}
+
 template <typename T, int D>
 __global__ void __launch_bounds__(Shape<D>::kThreads)
     split_kv_kernel(const __grid_constant__ AttentionArgs<T> args, const Partials partials) {
@@ -81,8 +93,8 @@ __global__ void __launch_bounds__(Shape<D>::kThreads)
   const SplitRange range = split_range(args, span, partials.num_splits, split, S::kBlockKeys);
   if (split >= range.active) return;
 
-  // This warp's tiles are number warp, warp + kWarps, ... of the range. Copies are committed in the order K0 V0 K1 V1 ...,
-  // empty ones included, so that "all but the newest 2 * kStages - 1" always names the tile wanted next.
+  // This warp's tiles are number warp, warp + kWarps, ... of the range. Copies are committed in the order K0 V0 K1 V1
+  // ..., empty ones included, so that "all but the newest 2 * kStages - 1" always names the tile wanted next.
   T* const key_ring = rings + warp * S::kStages * 2 * S::kTile;
   T* const value_ring = key_ring + S::kStages * S::kTile;
   const T* const keys = args.key.at(batch, kv_head, range.begin);
@@ -91,12 +103,14 @@ __global__ void __launch_bounds__(Shape<D>::kThreads)
     const int first = (warp + step * S::kWarps) * kTileKeys;
     const int valid = range.end - range.begin - first;
     if (valid > 0)
-      copy_tile_async<T, D, kTileKeys, 32>(ring + stage * S::kTile, source + static_cast<int64_t>(first) * stride, stride, valid,
+      copy_tile_async<T, D, kTileKeys, 32>(ring + stage * S::kTile, source + int64_t{first} * stride, stride, valid,
                                            args.head_size, lane);
     cp_async_commit();
   };
   const auto copy_keys = [&](int step, int stage) { copy(key_ring, keys, args.key.token_stride, step, stage); };
-  const auto copy_values = [&](int step, int stage) { copy(value_ring, values, args.value.token_stride, step, stage); };
+  const auto copy_values = [&](int step, int stage) {
+    copy(value_ring, values, args.value.token_stride, step, stage);
+  };
   const auto fill_ring = [&] {
 #pragma unroll
     for (int stage = 0; stage < S::kStages; ++stage) {
@@ -168,10 +182,7 @@ __global__ void __launch_bounds__(Shape<D>::kThreads)
       const float weight = norm.x == -INFINITY ? 0 : exp2_approx(norm.x - m);
       const float4 part = *reinterpret_cast<const float4*>(sums + (w * kWarpRows + row) * S::kSumStride + column);
       l += norm.y * weight;
-      sum.x += part.x * weight;
-      sum.y += part.y * weight;
-      sum.z += part.z * weight;
-      sum.w += part.w * weight;
+      add_scaled(sum, part, weight);
     }
     if (partials.num_splits > 1) {
       const int64_t index = partials.index(blockIdx.z * gridDim.y + kv_head, split, row);
@@ -180,8 +191,8 @@ __global__ void __launch_bounds__(Shape<D>::kThreads)
     } else {
       const bool padding = row / args.group >= span.tokens;
       const float factor = output_factor(m, l, sink_log2(args, kv_head, row));
-      const uint2 packed = make_uint2(pack2<T>(sum.x * factor, sum.y * factor), pack2<T>(sum.z * factor, sum.w * factor));
-      *reinterpret_cast<uint2*>(output_row(args, batch, kv_head, row) + column) = padding ? make_uint2(0, 0) : packed;
+      const uint2 result = pack4<T>(sum, factor);
+      *reinterpret_cast<uint2*>(output_row(args, batch, kv_head, row) + column) = padding ? make_uint2(0, 0) : result;
     }
   }
 }
@@ -237,32 +248,21 @@ __global__ void __launch_bounds__(kCombineThreads)
     for (int split = lane_of_splits; split < active; split += groups) {
       const float4 part = *reinterpret_cast<const float4*>(
           partials.sums + (first + static_cast<int64_t>(split) * partials.rows) * args.head_size + unit * 4);
-      const float weight = weights[split];
-      sum.x += part.x * weight;
-      sum.y += part.y * weight;
-      sum.z += part.z * weight;
-      sum.w += part.w * weight;
+      add_scaled(sum, part, weights[split]);
     }
   }
   sums[threadIdx.x] = sum;
   __syncthreads();
   if (lane_of_splits != 0) return;
-  for (int group = 1; group < groups; ++group) {
-    const float4 part = sums[group * units + unit];
-    sum.x += part.x;
-    sum.y += part.y;
-    sum.z += part.z;
-    sum.w += part.w;
-  }
-  const float factor = shared_factor;
-  *reinterpret_cast<uint2*>(output + unit * 4) =
-      make_uint2(pack2<T>(sum.x * factor, sum.y * factor), pack2<T>(sum.z * factor, sum.w * factor));
+  for (int group = 1; group < groups; ++group) add_scaled(sum, sums[group * units + unit], 1);
+  *reinterpret_cast<uint2*>(output + unit * 4) = pack4<T>(sum, shared_factor);
 }
 
 bool supports(const AttentionProblem& p, const DeviceInfo& device, std::string* why) {
   if (!takes_attention(p, device, why)) return false;
   if (p.query_length * p.group() <= kWarpRows) return true;
-  *why = "takes at most " + std::to_string(kWarpRows) + " query rows (new tokens times heads of a group) per KV head, not " +
+  *why = "takes at most " + std::to_string(kWarpRows) +
+         " query rows (new tokens times heads of a group) per KV head, not " +
          std::to_string(p.query_length * p.group());
   return false;
 }
@@ -275,9 +275,13 @@ int num_splits(const AttentionProblem& p, const DeviceInfo& device) {
   return static_cast<int>(std::max<int64_t>(std::min(to_fill, most), 1));
 }
 
+int64_t partials_count(const AttentionProblem& p, int num_splits) {
+  return p.batch * p.q_heads * p.query_length * num_splits;
+}
+
 size_t workspace_bytes(const AttentionProblem& p, int num_splits) {
   if (num_splits == 1) return 0;
-  return p.batch * p.q_heads * p.query_length * num_splits * (p.head_size * sizeof(float) + sizeof(float2));
+  return partials_count(p, num_splits) * (p.head_size * sizeof(float) + sizeof(float2));
 }
 
 template <typename T, int D>
@@ -289,7 +293,8 @@ Status launch(const AttentionArgs<T>& args, const AttentionProblem& p, const Par
   split_kv_kernel<T, D><<<grid, S::kThreads, S::kSharedBytes, stream>>>(args, partials);
   FDPP_RETURN_IF_ERROR(check_launch("split_kv_kernel"));
   if (partials.num_splits == 1) return {};
-  combine_kernel<T><<<dim3(partials.rows, p.kv_heads, p.batch), kCombineThreads, 0, stream>>>(args, partials, S::kBlockKeys);
+  const dim3 rows(partials.rows, p.kv_heads, p.batch);
+  combine_kernel<T><<<rows, kCombineThreads, 0, stream>>>(args, partials, S::kBlockKeys);
   return check_launch("combine_kernel");
 }
 
@@ -302,7 +307,7 @@ Status run(const AttentionParams& params, int num_splits, void* workspace, const
   partials.rows = static_cast<int>(p.query_length * p.group());
   partials.num_splits = num_splits;
   partials.sums = static_cast<float*>(workspace);
-  partials.norms = reinterpret_cast<float2*>(partials.sums + p.batch * p.kv_heads * num_splits * partials.rows * p.head_size);
+  partials.norms = reinterpret_cast<float2*>(partials.sums + partials_count(p, num_splits) * p.head_size);
   return with_types(p, [&](auto element, auto size) {
     using T = typename decltype(element)::type;
     return launch<T, decltype(size)::value>(make_args<T>(params, context), p, partials, stream);

@@ -16,9 +16,10 @@ namespace {
 
 constexpr int64_t kTaskBytes = 64 * 1024;  // of B: enough to amortise a task, little enough to balance threads
 
-// out[m][n] = a[m] · b[n] for M rows of A, `a_stride` apart, and N rows of B.
+// out[m][n] = a[m] · b[n] for M rows of A, `a_stride` apart, and N rows of B. What lies `ahead` of B is prefetched.
 template <int M, int N, typename W>
-inline void dot_block(const float* a, int64_t a_stride, const W* const* b, int64_t k, float (*out)[4]) {
+inline void dot_block(const float* a, int64_t a_stride, const W* const* b, int64_t k, int64_t ahead,
+                      float (*out)[4]) {
   Vec sums[M][N];
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
@@ -29,10 +30,14 @@ inline void dot_block(const float* a, int64_t a_stride, const W* const* b, int64
   for (; i + kWidth <= k; i += kWidth) {
     Vec w[N];
 #pragma GCC unroll 16
-    for (int n = 0; n < N; ++n) w[n] = load(b[n] + i);
+    for (int n = 0; n < N; ++n) {
+      w[n] = load(b[n] + i);
+      prefetch(b[n] + i + ahead);
+    }
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m) {
-      const Vec x = load(a + m * a_stride + i);
+      Vec x = load(a + m * a_stride + i);
+      keep_in_register(x);
 #pragma GCC unroll 16
       for (int n = 0; n < N; ++n) sums[m][n] = fma(x, w[n], sums[m][n]);
     }
@@ -105,7 +110,7 @@ class Gemm {
   template <int M, int N>
   void block(int64_t first_row, int64_t n, int count, const W* const* b) const {
     float out[M][4];
-    dot_block<M, N>(static_cast<const float*>(params_.a) + first_row * p_.k, p_.k, b, p_.k, out);
+    dot_block<M, N>(static_cast<const float*>(params_.a) + first_row * p_.k, p_.k, b, p_.k, N * p_.k, out);
     const float* bias = static_cast<const float*>(params_.bias);
     const float* residual = static_cast<const float*>(params_.residual);
     for (int m = 0; m < M; ++m) {

@@ -1,0 +1,7 @@
+"""Exporter: an ONNX language model in, the same model with the ops of domain `fdpp` out."""
+
+from .errors import ExportError
+from .exporter import SOFTMAX_MODES, TARGETS, WEIGHTS, export_model
+from .report import ExportReport
+
+__all__ = ["SOFTMAX_MODES", "TARGETS", "WEIGHTS", "ExportError", "ExportReport", "export_model"]

@@ -1,0 +1,115 @@
+"""The whole way from IN to OUT."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import onnx_ir as ir
+
+from . import op_spec
+from .destination import check_destination, staged
+from .errors import ExportError
+from .fuse import fuse
+from .lower import checked_library, lower, write_genai_config
+from .normalise import Source, canonicalise, find_source, load
+from .normalise.source import GENAI_CONFIG, side_files
+from .progress import Progress
+from .report import REPORT_FILE, ExportReport, Verification
+from .verify import verify_export
+from .write import weight_bytes, write_model
+
+TARGETS = ("onnxruntime", "tensorrt")
+WEIGHTS = ("keep", "f32", "f16", "bf16")
+SOFTMAX_MODES = ("lazy", "online")
+_GRAPH = "model.onnx"
+
+
+def export_model(
+    source: str | Path,
+    destination: str | Path,
+    *,
+    target: str = "onnxruntime",
+    weights: str = "keep",
+    softmax: str = "lazy",
+    verify: bool = True,
+    library: str | Path | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> ExportReport:
+    """Writes the model `source` with our ops to the folder `destination`.
+
+    source: a model folder or an .onnx file.
+    destination: a folder that does not exist; with `overwrite` also one that an earlier export wrote.
+    target: one of TARGETS. weights: element type of the packed weights, one of WEIGHTS. softmax: one of SOFTMAX_MODES.
+    verify: compare the logits of both graphs in ONNX Runtime.
+    library: the op library, for the target onnxruntime (which gets a copy) and for verify.
+    progress: called during long steps.
+
+    Raises ExportError, and then leaves nothing behind, for input that cannot be exported, if no attention could be
+    rewritten, if writing fails and if the logits leave their tolerance.
+    """
+    options = {"target": (target, TARGETS), "weights": (weights, WEIGHTS), "softmax": (softmax, SOFTMAX_MODES)}
+    for name, (value, allowed) in options.items():
+        if value not in allowed:
+            raise ExportError(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
+    destination = Path(destination)
+    check_destination(destination, overwrite)
+    library = Path(library) if library is not None else None
+    bundled = checked_library(library) if target == "onnxruntime" else None
+    found = find_source(Path(source))
+
+    report = ExportReport(str(source), str(destination), target, weights, softmax)
+    model, data_files = load(found.model)
+    if any(node.domain == op_spec.DOMAIN for node in model.graph.all_nodes()):
+        raise ExportError(f"{found.model} already has ops of domain {op_spec.DOMAIN}: it was exported before")
+    report.weight_bytes_before = weight_bytes(model)
+    canonicalise(model)
+    fuse(model, weights, report)
+    _require_rewrites(model, found.model, weights, report)
+    lower(model, softmax)
+    report.weight_bytes_after = weight_bytes(model)
+
+    with staged(destination, overwrite) as folder:
+        _copy_side_files(found, data_files, bundled, folder)
+        write_model(model, folder / _GRAPH, progress)
+        if verify:
+            report.verification = verify_export(model, found.model, folder / _GRAPH, library, weights, progress)
+            _require_verified(report.verification)
+        (folder / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
+    return report
+
+
+def _require_rewrites(model: ir.Model, path: Path, weights: str, report: ExportReport) -> None:
+    ours = {node.op_type for node in model.graph.all_nodes() if node.domain == op_spec.DOMAIN}
+    attentions = [left for left in report.left if left.op.endswith("Attention")]
+    if op_spec.ATTENTION not in ours:
+        why = "; ".join(f"{left.node}: {left.reason}" for left in attentions) or "it has no attention node"
+        raise ExportError(f"{path}: no attention was rewritten: {why}")
+    if weights != "keep" and op_spec.FLAT_GEMM not in ours:
+        others = [f"{left.node}: {left.reason}" for left in report.left if left not in attentions]
+        raise ExportError(
+            f"{path}: --weights {weights} changes nothing, no MatMul was rewritten"
+            + "".join(f": {other}" for other in others[:1])
+        )
+
+
+def _copy_side_files(source: Source, data_files: set[Path], library: Path | None, folder: Path) -> None:
+    if source.folder is not None:
+        for file in side_files(source.folder, data_files):
+            shutil.copyfile(file, folder / file.name)
+    if source.genai_config is not None:
+        name = library.name if library is not None else None
+        write_genai_config(source.genai_config, folder / GENAI_CONFIG, _GRAPH, name)
+    if library is not None:
+        shutil.copy(library, folder / library.name)
+
+
+def _require_verified(verification: Verification) -> None:
+    failed = [phase for phase in verification.phases if not phase.passed]
+    if failed:
+        worst = failed[0]
+        raise ExportError(
+            f"verification failed: {worst.name} logits differ from the original's by {worst.relative_error:.2e} of "
+            f"their largest magnitude, tolerance {worst.tolerance:g}"
+        )

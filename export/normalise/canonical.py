@@ -1,0 +1,13 @@
+"""Brings a graph into the one spelling that the rules match: no local functions, large constants as initializers."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+
+def canonicalise(model: ir.Model) -> None:
+    """Changes `model` in place; does not read external data."""
+    if model.functions:
+        common.InlinePass()(model)
+    common.LiftConstantsToInitializersPass()(model)

@@ -1,0 +1,131 @@
+"""What an export did: rewrites by kind, nodes left and why, bytes of weights, the verification's figures."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+# Names the report that every OUT holds; it also marks OUT as written by fdpp-export.
+REPORT_FILE = "fdpp_report.json"
+MARKER = "fdpp_export"
+
+
+@dataclass(frozen=True)
+class LeftNode:
+    """An attention or a matrix product that was not rewritten."""
+
+    op: str
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Logits of one phase (prefill or decode) compared with the original graph's."""
+
+    name: str
+    tokens: int
+    max_abs_error: float
+    relative_error: float  # max_abs_error over the largest magnitude of the original's logits
+    tolerance: float  # of relative_error
+    top1_agreement: float  # share of the tokens whose largest logit is the same
+
+    @property
+    def passed(self) -> bool:
+        """False for NaN too."""
+        return self.relative_error <= self.tolerance
+
+
+@dataclass
+class Verification:
+    """`status` is "passed", "failed" or "not verified"; `reason` says why it was not."""
+
+    status: str
+    reason: str = ""
+    provider: str = ""
+    phases: list[Phase] = field(default_factory=list)
+
+
+@dataclass
+class ExportReport:
+    """Filled along the way; `rewritten` counts by kind."""
+
+    source: str
+    destination: str
+    target: str
+    weights: str
+    softmax: str
+    rewritten: dict[str, int] = field(default_factory=dict)
+    left: list[LeftNode] = field(default_factory=list)
+    weight_bytes_before: int = 0
+    weight_bytes_after: int = 0
+    verification: Verification = field(default_factory=lambda: Verification("not verified", "not asked for"))
+
+    def rewrote(self, kind: str) -> None:
+        """Counts one rewrite."""
+        self.rewritten[kind] = self.rewritten.get(kind, 0) + 1
+
+    def leave(self, node: ir.Node, reason: str) -> None:
+        """Records that `node` stays as it is."""
+        domain = f"{node.domain}::" if node.domain else ""
+        self.left.append(LeftNode(f"{domain}{node.op_type}", node.name or f"({node.outputs[0].name})", reason))
+
+    def to_json(self) -> str:
+        """The report as JSON text, with the marker by which OUT is recognised."""
+        fields: dict[str, Any] = {MARKER: 1, **asdict(self)}
+        return json.dumps(fields, indent=2) + "\n"
+
+    def print(self, console: Console) -> None:
+        """Tables for people."""
+        table = Table(title="Rewritten")
+        table.add_column("what")
+        table.add_column("nodes", justify="right")
+        for kind, count in self.rewritten.items():
+            table.add_row(escape(kind), str(count))
+        console.print(table)
+        if self.left:
+            left = Table(title="Left as they are")
+            for column in ("op", "node", "why"):
+                left.add_column(column, overflow="fold")
+            for item in self.left:
+                left.add_row(escape(item.op), escape(item.node), escape(item.reason))
+            console.print(left)
+        console.print(f"weights: {_megabytes(self.weight_bytes_before)} -> {_megabytes(self.weight_bytes_after)}")
+        self._print_verification(console)
+
+    def _print_verification(self, console: Console) -> None:
+        if not self.verification.phases:
+            console.print(f"[bold yellow]not verified[/]: {escape(self.verification.reason)}")
+            return
+        table = Table(title=f"Logits against the original graph: {self.verification.status}")
+        for column in ("phase", "tokens", "max abs error", "relative error", "tolerance", "same top-1"):
+            table.add_column(column, justify="left" if column == "phase" else "right")
+        for phase in self.verification.phases:
+            table.add_row(
+                phase.name,
+                str(phase.tokens),
+                f"{phase.max_abs_error:.2e}",
+                f"{phase.relative_error:.2e}",
+                f"{phase.tolerance:g}",
+                f"{phase.top1_agreement:.0%}",
+            )
+        console.print(table)
+
+
+def is_export(folder: Path) -> bool:
+    """Whether `folder` was written by fdpp-export."""
+    try:
+        return MARKER in json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"

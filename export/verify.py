@@ -1,0 +1,203 @@
+"""Runs the original and the exported graph in ONNX Runtime on the same tokens and compares their logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from . import op_spec
+from .dtypes import BY_FORMAT, spec_name
+from .errors import ExportError
+from .fuse.attention import head_size
+from .progress import Progress
+from .report import Phase, Verification
+
+_SEED = 20240501
+_PROMPT_TOKENS = 17
+_DECODE_STEPS = 8
+
+# Bounds of max |difference| / max |logit|, by what was rounded differently.
+# Same float32 weights: only the order of float32 sums differs; some 1e-6 a layer's product, over tens of layers.
+# float16 rounds each weight (or activation) by up to 2^-11 and bfloat16 by up to 2^-8; those errors are independent,
+# and the logits gather a few tens of times one of them on the way through the layers.
+_TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1.5e-1}
+
+# FdppAttention and what it came from have the same inputs and outputs; a graph may hold both.
+_ATTENTIONS = ((op_spec.DOMAIN, op_spec.ATTENTION), ("com.microsoft", "GroupQueryAttention"))
+
+
+class _Unfit(Exception):
+    """Why this graph or machine does not allow the comparison."""
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """One of the two graphs and what its session needs."""
+
+    name: str
+    path: Path
+    provider: str
+    library: Path | None
+
+
+@dataclass(frozen=True)
+class _Cache:
+    """Names of one past input and its present output, and what past needs: heads, head size, numpy dtype."""
+
+    past: str
+    present: str
+    heads: int
+    head_size: int
+    dtype: np.dtype
+
+
+def verify_export(
+    model: ir.Model,
+    original: Path,
+    exported: Path,
+    library: Path | None,
+    weights: str,
+    progress: Progress | None = None,
+) -> Verification:
+    """Compares the graph files `original` and `exported`; `model` is the exported graph.
+
+    A prompt of random tokens and some decode steps, greedy by the original's logits, batch 1, the cache passed from
+    each run's present outputs to the next one's past inputs. Where that cannot be done the result says "not verified"
+    and why. Raises ExportError if one of the graphs fails to run.
+    """
+    try:
+        caches = _caches(model)
+        dtype = np.dtype(caches[0].dtype).name
+        provider = _provider(dtype)
+        if library is None:
+            raise _Unfit("no op library was given")
+        expected = _run(_Graph("original", original, provider, None), caches, None, progress)
+        actual = _run(_Graph("exported", exported, provider, library), caches, expected.tokens, progress)
+        tolerance = _TOLERANCES[dtype if weights == "keep" else spec_name(BY_FORMAT[weights])]
+        phases = [
+            _compare("prefill", expected.logits[:1], actual.logits[:1], tolerance),
+            _compare("decode", expected.logits[1:], actual.logits[1:], tolerance),
+        ]
+    except _Unfit as reason:
+        return Verification("not verified", str(reason))
+    status = "passed" if all(phase.passed for phase in phases) else "failed"
+    return Verification(status, provider=provider, phases=phases)
+
+
+@dataclass(frozen=True)
+class _Record:
+    """`logits`: float32 [1, tokens, vocabulary] of each step; `tokens`: int64 [1, tokens] that each step was fed."""
+
+    logits: list[np.ndarray]
+    tokens: list[np.ndarray]
+
+
+def _caches(model: ir.Model) -> list[_Cache]:
+    caches = []
+    for node in model.graph.all_nodes():
+        if (node.domain, node.op_type) not in _ATTENTIONS or len(node.inputs) < 5 or node.inputs[3] is None:
+            continue
+        heads, size = node.attributes.get_int("kv_num_heads", 0), head_size(node)
+        for past, present in zip(node.inputs[3:5], node.outputs[1:3], strict=False):
+            if not past.is_graph_input() or not present.is_graph_output() or past.dtype is None or size is None:
+                raise _Unfit(f"the cache of {node.name} is not an input and an output of the graph with known sizes")
+            caches.append(_Cache(past.name, present.name, heads, size, past.dtype.numpy()))
+    return caches
+
+
+def _provider(dtype: str) -> str:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise _Unfit("onnxruntime is not installed") from error
+    if dtype == "float32":
+        return "CPUExecutionProvider"
+    if dtype != "float16":
+        raise _Unfit(f"a {dtype} cache cannot be passed from NumPy")
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        raise _Unfit(f"a {dtype} graph needs ONNX Runtime's CUDA provider, which is not available here")
+    return "CUDAExecutionProvider"
+
+
+def _session(graph: _Graph) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        if graph.library is not None:
+            options.register_custom_ops_library(str(graph.library))
+        session = onnxruntime.InferenceSession(str(graph.path), options, providers=[graph.provider])
+    except Exception as error:  # ONNX Runtime's exception classes share no public base
+        raise ExportError(f"verification: ONNX Runtime cannot load the {graph.name} graph: {error}") from error
+    if graph.provider not in session.get_providers():
+        raise _Unfit(f"ONNX Runtime's {graph.provider} does not start here")
+    return session
+
+
+def _run(graph: _Graph, caches: list[_Cache], tokens: list[np.ndarray] | None, progress: Progress | None) -> _Record:
+    """Prefill and decode steps on `tokens`; None: random ones, then greedy by the graph's own logits."""
+    session = _session(graph)
+    outputs = {output.name: output for output in session.get_outputs()}
+    if "logits" not in outputs:
+        raise _Unfit("the graph has no output named logits")
+    vocabulary = outputs["logits"].shape[-1]
+    if not isinstance(vocabulary, int):
+        raise _Unfit("the vocabulary's size is not in the shape of logits")
+    names = ["logits", *(cache.present for cache in caches)]
+    past = {cache.past: np.zeros((1, cache.heads, 0, cache.head_size), cache.dtype) for cache in caches}
+    record = _Record([], [])
+    step_tokens = np.random.default_rng(_SEED).integers(0, vocabulary, (1, _PROMPT_TOKENS))
+    for step in range(1 + _DECODE_STEPS):
+        step_tokens = step_tokens if tokens is None else tokens[step]
+        feeds = _feeds(session, step_tokens, past)
+        try:
+            logits, *present = session.run(names, feeds)
+        except Exception as error:  # as in _session
+            raise ExportError(f"verification: the {graph.name} graph fails on step {step}: {error}") from error
+        if progress is not None:
+            progress(f"running the {graph.name} graph", step + 1, 1 + _DECODE_STEPS)
+        record.logits.append(logits.astype(np.float32))
+        record.tokens.append(step_tokens)
+        past = {cache.past: array for cache, array in zip(caches, present, strict=True)}
+        step_tokens = logits[:, -1:].argmax(axis=-1)
+    return record
+
+
+def _feeds(session: Any, tokens: np.ndarray, past: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    done = next(iter(past.values())).shape[2]
+    total = done + tokens.shape[1]
+    known = {
+        "input_ids": tokens,
+        "attention_mask": np.ones((1, total)),
+        "position_ids": np.arange(done, total)[None],
+    }
+    feeds = dict(past)
+    for item in session.get_inputs():
+        if item.name in feeds:
+            continue
+        if item.name not in known or item.type not in ("tensor(int64)", "tensor(int32)"):
+            raise _Unfit(f"no values are known for the graph's input {item.name} ({item.type})")
+        feeds[item.name] = known[item.name].astype(np.int64 if item.type == "tensor(int64)" else np.int32)
+    return feeds
+
+
+def _compare(name: str, expected: list[np.ndarray], actual: list[np.ndarray], tolerance: float) -> Phase:
+    """Differences over all steps' logits, each [1, tokens, vocabulary]."""
+    want, got = np.concatenate(expected, axis=1), np.concatenate(actual, axis=1)
+    largest = float(np.max(np.abs(want)))
+    if not 0 < largest < np.inf:
+        raise _Unfit(f"the original graph's logits are all zero or not finite ({name})")
+    error = float(np.max(np.abs(want - got)))
+    return Phase(
+        name=name,
+        tokens=want.shape[1],
+        max_abs_error=error,
+        relative_error=error / largest,
+        tolerance=tolerance,
+        top1_agreement=float(np.mean(want.argmax(axis=-1) == got.argmax(axis=-1))),
+    )

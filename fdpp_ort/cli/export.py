@@ -1,0 +1,87 @@
+"""fdpp-export: an ONNX language model in, a folder with the same model on our ops out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+import fdpp_ort
+from fdpp_ort.errors import FdppError
+from fdpp_ort.export import SOFTMAX_MODES, TARGETS, WEIGHTS, ExportError, ExportReport, export_model
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    options = _parser().parse_args(arguments)
+    console = Console(highlight=False)
+    try:
+        report = _export(options)
+        report.print(console)
+        print(f"wrote {options.destination}")
+        if options.report is not None:
+            _write_report(report, options.report)
+    except (ExportError, FdppError) as error:
+        print(f"fdpp-export: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fdpp-export", description=__doc__)
+    parser.add_argument("source", metavar="IN", type=Path, help="model folder or .onnx file")
+    parser.add_argument("destination", metavar="OUT", type=Path, help="folder to make")
+    parser.add_argument("--target", choices=TARGETS, default="onnxruntime", help="runtime to export for")
+    parser.add_argument(
+        "--weights", choices=WEIGHTS, default="keep", help="element type of the packed weights (keep: as in IN)"
+    )
+    parser.add_argument("--softmax", choices=SOFTMAX_MODES, default="lazy", help="softmax_mode of FdppAttention")
+    parser.add_argument(
+        "--verify",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compare the logits of both graphs in ONNX Runtime",
+    )
+    parser.add_argument("--report", metavar="FILE", type=Path, help="write the report there as JSON, too")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if fdpp-export wrote it")
+    return parser
+
+
+def _export(options: argparse.Namespace) -> ExportReport:
+    needs_library = options.target == "onnxruntime" or options.verify
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def show(step: str, done: int, total: int) -> None:
+            if step not in tasks:
+                tasks[step] = bar.add_task(step, total=total)
+            bar.update(tasks[step], completed=done)
+
+        return export_model(
+            options.source,
+            options.destination,
+            target=options.target,
+            weights=options.weights,
+            softmax=options.softmax,
+            verify=options.verify,
+            library=fdpp_ort.library_path() if needs_library else None,
+            overwrite=options.overwrite,
+            progress=show,
+        )
+
+
+def _write_report(report: ExportReport, path: Path) -> None:
+    try:
+        path.write_text(report.to_json(), encoding="utf-8")
+    except OSError as error:
+        raise ExportError(
+            f"{path}: cannot write the report ({error.strerror}); {report.destination} is complete"
+        ) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""The native library: where it is, whether this machine can load it, and how sessions get it.
+
+Python (fdpp_ort._core) and ONNX Runtime load one and the same file. So forced variants and the record of what ran are
+shared between them.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fdpp_ort.errors import FdppError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+LIBRARY_NAME = "libfdpp_ort.so"
+MINIMUM_ONNXRUNTIME = (1, 20)
+
+# ELF's e_machine by the name that the kernel gives the architecture.
+_ELF_MACHINES = {"x86_64": 62, "aarch64": 183, "riscv64": 243, "ppc64le": 21, "s390x": 22}
+
+
+def library_path() -> str:
+    """Absolute path of the custom-op library. FdppError: it is not there."""
+    path = Path(__file__).absolute().parent / LIBRARY_NAME
+    if not path.is_file():
+        raise FdppError(
+            f"{path}: the custom-op library is missing; install the package (pip install .) and do not run inside the "
+            "source tree, whose folder fdpp_ort hides the installed package"
+        )
+    return str(path)
+
+
+def check_file(path: str) -> None:
+    """FdppError where `path` is no ELF library, one for another processor than this machine's, or cut short: the
+    system's loader would kill the process over that."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        header = file.read(64)
+    if len(header) < 64 or header[:4] != b"\x7fELF":
+        raise FdppError(f"{path}: expected an ELF shared library, found something else; install the package again")
+    byte_order = ">" if header[5] == 2 else "<"
+    (machine,) = struct.unpack_from(byte_order + "H", header, 18)
+    here = platform.machine()
+    if machine != _ELF_MACHINES.get(here, machine):
+        built_for = next((name for name, value in _ELF_MACHINES.items() if value == machine), f"ELF machine {machine}")
+        raise FdppError(f"{path}: the library is built for {built_for}, this machine is {here}")
+    # The table of sections ends the file.
+    (table_offset,) = struct.unpack_from(byte_order + "Q", header, 40)
+    entry_size, entries = struct.unpack_from(byte_order + "HH", header, 58)
+    if size < table_offset + entry_size * entries:
+        raise FdppError(f"{path}: the library is cut short at {size} bytes; install the package again")
+
+
+def import_onnxruntime():
+    """The onnxruntime module. FdppError: not installed, or older than the library needs."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise FdppError(f"onnxruntime cannot be imported ({error}); install onnxruntime or onnxruntime-gpu") from error
+    found = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
+    if found < MINIMUM_ONNXRUNTIME:
+        needed = ".".join(map(str, MINIMUM_ONNXRUNTIME))
+        raise FdppError(f"onnxruntime {onnxruntime.__version__} is too old: fdpp_ort needs {needed} or later")
+    return onnxruntime
+
+
+def register(session_options: onnxruntime.SessionOptions) -> None:
+    """Lets sessions made with `session_options` run fdpp operators. FdppError: ONNX Runtime is too old, or the library
+    is missing, damaged, for another architecture or refused by ONNX Runtime."""
+    import_onnxruntime()
+    path = library_path()
+    check_file(path)
+    try:
+        session_options.register_custom_ops_library(path)
+    except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
+        raise FdppError(f"{path}: ONNX Runtime refuses the library: {error}") from error
+
+
+def core():
+    """The pybind11 module. FdppError: it cannot be loaded."""
+    check_file(library_path())
+    try:
+        from fdpp_ort import _core
+    except ImportError as error:
+        raise FdppError(f"fdpp_ort._core cannot be loaded: {error}") from error
+    return _core
+
+
+def last_plan() -> list[dict]:
+    """What each node ran last, in the order in which nodes were first seen, over all sessions of this process: op,
+    node, variant, reason, problem, num_splits, workspace_bytes. A captured GPU graph records at capture only."""
+    return core().last_plans()
+
+
+def force_variant(op: str, variant: str | None) -> None:
+    """From now on `op` ("FdppAttention", "FdppFlatGemm") runs `variant` wherever the variant's backend runs; a problem
+    that it does not take is then an error. None or "" lifts it. ValueError: no such op or variant."""
+    core().force_variant(op, variant)

@@ -1,0 +1,66 @@
+"""Gather(Transpose(W)) reads the packed weight of the language model head."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+import pytest
+from fdpp_ort.export.fuse import fuse
+from fdpp_ort.export.lower import lower
+from fdpp_ort.export.report import ExportReport
+from onnx import helper
+from small_models import FLOAT, FLOAT16, decoder, ir_node, node_named
+
+KIND = "Gather(Transpose) -> Gather of the packed weight"
+
+
+def rewrite(proto: onnx.ModelProto, report: ExportReport, weights: str = "keep") -> ir.Model:
+    model = ir.from_proto(proto)
+    fuse(model, weights, report)
+    lower(model, "lazy")
+    return model
+
+
+@pytest.mark.parametrize("dtype", [FLOAT, FLOAT16])
+def test_the_matrix_is_held_once(dtype: int, report: ExportReport) -> None:
+    model = rewrite(decoder(dtype=dtype), report)
+    packed = ir_node(model, "lm_head").inputs[1]
+    assert ir_node(model, "embed").inputs[0] is packed
+    assert "lm_head.weight" not in model.graph.initializers
+    assert not [node for node in model.graph if node.op_type == "Transpose"]
+    assert report.rewritten[KIND] == 1
+
+
+@pytest.mark.parametrize("weights", ["f16", "bf16"])
+def test_narrow_rows_are_cast_back(weights: str, report: ExportReport) -> None:
+    model = rewrite(decoder(), report, weights)
+    gather = ir_node(model, "embed")
+    (cast,) = gather.outputs[0].consumers()
+    assert cast.op_type == "Cast" and cast.attributes["to"].value == ir.DataType.FLOAT
+    assert gather.outputs[0].dtype == gather.inputs[0].dtype != ir.DataType.FLOAT
+    assert (cast.outputs[0].name, cast.outputs[0].dtype) == ("x.0", ir.DataType.FLOAT)
+
+
+def test_columns_are_not_rows(report: ExportReport) -> None:
+    proto = decoder()
+    node_named(proto, "embed").attribute.append(helper.make_attribute("axis", 1))
+    model = rewrite(proto, report)
+    assert ir_node(model, "embed").inputs[0].name == "embedding"
+    assert KIND not in report.rewritten
+    assert "lm_head.weight" in model.graph.initializers  # kept beside the packed one: it is still read
+
+
+def test_other_readers_keep_the_original(report: ExportReport) -> None:
+    proto = decoder()
+    proto.graph.node.append(helper.make_node("Abs", ["embedding"], ["magnitudes"], name="abs"))
+    proto.graph.output.append(helper.make_tensor_value_info("magnitudes", FLOAT, None))
+    model = rewrite(proto, report)
+    assert ir_node(model, "embed").inputs[0] is ir_node(model, "lm_head").inputs[1]
+    assert ir_node(model, "abs").inputs[0].name == "embedding"
+    assert "lm_head.weight" in model.graph.initializers
+
+
+def test_an_untied_embedding_stays(report: ExportReport) -> None:
+    model = rewrite(decoder(tied=False), report)
+    assert ir_node(model, "embed").inputs[0].name == "embedding"
+    assert KIND not in report.rewritten

@@ -1,0 +1,61 @@
+"""Every FdppFlatGemm variant over every case that it takes, against float64."""
+
+from __future__ import annotations
+
+import harness
+import pytest
+import torch
+from cases import GEMM_CASES, GEMM_TYPES, GemmCase
+from harness import GEMM, GemmCall
+
+FEWEST_CASES = 5
+EXTREME_CASES = [GemmCase(m, 24, 72, *types) for types in GEMM_TYPES for m in (1, 5, 40)]
+
+
+def test_every_variant_is_tested() -> None:
+    harness.check_every_variant_is_tested(GEMM, GEMM_CASES, FEWEST_CASES)
+
+
+def test_every_case_is_taken() -> None:
+    harness.check_every_case_is_taken(GEMM, GEMM_CASES, "W", "weight_dtype")
+
+
+@pytest.mark.parametrize(("variant", "case"), harness.parameters(GEMM, GEMM_CASES))
+def test_accuracy(variant: str, case: GemmCase) -> None:
+    """Accurate and wholly written, whatever the number of threads; repeatable on the CPU."""
+    device = harness.device_of(variant)
+    results = []
+    for threads in (1, 3, 3) if device == "cpu" else (None,):
+        call = GemmCall(case, harness.gemm_tensors(case), device)
+        assert call.run(variant, threads)["variant"] == variant
+        call.check(*harness.expected_gemm(case))
+        results.append(call.outputs["Y"])
+    if device == "cpu":
+        assert harness.same_bits(results[1], results[2]), "the same call gave other bits"
+
+
+@pytest.mark.parametrize(("variant", "case"), harness.parameters(GEMM, EXTREME_CASES))
+def test_cancellation(variant: str, case: GemmCase) -> None:
+    """Large products that cancel: sums must be kept in float32, not in the type of the tensors."""
+    tensors = dict(harness.gemm_tensors.__wrapped__(case))
+    half = case.k // 2
+    tensors["A"] *= 64
+    tensors["A"][:, half:] = tensors["A"][:, :half]
+    tensors["B"][:, half:] = -tensors["B"][:, :half]
+    tensors["B"][:, 0] += 1
+    call = GemmCall(case, tensors, harness.device_of(variant))
+    call.run(variant, 2)
+    call.check(*harness.expect_gemm(case, tensors))
+
+
+@pytest.mark.parametrize(("variant", "case"), harness.parameters(GEMM, EXTREME_CASES))
+def test_nan_and_infinity_stay_in_their_row(variant: str, case: GemmCase) -> None:
+    """A NaN in one row of A makes that row of Y NaN and leaves the others as they are."""
+    tensors = dict(harness.gemm_tensors.__wrapped__(case))
+    row = case.m - 1
+    tensors["A"][row, 3] = torch.nan
+    call = GemmCall(case, tensors, harness.device_of(variant))
+    call.run(variant, 2)
+    y = call.outputs["Y"].cpu()
+    assert torch.isnan(y[row]).all()
+    assert torch.isfinite(y[:row]).all()

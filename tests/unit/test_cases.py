@@ -1,0 +1,59 @@
+"""The shape table covers what it promises."""
+
+from __future__ import annotations
+
+import pytest
+from cases import (
+    ATTENTION_CASES,
+    ATTENTION_TYPES,
+    CACHES,
+    CONTEXTS,
+    GEMM_CASES,
+    GEMM_ROWS,
+    GEMM_TYPES,
+    GEMM_WEIGHTS,
+    GROUPS,
+    HEAD_SIZES,
+    NEW_TOKENS,
+    ROTARY,
+    SOFTMAX_MODES,
+)
+
+AXES = {
+    "head_size": HEAD_SIZES,
+    "group": GROUPS,
+    "query_length": NEW_TOKENS,
+    "rotary": ROTARY,
+    "cache": (*CACHES, "none"),
+    "softmax_mode": SOFTMAX_MODES,
+    "packed": (False, True),
+    "sink": (False, True),
+    "prompt": (False, True),
+    "softcap": (0.0, 20.0),
+    "window": (-1, 5, 100),
+    "scale": (0.0, 0.25),
+    "batch": (1, 2, 3),
+}
+
+
+@pytest.mark.parametrize("types", ATTENTION_TYPES, ids="-".join)
+def test_attention_axes(types: tuple[str, str]) -> None:
+    cases = [c for c in ATTENTION_CASES if c.dtype == types[0] and (c.cache_dtype == types[1] or c.cache == "none")]
+    for axis, values in AXES.items():
+        assert set(values) <= {getattr(c, axis) for c in cases}, axis
+    assert set(CONTEXTS) <= {max(c.lengths) for c in cases}
+    assert any(len(set(c.lengths)) == 3 for c in cases), "no ragged batch"
+    assert any(c.prompt and min(c.lengths) < c.query_length for c in cases), "no padded prompt"
+
+
+@pytest.mark.parametrize("types", GEMM_TYPES, ids="-".join)
+def test_gemm_axes(types: tuple[str, str]) -> None:
+    cases = [c for c in GEMM_CASES if (c.dtype, c.weight_dtype) == types]
+    assert {c.m for c in cases} == set(GEMM_ROWS)
+    assert {(c.n, c.k) for c in cases} == set(GEMM_WEIGHTS)
+    assert {(c.bias, c.residual) for c in cases} == {(x, y) for x in (False, True) for y in (False, True)}
+
+
+def test_ids_are_unique() -> None:
+    for cases in (ATTENTION_CASES, GEMM_CASES):
+        assert len({c.id for c in cases}) == len(cases)

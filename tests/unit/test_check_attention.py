@@ -1,0 +1,296 @@
+"""Each thing that can be wrong with a call of FdppAttention, and the error that says so."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fdpp_ort import _core
+
+B, S, HQ, HKV, D, L, TOTAL = 2, 3, 6, 2, 16, 12, 9
+
+
+def attributes(**changes: object) -> dict[str, object]:
+    return {"num_heads": HQ, "kv_num_heads": HKV} | changes
+
+
+def inputs(**changes: object) -> dict[str, object]:
+    return {
+        "query": torch.zeros(B, S, HQ * D),
+        "key": torch.zeros(B, S, HKV * D),
+        "value": torch.zeros(B, S, HKV * D),
+        "past_key": torch.zeros(B, HKV, L, D),
+        "past_value": torch.zeros(B, HKV, L, D),
+        "seqlens_k": torch.tensor([TOTAL - 1, 4], dtype=torch.int32),
+        "total_sequence_length": TOTAL,
+    } | changes
+
+
+def rotary(rows: int = TOTAL, half: int = D // 2) -> dict[str, torch.Tensor]:
+    return {"cos_cache": torch.ones(rows, half), "sin_cache": torch.zeros(rows, half)}
+
+
+def outputs(**changes: object) -> dict[str, object]:
+    present = torch.zeros(2, B, HKV, L, D)
+    return {"output": torch.zeros(B, S, HQ * D), "present_key": present[0], "present_value": present[1]} | changes
+
+
+def plan(a: dict[str, object], i: dict[str, object]) -> dict[str, object]:
+    return _core.plan_attention(a, i, _core.cpu_device())
+
+
+def test_the_base_call_is_right() -> None:
+    assert plan(attributes(), inputs())["variant"]
+    _core.attention(attributes(), inputs(), outputs())
+    _core.attention(attributes(do_rotary=1), inputs(**rotary()), outputs())
+
+
+VALUE_ERRORS = {
+    "query_missing": ({}, {"query": None}, "query is missing"),
+    "seqlens_missing": ({}, {"seqlens_k": None}, "seqlens_k is missing"),
+    "total_missing": ({}, {"total_sequence_length": None}, "total_sequence_length is missing"),
+    "key_alone": ({}, {"value": None}, "key and value must be given together"),
+    "value_alone": ({}, {"key": None}, "key and value must be given together"),
+    "past_key_alone": ({}, {"past_value": None}, "past_key and past_value must be given together"),
+    "cos_alone": ({"do_rotary": 1}, {"cos_cache": torch.ones(TOTAL, D // 2)}, "cos_cache and sin_cache must be given"),
+    "heads": ({"num_heads": 5}, {}, "num_heads 5 and kv_num_heads 2: expected positive numbers, the second dividing"),
+    "no_heads": ({"num_heads": 0}, {}, "num_heads 0 and kv_num_heads 2"),
+    "negative_heads": ({"kv_num_heads": -2}, {}, "num_heads 6 and kv_num_heads -2"),
+    "query_int": (
+        {},
+        {"query": torch.zeros(B, S, HQ * D, dtype=torch.int32)},
+        "query is int32, expected float32, float16 or bfloat16",
+    ),
+    "key_type": ({}, {"key": torch.zeros(B, S, HKV * D).half()}, "key is float16, expected float32"),
+    "value_type": ({}, {"value": torch.zeros(B, S, HKV * D).bfloat16()}, "value is bfloat16, expected float32"),
+    "past_types": ({}, {"past_value": torch.zeros(B, HKV, L, D).half()}, "past_value is float16, expected float32"),
+    "seqlens_type": ({}, {"seqlens_k": torch.tensor([8, 4])}, "seqlens_k is int64, expected int32"),
+    "total_type": ({}, {"total_sequence_length": torch.tensor([9])}, "total_sequence_length is int64, expected int32"),
+    "cos_type": (
+        {"do_rotary": 1},
+        {k: v.half() for k, v in rotary().items()},
+        "cos_cache is float16, expected float32",
+    ),
+    "query_rank": ({}, {"query": torch.zeros(B, S, HQ, D)}, r"query has shape \[2, 3, 6, 16\], expected rank 3"),
+    "query_columns": (
+        {},
+        {"query": torch.zeros(B, S, HQ * D + 1)},
+        r"query has shape \[2, 3, 97\], expected a last dimension that 6 heads divide",
+    ),
+    "packed_columns": (
+        {},
+        {"query": torch.zeros(B, S, HQ * D + 1), "key": None, "value": None},
+        "a last dimension that 10 packed heads divide",
+    ),
+    "key_shape": ({}, {"key": torch.zeros(B, S, D)}, r"key has shape \[2, 3, 16\], expected \[2, 3, 32\]"),
+    "value_shape": (
+        {},
+        {"value": torch.zeros(B, S + 1, HKV * D)},
+        r"value has shape \[2, 4, 32\], expected \[2, 3, 32\]",
+    ),
+    "seqlens_shape": (
+        {},
+        {"seqlens_k": torch.zeros(3, dtype=torch.int32)},
+        r"seqlens_k has shape \[3\], expected \[2\]",
+    ),
+    "total_shape": (
+        {},
+        {"total_sequence_length": torch.zeros(2, dtype=torch.int32)},
+        r"total_sequence_length has shape \[2\], expected one element",
+    ),
+    "total_short": ({}, {"total_sequence_length": 2}, "total_sequence_length is 2, less than the 3 new tokens"),
+    "total_negative": ({}, {"total_sequence_length": -1}, "total_sequence_length is -1, less than the 3 new tokens"),
+    "past_rank": (
+        {},
+        {"past_key": torch.zeros(B, HKV, L * D)},
+        r"past_key has shape \[2, 2, 192\], expected \[2, 2, capacity, 16\]",
+    ),
+    "past_heads": (
+        {},
+        {"past_key": torch.zeros(B, HQ, L, D), "past_value": torch.zeros(B, HQ, L, D)},
+        r"past_key has shape \[2, 6, 12, 16\], expected \[2, 2, capacity, 16\]",
+    ),
+    "past_shapes": (
+        {},
+        {"past_value": torch.zeros(B, HKV, L + 1, D)},
+        r"past_value has shape \[2, 2, 13, 16\], expected past_key's \[2, 2, 12, 16\]",
+    ),
+    "past_small": (
+        {},
+        {"total_sequence_length": 100},
+        r"past_key \[2, 2, 12, 16\] holds fewer than the 97 past tokens",
+    ),
+    "past_missing": ({}, {"past_key": None, "past_value": None}, "holds fewer than the 6 past tokens"),
+    "rotary_missing": ({"do_rotary": 1}, {}, "do_rotary is 1 but cos_cache and sin_cache are missing"),
+    "cos_rank": (
+        {"do_rotary": 1},
+        {"cos_cache": torch.ones(8), "sin_cache": torch.ones(8)},
+        r"cos_cache has shape \[8\], expected rank 2",
+    ),
+    "sin_shape": (
+        {"do_rotary": 1},
+        rotary() | {"sin_cache": torch.ones(TOTAL, 4)},
+        r"sin_cache has shape \[9, 4\], expected cos_cache's \[9, 8\]",
+    ),
+    "rotary_dim": (
+        {"do_rotary": 1, "rotary_embedding_dim": 8},
+        rotary(),
+        r"rotary_embedding_dim is 8 but cos_cache \[9, 8\] rotates 16 columns",
+    ),
+    "rotary_wide": (
+        {"do_rotary": 1},
+        rotary(half=D),
+        "rotates 32 columns, expected a multiple of 8 up to the head size 16",
+    ),
+    "rotary_odd": ({"do_rotary": 1}, rotary(half=3), "rotates 6 columns, expected a multiple of 8"),
+    "rotary_short": ({"do_rotary": 1}, rotary(rows=8), "cos_cache has 8 positions, fewer than total_sequence_length 9"),
+    "sink_shape": ({}, {"head_sink": torch.zeros(HKV)}, r"head_sink has shape \[2\], expected \[6\]"),
+    "scale": ({"scale": float("nan")}, {}, "scale is nan, expected a finite number of at least 0"),
+    "scale_negative": ({"scale": -1.0}, {}, "scale is -1.0+, expected a finite number of at least 0"),
+    "softcap": ({"softcap": float("inf")}, {}, "softcap is inf, expected a finite number"),
+    "window_zero": ({"local_window_size": 0}, {}, "local_window_size is 0, expected -1"),
+    "window_negative": ({"local_window_size": -7}, {}, "local_window_size is -7, expected -1"),
+    "softmax_mode": ({"softmax_mode": "unified"}, {}, 'softmax_mode is "unified", expected "lazy" or "online"'),
+}
+
+
+@pytest.mark.parametrize(("attribute_changes", "input_changes", "message"), VALUE_ERRORS.values(), ids=VALUE_ERRORS)
+def test_invalid(attribute_changes: dict, input_changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match="FdppAttention: .*" + message):
+        plan(attributes(**attribute_changes), inputs(**input_changes))
+
+
+def with_head_size(d: int) -> dict[str, object]:
+    return {
+        "query": torch.zeros(B, S, HQ * d),
+        "key": torch.zeros(B, S, HKV * d),
+        "value": torch.zeros(B, S, HKV * d),
+        "past_key": torch.zeros(B, HKV, L, d),
+        "past_value": torch.zeros(B, HKV, L, d),
+    }
+
+
+NOT_SUPPORTED = {
+    "head_size_100": (
+        with_head_size(100),
+        r"head size 100 \(query \[2, 3, 600\] over 6 heads\) is not a multiple of 8",
+    ),
+    "head_size_1024": (with_head_size(1024), "head size 1024 .* is not a multiple of 8 up to 256"),
+    "position_ids": ({"position_ids": torch.zeros(B, S, dtype=torch.int64)}, "input position_ids is not supported"),
+    "attention_bias": ({"attention_bias": torch.zeros(1, 1, S, TOTAL)}, "input attention_bias is not supported"),
+    "q_norm": ({"q_norm": torch.zeros(D)}, "input q_norm is not supported"),
+    "k_norm": ({"k_norm": torch.zeros(D)}, "input k_norm is not supported"),
+    "phi": ({"phi": torch.zeros(HQ)}, "input phi is not supported"),
+    "bfloat16_on_cpu": (
+        {k: v.bfloat16() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in inputs().items()},
+        "no kernel for .*bfloat16.* on cpu",
+    ),
+}
+
+
+@pytest.mark.parametrize(("input_changes", "message"), NOT_SUPPORTED.values(), ids=NOT_SUPPORTED)
+def test_not_supported(input_changes: dict, message: str) -> None:
+    with pytest.raises(NotImplementedError, match="FdppAttention: .*" + message):
+        plan(attributes(), inputs(**input_changes))
+
+
+@pytest.mark.parametrize(
+    ("seqlens", "message"),
+    [
+        ([8, 9], r"seqlens_k\[1\] is 9, expected 2 to 8 \(3 new tokens, total_sequence_length 9\)"),
+        ([1, 8], r"seqlens_k\[0\] is 1, expected 2 to 8"),
+        ([-1, 8], r"seqlens_k\[0\] is -1, expected 2 to 8"),
+        ([8, 2**31 - 1], r"seqlens_k\[1\] is 2147483647, expected 2 to 8"),
+        ([8, -(2**31)], r"seqlens_k\[1\] is -2147483648, expected 2 to 8"),
+    ],
+)
+def test_lengths(seqlens: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _core.attention(attributes(), inputs(seqlens_k=torch.tensor(seqlens, dtype=torch.int32)), outputs())
+
+
+def test_lengths_of_a_prompt() -> None:
+    prompt = inputs(
+        past_key=None, past_value=None, total_sequence_length=S, seqlens_k=torch.tensor([2, 3], dtype=torch.int32)
+    )
+    present = torch.zeros(2, B, HKV, S, D)
+    with pytest.raises(ValueError, match=r"seqlens_k\[1\] is 3, expected 0 to 2"):
+        _core.attention(attributes(), prompt, outputs(present_key=present[0], present_value=present[1]))
+
+
+@pytest.mark.parametrize(("batch", "tokens"), [(0, 3), (2, 0), (0, 0)])
+def test_nothing_to_do_is_no_error(batch: int, tokens: int) -> None:
+    cache = torch.full((2, batch, HKV, L, D), 7.0)
+    output = torch.zeros(batch, tokens, HQ * D)
+    new = torch.zeros(batch, tokens, HKV * D)
+    call = inputs(
+        query=torch.zeros(batch, tokens, HQ * D),
+        key=new,
+        value=new,
+        past_key=cache[0],
+        past_value=cache[1],
+        seqlens_k=torch.full((batch,), 4, dtype=torch.int32),
+    )
+    _core.attention(attributes(), call, outputs(output=output, present_key=cache[0], present_value=cache[1]))
+    assert (cache == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"output": None}, "output is missing"),
+        (
+            {"output": torch.zeros(B, S, HQ * D).half()},
+            r"output is float16 \[2, 3, 96\], expected float32 \[2, 3, 96\]",
+        ),
+        (
+            {"present_key": torch.zeros(B, HKV, L + 1, D)},
+            r"present_key is float32 \[2, 2, 13, 16\], expected float32 \[2, 2, 12, 16\]",
+        ),
+        ({"present_value": torch.zeros(B, L, HKV, D).transpose(1, 2)}, r"present_value \[2, 2, 12, 16\] is strided"),
+        ({"presents": torch.zeros(1)}, 'unknown tensor "presents"'),
+    ],
+)
+def test_outputs(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match="FdppAttention: " + message):
+        _core.attention(attributes(), inputs(), outputs(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kv_num_heads": None}, "attribute kv_num_heads is None, a value of the wrong type"),
+        ({"num_heads": "six"}, "attribute num_heads is 'six', a value of the wrong type"),
+        ({"head_count": 6}, 'unknown attribute "head_count"'),
+    ],
+)
+def test_attributes(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan(attributes(**changes), inputs())
+
+
+def test_required_attribute() -> None:
+    with pytest.raises(ValueError, match="FdppAttention: attribute kv_num_heads is missing"):
+        plan({"num_heads": HQ}, inputs())
+
+
+def test_objects_that_are_no_tensors() -> None:
+    with pytest.raises(ValueError, match="FdppAttention: query is a list, expected a tensor that speaks DLPack"):
+        plan(attributes(), inputs(query=[1.0]))
+    with pytest.raises(ValueError, match="FdppAttention: query has DLPack type code 2 with 64 bits"):
+        plan(attributes(), inputs(query=torch.zeros(B, S, HQ * D, dtype=torch.float64)))
+    with pytest.raises(ValueError, match="threads is 0, expected at least 1"):
+        _core.attention(attributes(), inputs(), outputs(), threads=0)
+
+
+def test_numpy_tensors() -> None:
+    """NumPy arrays are borrowed like torch tensors, and written in place."""
+
+    def as_numpy(tensors: dict[str, object]) -> dict[str, object]:
+        return {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in tensors.items()}
+
+    out = as_numpy(outputs(output=torch.full((B, S, HQ * D), torch.nan)))
+    _core.attention(attributes(), as_numpy(inputs(value=torch.ones(B, S, HKV * D))), out)
+    assert np.isfinite(out["output"]).all()
+    assert (out["present_value"][0, :, TOTAL - S : TOTAL] == 1).all()

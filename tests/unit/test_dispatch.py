@@ -1,0 +1,227 @@
+"""Selection, overrides and records, also for GPUs that are not there."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import torch
+from cases import H200
+
+from fdpp_ort import _core
+
+ATTENTION, GEMM = "FdppAttention", "FdppFlatGemm"
+
+
+def names(op: str, backend: str) -> list[str]:
+    return [v["name"] for v in _core.variants() if v["op"] == op and v["backend"] == backend]
+
+
+def plan_gemm(
+    m: int, n: int, k: int, device: dict[str, object], dtype: str = "f32", **options: object
+) -> dict[str, object]:
+    t = {"f32": torch.float32, "f16": torch.float16}[dtype]
+    inputs = {"A": torch.empty(m, k, dtype=t), "B": torch.empty(n, k, dtype=t)}
+    return _core.plan_gemm({"N": n, "K": k, "weight_format": dtype}, inputs, device, **options)
+
+
+def attention_call(head_size: int = 64) -> tuple[dict[str, object], dict[str, object]]:
+    inputs = {
+        "query": torch.zeros(1, 1, 3 * 2 * head_size),
+        "seqlens_k": torch.zeros(1, dtype=torch.int32),
+        "total_sequence_length": 1,
+    }
+    return {"num_heads": 2, "kv_num_heads": 2}, inputs
+
+
+def cpu(**changes: object) -> dict[str, object]:
+    return _core.cpu_device() | changes
+
+
+@pytest.mark.parametrize(
+    ("m", "kind"), [(1, "gemv"), (2, "flat"), (16, "flat"), (17, "runtime_gemm"), (512, "runtime_gemm")]
+)
+@pytest.mark.parametrize("isa", ["avx2", "avx512"])
+def test_gemm_inflections_on_the_cpu(m: int, kind: str, isa: str) -> None:
+    if not any(isa in name for name in names(GEMM, "cpu")):
+        assert not any("avx" in name for name in names(GEMM, "cpu")), "an x86 build has both"
+        return
+    plan = plan_gemm(m, 576, 192, cpu(isa=isa, host_gemm=True))
+    assert plan["variant"] == ("cpu_runtime_gemm" if kind == "runtime_gemm" else f"cpu_{isa}_{kind}")
+
+
+def test_gemm_without_the_runtimes_product() -> None:
+    """The nearest kind takes what the runtime would."""
+    assert "flat" in plan_gemm(100, 576, 192, cpu(host_gemm=False))["variant"]
+
+
+def test_scalar_processor_takes_scalar_variants() -> None:
+    for m in (1, 8, 100):
+        assert "scalar" in plan_gemm(m, 64, 64, cpu(isa="scalar", host_gemm=False))["variant"]
+    assert "scalar" in _core.plan_attention(*attention_call(), cpu(isa="scalar"))["variant"]
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "k", "kind"),
+    [
+        (1, 4096, 4096, "gemv"),
+        (2, 4096, 4096, "gemv"),
+        (3, 4096, 4096, "flat"),
+        (64, 4096, 4096, "flat"),
+        (65, 4096, 4096, "cublas"),
+        (1, 12288, 4096, "gemv"),
+        (2, 12288, 4096, "flat"),
+        (4096, 4096, 4096, "cublas"),
+    ],
+)
+def test_gemm_inflections_on_a_gpu(m: int, n: int, k: int, kind: str) -> None:
+    if names(GEMM, "cuda"):
+        assert kind in plan_gemm(m, n, k, H200, "f16")["variant"]
+    else:
+        with pytest.raises(NotImplementedError, match="this build has none for that backend"):
+            plan_gemm(m, n, k, H200, "f16")
+
+
+def test_an_old_gpu_is_refused() -> None:
+    with pytest.raises(NotImplementedError, match="FdppFlatGemm: no kernel for .* on cuda"):
+        plan_gemm(1, 64, 64, H200 | {"compute_capability": 60}, "f16")
+
+
+def test_a_hip_device_has_no_kernels() -> None:
+    with pytest.raises(NotImplementedError, match=r"on hip \(this build has none for that backend\)"):
+        plan_gemm(1, 64, 64, {"backend": "hip"})
+
+
+def test_forced_variants(unforced: None) -> None:
+    for name in names(GEMM, "cpu"):
+        takes, why = _core.supports(
+            GEMM,
+            {"N": 64, "K": 64, "weight_format": "f32"},
+            {"A": torch.empty(1, 64), "B": torch.empty(64, 64)},
+            name,
+            cpu(),
+        )
+        _core.force_variant(GEMM, name)
+        if takes:
+            plan = plan_gemm(1, 64, 64, cpu())
+            assert (plan["variant"], plan["reason"]) == (name, "forced")
+        else:
+            with pytest.raises(NotImplementedError, match=f"variant {name} is forced but does not take"):
+                plan_gemm(1, 64, 64, cpu())
+            assert f"variant {name} is forced but does not take" in why
+    _core.force_variant(GEMM, None)
+    assert plan_gemm(1, 64, 64, cpu())["reason"] != "forced"
+
+
+def test_forcing_for_one_call_leaves_the_standing_force(unforced: None) -> None:
+    scalar = next(name for name in names(ATTENTION, "cpu") if "scalar" in name)
+    other = next(name for name in names(ATTENTION, "cpu"))
+    call = attention_call()
+    _core.force_variant(ATTENTION, scalar)
+    assert _core.plan_attention(*call, cpu(), variant=other)["variant"] == other
+    assert _core.plan_attention(*call, cpu())["variant"] == scalar
+
+
+def test_forcing_one_backend_leaves_others(unforced: None) -> None:
+    _core.force_variant(GEMM, names(GEMM, "cpu")[0])
+    if names(GEMM, "cuda"):
+        assert plan_gemm(1, 4096, 4096, H200, "f16")["reason"] != "forced"
+
+
+def test_forcing_what_is_not_there() -> None:
+    with pytest.raises(ValueError, match='FdppFlatGemm has no variant "nothing" in this build; it has cpu_'):
+        _core.force_variant(GEMM, "nothing")
+    with pytest.raises(ValueError, match='no op is named "FdppNothing"'):
+        _core.force_variant("FdppNothing", "cpu_scalar")
+    with pytest.raises(ValueError, match='has no variant "nothing"'):
+        plan_gemm(1, 64, 64, cpu(), variant="nothing")
+
+
+SUBPROCESS = """
+import numpy
+from fdpp_ort import _core
+attributes = {"N": 64, "K": 64, "weight_format": "f32"}
+inputs = {"A": numpy.ones((1, 64), "float32"), "B": numpy.ones((64, 64), "float32")}
+print(_core.plan_gemm(attributes, inputs, _core.cpu_device()))
+"""
+
+
+def run_with(**environment: str) -> subprocess.CompletedProcess[str]:
+    # The module may come from a path that only this process knows, and must not come from the working folder's sources.
+    path = os.pathsep.join(p for p in sys.path if p)
+    here = pathlib.Path(__file__).parent
+    return subprocess.run(
+        [sys.executable, "-c", SUBPROCESS],
+        env=os.environ | {"PYTHONPATH": path} | environment,
+        cwd=here,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+
+def test_force_by_environment() -> None:
+    scalar = next(name for name in names(GEMM, "cpu") if "scalar" in name)
+    done = run_with(FDPP_FORCE=f"{GEMM}={scalar}")
+    assert f"'variant': '{scalar}'" in done.stdout
+    assert "'reason': 'forced'" in done.stdout
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (f"{GEMM}=nothing", 'has no variant "nothing" in this build'),
+        ("FdppNothing=cpu_scalar", 'no op is named "FdppNothing"'),
+        ("nonsense", "expected OP=VARIANT"),
+    ],
+)
+def test_bad_force_by_environment(entry: str, message: str) -> None:
+    done = run_with(FDPP_FORCE=entry)
+    assert f'FDPP_FORCE entry "{entry}" ignored' in done.stderr
+    assert message in done.stderr
+    assert "forced" not in done.stdout
+
+
+def test_log() -> None:
+    assert f"fdpp: {GEMM} " in run_with(FDPP_LOG="1").stderr
+
+
+def test_records() -> None:
+    _core.clear_plans()
+    assert _core.last_plans() == []
+    y = torch.empty(3, 64)
+    plan = _core.gemm(
+        {"N": 64, "K": 32, "weight_format": "f32"}, {"A": torch.ones(3, 32), "B": torch.ones(64, 32)}, {"Y": y}
+    )
+    (record,) = _core.last_plans()
+    assert record == plan | {"op": GEMM, "node": "", "problem": "M=3 N=64 K=32 float32 weights float32"}
+    _core.plan_attention(*attention_call(), cpu())
+    assert {r["op"] for r in _core.last_plans()} == {ATTENTION, GEMM}
+    _core.clear_plans()
+    assert _core.last_plans() == []
+
+
+def test_variants_have_unique_names_and_summaries() -> None:
+    keys = [(v["op"], v["name"]) for v in _core.variants()]
+    assert len(set(keys)) == len(keys) > 0
+    assert all(v["summary"] and v["name"].startswith((v["backend"], "cublas")) for v in _core.variants())
+
+
+def test_devices() -> None:
+    device = _core.cpu_device()
+    assert device["backend"] == "cpu"
+    assert device["threads"] >= 1
+    assert device["name"]
+    with pytest.raises(ValueError, match='device backend is "tpu", expected one of cpu, cuda, hip'):
+        plan_gemm(1, 8, 8, {"backend": "tpu"})
+    with pytest.raises(ValueError, match='unknown device key "sms"'):
+        plan_gemm(1, 8, 8, {"sms": 3})
+    with pytest.raises(ValueError, match='unknown op "FdppNothing"'):
+        _core.supports("FdppNothing", {}, {}, "x", device)
+    if not torch.cuda.is_available():
+        with pytest.raises((RuntimeError, NotImplementedError), match="GPU|cuda"):
+            _core.gpu_device(0)
