@@ -82,31 +82,47 @@ def has_cuda() -> bool:
     return report["gpu"] is not None and "CUDAExecutionProvider" in report["onnxruntime"]["providers"]
 
 
+def cpu_folders(workshop: Workshop) -> dict[str, Path]:
+    """The model as float32 graph for the CPU ("original") and what fdpp-export makes of it ("fdpp", "fdpp-f16")."""
+    source, transformers = transformers_model(workshop)
+    step = build(source, transformers, "fp32", "cpu")
+    original = workshop.run(step)
+    return {
+        "original": original,
+        "fdpp": workshop.run(export(step, original, "fdpp", "keep")),
+        "fdpp-f16": workshop.run(export(step, original, "fdpp-f16", "f16")),
+    }
+
+
+def cuda_folders(workshop: Workshop) -> dict[str, Path]:
+    """The same as float16 graph for CUDA: "original-cuda" and "fdpp-cuda"."""
+    source, transformers = transformers_model(workshop)
+    step = build(source, transformers, "fp16", "cuda")
+    original = workshop.run(step)
+    return {"original-cuda": original, "fdpp-cuda": workshop.run(export(step, original, "fdpp-cuda", "keep"))}
+
+
+def transformers_model(workshop: Workshop) -> tuple[Step, Path]:
+    step = to_transformers(workshop.run(unpack(workshop.run(download()))))
+    return step, workshop.run(step)
+
+
 def main() -> int:
     console = Console(highlight=False)
     workshop = Workshop(WORK, console)
     try:
-        gguf = workshop.run(unpack(workshop.run(download())))
-        hf_step = to_transformers(gguf)
-        hf = workshop.run(hf_step)
-
-        cpu_step = build(hf_step, hf, "fp32", "cpu")
-        cpu = workshop.run(cpu_step)
-        ours = workshop.run(export(cpu_step, cpu, "fdpp", "keep"))
-        ours_f16 = workshop.run(export(cpu_step, cpu, "fdpp-f16", "f16"))
+        cpu = cpu_folders(workshop)
         candidates = [
-            Candidate("original, float32", cpu, "cpu", True),
-            Candidate("fdpp, float32", ours, "cpu", True),
-            Candidate("fdpp, float16 weights", ours_f16, "cpu", False),
+            Candidate("original, float32", cpu["original"], "cpu", True),
+            Candidate("fdpp, float32", cpu["fdpp"], "cpu", True),
+            Candidate("fdpp, float16 weights", cpu["fdpp-f16"], "cpu", False),
         ]
         if has_cuda():
-            cuda_step = build(hf_step, hf, "fp16", "cuda")
-            cuda = workshop.run(cuda_step)
-            ours_cuda = workshop.run(export(cuda_step, cuda, "fdpp-cuda", "keep"))
+            cuda = cuda_folders(workshop)
             candidates += [
-                Candidate("original, CUDA float16", cuda, "cuda", True),
-                Candidate("fdpp, CUDA float16", ours_cuda, "cuda", True),
-                Candidate("fdpp, CUDA graph", ours_cuda, "cuda", True, ("--cuda-graph",)),
+                Candidate("original, CUDA float16", cuda["original-cuda"], "cuda", True),
+                Candidate("fdpp, CUDA float16", cuda["fdpp-cuda"], "cuda", True),
+                Candidate("fdpp, CUDA graph", cuda["fdpp-cuda"], "cuda", True, ("--cuda-graph",)),
             ]
     except (StepError, fdpp_ort.FdppError) as error:
         print(f"demo: error: {error}", file=sys.stderr)

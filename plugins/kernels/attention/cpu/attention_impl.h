@@ -111,7 +111,10 @@ inline void dot_block(const float* query, int64_t query_stride, const C* const k
   for (; d + kWidth <= head_size; d += kWidth) {
     Vec x[4];
 #pragma GCC unroll 8
-    for (int k = 0; k < 4; ++k) x[k] = load(keys[k] + d);
+    for (int k = 0; k < 4; ++k) {
+      x[k] = load(keys[k] + d);
+      keep_in_register(x[k]);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const Vec q = load(query + r * query_stride + d);

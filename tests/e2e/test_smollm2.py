@@ -1,0 +1,69 @@
+"""A real model, exported and run: same tokens as the original graph, in our loop and in onnxruntime-genai."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fdpp_ort.generation import Decoder, ModelFolder, TextCodec, generate, load_model
+
+PROMPTS = ("What is the capital of France?", "Explain in simple words why the sky is blue.")
+NEW_TOKENS = 32
+
+
+@pytest.fixture(scope="module")
+def greedy_tokens():
+    """greedy_tokens(folder) -> the new tokens of each prompt."""
+
+    def run(folder) -> list[list[int]]:
+        codec = TextCodec(folder)
+        decoder = Decoder(load_model(ModelFolder.open(folder), "cpu"), batch=1, capacity=128)
+        return [generate(decoder, [codec.encode_prompt(p, raw=False)], NEW_TOKENS).tokens[0] for p in PROMPTS]
+
+    return run
+
+
+def test_same_tokens_in_our_loop(smollm2, greedy_tokens):
+    original, ours = greedy_tokens(smollm2["original"]), greedy_tokens(smollm2["fdpp"])
+    assert [len(tokens) for tokens in original] == [NEW_TOKENS] * len(PROMPTS)
+    assert ours == original
+
+
+def test_everything_is_rewritten(smollm2):
+    for name in ("fdpp", "fdpp-f16"):
+        report = json.loads((smollm2[name] / "fdpp_report.json").read_text())
+        assert report["left"] == []
+        assert report["verification"]["passed"] is True
+
+
+def test_every_node_ran_our_kernels(smollm2, greedy_tokens):
+    from fdpp_ort import _core, last_plan
+
+    _core.clear_plans()
+    greedy_tokens(smollm2["fdpp-f16"])
+    plans = last_plan()
+    assert {p["op"]: sum(q["op"] == p["op"] for q in plans) for p in plans} == {"FdppAttention": 30, "FdppFlatGemm": 151}
+
+
+def test_half_the_weights(smollm2):
+    sizes = {name: sum(f.stat().st_size for f in folder.glob("*.data")) for name, folder in smollm2.items()}
+    assert sizes["fdpp-f16"] < 0.51 * sizes["original"]
+
+
+def test_genai_runs_the_folder_unchanged(smollm2):
+    import onnxruntime_genai as genai
+
+    texts = []
+    for name in ("original", "fdpp"):
+        model = genai.Model(str(smollm2[name]))
+        tokenizer = genai.Tokenizer(model)
+        parameters = genai.GeneratorParams(model)
+        parameters.set_search_options(do_sample=False, max_length=64)
+        generator = genai.Generator(model, parameters)
+        generator.append_tokens(tokenizer.encode(PROMPTS[0]))
+        while not generator.is_done():
+            generator.generate_next_token()
+        texts.append(tokenizer.decode(generator.get_sequence(0)))
+    assert "Paris" in texts[0]
+    assert texts[1] == texts[0]
