@@ -23,12 +23,15 @@ from pathlib import Path
 
 import machine
 
+# Of fifteen everyday prompts, the five whose greedy path has the widest gap between its two best logits in float32 (at
+# least 0.03 at every token). A float16 logit near 20 is rounded to 1/64: on a narrower path the original graph's tokens
+# differ from those of the original graph itself, run with a CUDA graph, and a comparison says nothing.
 PROMPTS = (
-    "What is the capital of France?",
-    "Write a short story about a robot that learns to paint.",
-    "Explain in simple words why the sky is blue.",
+    "Explain what a database index is to a beginner.",
+    "Tell me three facts about the planet Mars.",
     "Give me a recipe for a vegetable soup, step by step.",
     "List five things to check before a long bicycle trip, and say why each of them matters.",
+    "Describe how bread is made, from grain to loaf.",
 )
 NEW_TOKENS = 128
 LONG_PROMPT = 512

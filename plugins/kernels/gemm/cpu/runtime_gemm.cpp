@@ -105,6 +105,6 @@ Status run(const GemmParams& params, int, void* workspace, const ExecutionContex
 extern const GemmVariant kCpuRuntimeGemm;
 const GemmVariant kCpuRuntimeGemm = {
     "cpu_runtime_gemm", Backend::cpu,    GemmKind::large, "the calling runtime's matrix product, weights widened to float32",
-    supports,           one_split, workspace_bytes, run};
+    supports,           one_split,       workspace_bytes, run};
 
 }  // namespace fdpp
