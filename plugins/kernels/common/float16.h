@@ -1,5 +1,5 @@
-// 16-bit floating-point storage types and their conversion in plain C++. Internal linkage: these headers are compiled once
-// for each instruction set, and no such copy may stand in for another.
+// 16-bit floating-point storage types and their conversion in plain C++. Internal linkage: these headers are compiled
+// once for each instruction set, and no such copy may stand in for another.
 #pragma once
 
 #include <cstdint>

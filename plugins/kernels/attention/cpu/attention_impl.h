@@ -1,9 +1,9 @@
 // Causal grouped-query attention over a Vec of any width: append to the cache, attend, merge. Include after a simd_*.h.
 //
-// A task takes a tile of query rows that share a key-value head (tokens x heads of the group, heads fastest) and one piece
-// of their context, and walks that in tiles of keys. It holds scores in one of two ways:
-//   many rows: lanes are query rows. Scores are [key][row]; keys are broadcast, so neither keys nor values need packing,
-//              and maxima and sums need no reduction across lanes.
+// A task takes a tile of query rows that share a key-value head (tokens x heads of the group, heads fastest) and one
+// piece of their context, and walks that in tiles of keys. It holds scores in one of two ways:
+//   many rows: lanes are query rows. Scores are [key][row]; keys are broadcast, so neither keys nor values need
+//              packing, and maxima and sums need no reduction across lanes.
 //   few rows:  lanes run along the head for scores and along keys for the softmax. Scores are [row][key].
 #pragma once
 

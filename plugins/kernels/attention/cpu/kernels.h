@@ -7,8 +7,8 @@
 
 namespace fdpp {
 
-// The context of every query row is cut into num_splits pieces; partials (B * S * Hq * num_splits * (D + 2) floats) holds
-// their results where num_splits > 1.
+// The context of every query row is cut into num_splits pieces; where there are several, partials holds their results:
+// B * S * Hq * num_splits * (D + 2) floats.
 using AttentionKernel = void(const AttentionParams& params, int num_splits, float* partials, const HostRuntime* host);
 
 AttentionKernel attention_scalar;

@@ -1,8 +1,8 @@
 // Y = A · Bᵀ (+ bias) (+ residual) for few rows of A, over a Vec of any width. Include after a simd_*.h.
 //
-// Both operands have K contiguous, so a register block of A rows by B rows keeps one Vec of partial sums for each pair and
-// adds up its lanes at the end. B streams through once; a block of its rows stays in the first-level cache while all rows
-// of A, which the second level holds, pass by.
+// Both operands have K contiguous, so a register block of A rows by B rows keeps one Vec of partial sums for each pair
+// and adds up its lanes at the end. B streams through once; a block of its rows stays in the first-level cache while all
+// rows of A, which the second level holds, pass by.
 #pragma once
 
 #include <cstdint>
@@ -61,7 +61,7 @@ inline void dot_block(const float* a, int64_t a_stride, const W* const* b, int64
 // Rows of B side by side with M rows of A: as many as registers allow, four at most.
 constexpr int columns_beside(int m) { return kAccumulators / m < 4 ? kAccumulators / m : 4; }
 
-// The register blocks' heights: one row count serves all of A, rows that A lacks are not computed.
+// How many rows of A a register block takes at most.
 struct Gemv {
   static constexpr int kMostRows = static_cast<int>(kGemvRows);
 };

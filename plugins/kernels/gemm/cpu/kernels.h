@@ -1,5 +1,5 @@
-// The GEMM kernels, compiled once for each instruction set. The files that are compiled with its flags hold nothing else:
-// no inline function of theirs may reach a processor that lacks the instructions.
+// The GEMM kernels, compiled once for each instruction set. The files that are compiled with its flags hold nothing
+// else: no inline function of theirs may reach a processor that lacks the instructions.
 #pragma once
 
 #include "fdpp/device.h"

@@ -104,7 +104,14 @@ Status run(const GemmParams& params, int, void* workspace, const ExecutionContex
 
 extern const GemmVariant kCpuRuntimeGemm;
 const GemmVariant kCpuRuntimeGemm = {
-    "cpu_runtime_gemm", Backend::cpu,    GemmKind::large, "the calling runtime's matrix product, weights widened to float32",
-    supports,           one_split,       workspace_bytes, run};
+    "cpu_runtime_gemm",
+    Backend::cpu,
+    GemmKind::large,
+    "the calling runtime's matrix product, 16-bit weights widened to float32",
+    supports,
+    one_split,
+    workspace_bytes,
+    run,
+};
 
 }  // namespace fdpp
