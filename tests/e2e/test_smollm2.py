@@ -57,13 +57,13 @@ def test_genai_runs_the_folder_unchanged(smollm2):
     texts = []
     for name in ("original", "fdpp"):
         model = genai.Model(str(smollm2[name]))
-        tokenizer = genai.Tokenizer(model)
+        prompt = TextCodec(smollm2[name]).encode_prompt(PROMPTS[0], raw=False)
         parameters = genai.GeneratorParams(model)
-        parameters.set_search_options(do_sample=False, max_length=64)
+        parameters.set_search_options(do_sample=False, max_length=len(prompt) + NEW_TOKENS)
         generator = genai.Generator(model, parameters)
-        generator.append_tokens(tokenizer.encode(PROMPTS[0]))
+        generator.append_tokens(prompt)
         while not generator.is_done():
             generator.generate_next_token()
-        texts.append(tokenizer.decode(generator.get_sequence(0)))
+        texts.append(genai.Tokenizer(model).decode(generator.get_sequence(0)))
     assert "Paris" in texts[0]
     assert texts[1] == texts[0]

@@ -25,8 +25,9 @@ FEATURE_CASES = [
 ]
 
 
-def test_every_variant_is_tested() -> None:
-    harness.check_every_variant_is_tested(ATTENTION, ATTENTION_CASES, FEWEST_CASES)
+@pytest.mark.parametrize("backend", harness.BACKENDS)
+def test_every_variant_is_tested(backend: str) -> None:
+    harness.check_every_variant_is_tested(ATTENTION, backend, ATTENTION_CASES, FEWEST_CASES)
 
 
 def test_every_case_is_taken() -> None:

@@ -12,8 +12,9 @@ FEWEST_CASES = 5
 EXTREME_CASES = [GemmCase(m, 24, 72, *types) for types in GEMM_TYPES for m in (1, 5, 40)]
 
 
-def test_every_variant_is_tested() -> None:
-    harness.check_every_variant_is_tested(GEMM, GEMM_CASES, FEWEST_CASES)
+@pytest.mark.parametrize("backend", harness.BACKENDS)
+def test_every_variant_is_tested(backend: str) -> None:
+    harness.check_every_variant_is_tested(GEMM, backend, GEMM_CASES, FEWEST_CASES)
 
 
 def test_every_case_is_taken() -> None:

@@ -2,12 +2,12 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <string>
 #include <type_traits>
 
 #include "kernels/attention/cuda/args.cuh"
 #include "kernels/attention/variant.h"
+#include "kernels/common/shared_memory_grant.h"
 
 namespace fdpp {
 
@@ -120,25 +120,5 @@ inline Status copy_past(const AttentionParams& params, cudaStream_t stream) {
   }
   return {};
 }
-
-// Permission for one kernel to use more than 48 KB of shared memory, asked for once per device, with the L1 cache given
-// up for it: tiles bypass L1. Threads that race ask twice, which does no harm.
-class SharedMemoryGrant {
- public:
-  Status ensure(const void* kernel, int bytes) {
-    int device = 0;
-    FDPP_GPU(cudaGetDevice(&device));
-    const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;
-    if (granted_.load(std::memory_order_relaxed) & bit) return {};
-    FDPP_GPU(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-    FDPP_GPU(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                                  cudaSharedmemCarveoutMaxShared));
-    granted_.fetch_or(bit, std::memory_order_relaxed);
-    return {};
-  }
-
- private:
-  std::atomic<uint64_t> granted_{0};
-};
 
 }  // namespace fdpp

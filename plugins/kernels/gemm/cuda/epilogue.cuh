@@ -9,7 +9,7 @@ namespace fdpp {
 template <typename T>
 struct Epilogue {
   const T* bias;      // [N] or null
-  const T* residual;  // [M, N] or null; may be y itself
+  const T* residual;  // [M, N] or null
   T* y;               // [M, N]
   int64_t n;
 

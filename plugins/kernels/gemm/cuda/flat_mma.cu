@@ -2,8 +2,9 @@
 // A) the 8-wide one, so that M is padded to 8 only. Slices of K pass through a ring of shared-memory stages that cp.async
 // keeps full. Where N alone gives too few blocks, K is split and a second kernel adds the float32 parts.
 #include <algorithm>
-#include <atomic>
+#include <limits>
 
+#include "kernels/common/shared_memory_grant.h"
 #include "kernels/gemm/cuda/epilogue.cuh"
 #include "kernels/gemm/cuda/stream.cuh"
 #include "kernels/gemm/cuda/supports.h"
@@ -210,16 +211,9 @@ Shape shape_of(const GemmProblem& p, bool aligned) {
 
 template <typename T, int kTokenTiles, bool kAligned>
 Status launch(const GemmParams& p, const Shape& shape, int splits, float* parts, cudaStream_t stream) {
-  // One bit for each GPU on which this kernel was granted its shared memory. Granting twice does no harm.
-  static std::atomic<uint64_t> granted{0};
+  static SharedMemoryGrant grant;
   const auto kernel = flat_kernel<T, kTokenTiles, kAligned>;
-  int device = 0;
-  FDPP_GPU(cudaGetDevice(&device));
-  const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;
-  if ((granted.load(std::memory_order_relaxed) & bit) == 0) {
-    FDPP_GPU(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes(kTokenTiles)));
-    granted.fetch_or(bit, std::memory_order_relaxed);
-  }
+  FDPP_RETURN_IF_ERROR(grant.ensure(reinterpret_cast<const void*>(kernel), shared_bytes(kTokenTiles)));
   const auto blocks = static_cast<unsigned>(shape.row_blocks * splits * shape.token_blocks);
   kernel<<<blocks, kThreads, shared_bytes(kTokenTiles), stream>>>(
       static_cast<const T*>(p.a), static_cast<const T*>(p.b), Epilogue<T>(p), parts, p.problem.m,
