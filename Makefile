@@ -38,6 +38,7 @@ gpu-bundle: $(VENV)/requirements
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/gpu
 	mkdir -p gpu-bundle
 	cp build/gpu/plugins/ort/libfdpp_ort.so gpu-bundle/
+	git rev-parse HEAD > gpu-bundle/COMMIT
 
 clean:
 	rm -rf build $(VENV) gpu-bundle demo .cache

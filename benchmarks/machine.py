@@ -38,6 +38,12 @@ def _versions(packages: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
+def _bundled_commit() -> str | None:
+    """What `make gpu-bundle` was run at, for machines that hold a copy of the tree without its history."""
+    file = ROOT / "gpu-bundle" / "COMMIT"
+    return file.read_text(encoding="ascii").strip() if file.is_file() else None
+
+
 def describe(packages: tuple[str, ...]) -> dict[str, object]:
     """Date, command, commit ("dirty": files differ from it), CPU, GPU with driver, and versions of those of `packages`
     that are installed. None where the machine does not say."""
@@ -45,7 +51,7 @@ def describe(packages: tuple[str, ...]) -> dict[str, object]:
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
-        "commit": _output("git", "rev-parse", "HEAD"),
+        "commit": _output("git", "rev-parse", "HEAD") or _bundled_commit(),
         "dirty": None if status is None else status != "",
         "cpu": _cpu_name(),
         "cpu_threads": len(os.sched_getaffinity(0)),

@@ -37,7 +37,7 @@ class ModelFolder:
 
     path: Path
     model_file: Path
-    inputs: dict[str, str]   # role -> graph input; the cache names hold a %d for the layer
+    inputs: dict[str, str]  # role -> graph input; the cache names hold a %d for the layer
     outputs: dict[str, str]  # role -> graph output
     context_length: int | None
     kv_heads: int | None

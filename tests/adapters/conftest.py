@@ -17,14 +17,16 @@ CACHE = Path(os.environ.get("FDPP_CACHE_DIR", Path(__file__).parents[2] / ".cach
 
 @pytest.fixture
 def session():
-    """session(model_bytes) -> InferenceSession on the CPU with our library registered."""
+    """session(model_bytes, provider=...) -> InferenceSession with our library registered."""
 
-    def make(model: bytes, threads: int = 2) -> ort.InferenceSession:
+    def make(model: bytes, provider: str = "CPUExecutionProvider", threads: int = 2) -> ort.InferenceSession:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4  # expected errors are asserted on, not printed
         fdpp_ort.register(options)
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        runtime = ort.InferenceSession(model, options, providers=[provider])
+        assert runtime.get_providers()[0] == provider, f"{provider} does not start on this machine"
+        return runtime
 
     return make
 

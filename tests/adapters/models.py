@@ -39,23 +39,34 @@ def as_tensor(name: str, values: np.ndarray) -> onnx.TensorProto:
     return onnx.numpy_helper.from_array(values, name)
 
 
-def gemm_model(weight: np.ndarray, *, bias: bool = False, residual: bool = False, rank: int = 2, **attributes) -> bytes:
-    """FdppFlatGemm over a constant weight [N, K]; inputs a, and bias and residual where asked for; output y."""
+def gemm_model(
+    weight: np.ndarray,
+    *,
+    bias: bool = False,
+    residual: bool = False,
+    rank: int = 2,
+    dtype: str = "float32",
+    **attributes,
+) -> bytes:
+    """FdppFlatGemm over a constant weight [N, K]; inputs a, and bias and residual where asked for, of `dtype`; output
+    y."""
     n, k = weight.shape
     dims = [f"d{i}" for i in range(rank - 1)]
-    inputs = [helper.make_tensor_value_info("a", TensorProto.FLOAT, [*dims, "k"])]
+    inputs = [helper.make_tensor_value_info("a", ONNX_TYPES[dtype], [*dims, "k"])]
     names = _without_trailing_gaps(["a", "b", "", "", "bias" if bias else "", "residual" if residual else ""])
     if bias:
-        inputs.append(helper.make_tensor_value_info("bias", TensorProto.FLOAT, ["n"]))
+        inputs.append(helper.make_tensor_value_info("bias", ONNX_TYPES[dtype], ["n"]))
     if residual:
-        inputs.append(helper.make_tensor_value_info("residual", TensorProto.FLOAT, [*dims, "n"]))
+        inputs.append(helper.make_tensor_value_info("residual", ONNX_TYPES[dtype], [*dims, "n"]))
     settings = {"N": n, "K": k, "weight_format": WEIGHT_FORMATS[str(weight.dtype)], **attributes}
     node = helper.make_node("FdppFlatGemm", names, ["y"], name="gemm", domain="fdpp", **settings)
-    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    outputs = [helper.make_tensor_value_info("y", ONNX_TYPES[dtype], None)]
     return _serialise(node, inputs, outputs, [as_tensor("b", weight)])
 
 
-def attention_model(op: str, given: list[str], *, dtype: str = "float32", cache: str | None = None, **attributes) -> bytes:
+def attention_model(
+    op: str, given: list[str], *, dtype: str = "float32", cache: str | None = None, **attributes
+) -> bytes:
     """`op` (FdppAttention or GroupQueryAttention) with the inputs named in `given`, every dimension free."""
     types = {name: ONNX_TYPES[dtype] for name in ATTENTION_INPUTS}
     types.update(past_key=ONNX_TYPES[cache or dtype], past_value=ONNX_TYPES[cache or dtype])
@@ -69,6 +80,7 @@ def attention_model(op: str, given: list[str], *, dtype: str = "float32", cache:
     outputs = ["output", "present_key", "present_value"]
     node = helper.make_node(op, names, outputs, name="attention", domain=domain, **attributes)
     infos = [
-        helper.make_tensor_value_info(name, types["query" if name == "output" else "past_key"], None) for name in outputs
+        helper.make_tensor_value_info(name, types["query" if name == "output" else "past_key"], None)
+        for name in outputs
     ]
     return _serialise(node, inputs, infos, [])

@@ -28,7 +28,9 @@ def assert_rows_close(pairs, lengths: list[int], tokens: list[int]) -> None:
 
 
 @pytest.mark.parametrize("packed", [True, False])
-@pytest.mark.parametrize("more", [{}, {"rotary_interleaved": 1}, {"softcap": 5.0}, {"local_window_size": 4}, {"scale": 0.3}])
+@pytest.mark.parametrize(
+    "more", [{}, {"rotary_interleaved": 1}, {"softcap": 5.0}, {"local_window_size": 4}, {"scale": 0.3}]
+)
 @pytest.mark.parametrize(("lengths", "new"), [([7], 7), ([13, 13], 1), ([30, 12, 30], 1), ([20], 5)])
 def test_matches_group_query_attention(session, lengths, new, packed, more):
     pairs = run_both(session, feeds(lengths, new, packed=packed), **more)
@@ -58,7 +60,9 @@ def test_half_cache(session, dtype, mode):
     if dtype == "float16":
         for name in ("query", "cos_cache", "sin_cache"):
             feed[name] = feed[name].astype(np.float16)
-    model = attention_model("FdppAttention", list(feed), dtype=dtype, cache="float16", **attributes(feed, softmax_mode=mode))
+    model = attention_model(
+        "FdppAttention", list(feed), dtype=dtype, cache="float16", **attributes(feed, softmax_mode=mode)
+    )
     half = session(model).run(None, feed)
     assert [x.dtype for x in half] == [dtype, np.float16, np.float16]
     np.testing.assert_allclose(half[0].astype(np.float32), single[0], atol=5e-3)
@@ -121,7 +125,11 @@ def changed(**values):
         (changed(seqlens_k=np.array([13], np.int32)), {}, r"seqlens_k\[0\] is 13, expected 0 to 12"),
         (changed(seqlens_k=np.array([-1], np.int32)), {}, r"seqlens_k\[0\] is -1, expected 0 to 12"),
         (changed(seqlens_k=np.array([12, 12], np.int32)), {}, r"seqlens_k has shape \[2\], expected \[1\]"),
-        (changed(total_sequence_length=np.array([20], np.int32)), {}, "past_key .* holds fewer than the 19 past tokens"),
+        (
+            changed(total_sequence_length=np.array([20], np.int32)),
+            {},
+            "past_key .* holds fewer than the 19 past tokens",
+        ),
         (changed(total_sequence_length=np.array([0], np.int32)), {}, "total_sequence_length is 0, less than the 1 new"),
         (without("past_value"), {}, "past_key and past_value must be given together"),
         (without("sin_cache"), {}, "cos_cache and sin_cache must be given together"),
@@ -129,7 +137,11 @@ def changed(**values):
         (changed(query=np.zeros((1, 1, 10 * D + 1), np.float32)), {}, "last dimension that 10 packed heads divide"),
         (changed(query=np.zeros((1, 1, 1000), np.float32)), {}, "head size 100 .* is not a multiple of 8 up to 256"),
         (changed(query=np.zeros((1, 1, 10240), np.float32)), {}, "head size 1024 .* is not a multiple of 8 up to 256"),
-        (changed(past_key=np.zeros((1, 3, 12, D), np.float32)), {}, r"past_key has shape \[1, 3, 12, 32\], expected \[1, 2,"),
+        (
+            changed(past_key=np.zeros((1, 3, 12, D), np.float32)),
+            {},
+            r"past_key has shape \[1, 3, 12, 32\], expected \[1, 2,",
+        ),
         (changed(position_ids=np.zeros((1, 1), np.int64)), {}, "input position_ids is not supported"),
         (changed(), {"num_heads": 5}, "num_heads 5 and kv_num_heads 2"),
         (changed(), {"kv_num_heads": 0}, "num_heads 6 and kv_num_heads 0"),
@@ -137,7 +149,11 @@ def changed(**values):
         (changed(), {"local_window_size": 0}, "local_window_size is 0"),
         (changed(), {"softcap": -1.0}, "softcap is -1"),
         (changed(), {"do_rotary": 2}, "do_rotary is 2, expected 0 or 1"),
-        (changed(cos_cache=rotary_caches()[0][:12], sin_cache=rotary_caches()[1][:12]), {}, "cos_cache has 12 positions"),
+        (
+            changed(cos_cache=rotary_caches()[0][:12], sin_cache=rotary_caches()[1][:12]),
+            {},
+            "cos_cache has 12 positions",
+        ),
     ],
 )
 def test_bad_input(session, change, more, message):

@@ -43,7 +43,10 @@ def test_every_node_ran_our_kernels(smollm2, greedy_tokens):
     _core.clear_plans()
     greedy_tokens(smollm2["fdpp-f16"])
     plans = last_plan()
-    assert {p["op"]: sum(q["op"] == p["op"] for q in plans) for p in plans} == {"FdppAttention": 30, "FdppFlatGemm": 151}
+    assert {p["op"]: sum(q["op"] == p["op"] for q in plans) for p in plans} == {
+        "FdppAttention": 30,
+        "FdppFlatGemm": 151,
+    }
 
 
 def test_half_the_weights(smollm2):

@@ -1,0 +1,125 @@
+"""Both ops inside an ONNX Runtime session on a GPU."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+import fdpp_ort
+
+from .attention_feeds import attributes, feeds
+from .models import attention_model, gemm_model
+
+pytestmark = pytest.mark.gpu
+
+CUDA = "CUDAExecutionProvider"
+FLOATS = ("query", "key", "value", "past_key", "past_value", "cos_cache", "sin_cache")
+
+
+def half_feeds(*args, **options) -> dict[str, np.ndarray]:
+    return {k: v.astype(np.float16) if k in FLOATS else v for k, v in feeds(*args, **options).items()}
+
+
+def half_attention(op: str, feed: dict, **more) -> bytes:
+    return attention_model(op, list(feed), dtype="float16", **attributes(feed, **more))
+
+
+def last_variant(op: str) -> str:
+    return [r for r in fdpp_ort.last_plan() if r["op"] == op][-1]["variant"]
+
+
+@pytest.mark.parametrize(
+    ("m", "variant"),
+    [(1, "cuda_gemv"), (2, "cuda_flat_mma"), (24, "cuda_flat_mma"), (25, "cublaslt"), (130, "cublaslt")],
+)
+@pytest.mark.parametrize(("n", "k"), [(576, 1536), (4096, 576), (33, 47)])
+def test_gemm(session, m, n, k, variant):
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal(shape).astype(np.float16) for shape in ((1, m, k), (n, k)))
+    bias, residual = (rng.standard_normal(shape).astype(np.float16) for shape in (n, (1, m, n)))
+    runtime = session(gemm_model(b, bias=True, residual=True, rank=3, dtype="float16"), CUDA)
+    (y,) = runtime.run(None, {"a": a, "bias": bias, "residual": residual})
+    expected = a.astype(np.float64) @ b.astype(np.float64).T + bias + residual
+    # One rounding to float16 after sums in float32.
+    np.testing.assert_allclose(y, expected, rtol=1.01 * 2.0**-11, atol=4e-7 * k + 1e-5)
+    assert last_variant("FdppFlatGemm") == variant or k % 8  # cuBLASLt does not take every odd shape
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize(
+    "more", [{}, {"rotary_interleaved": 1}, {"softcap": 5.0}, {"local_window_size": 4}, {"scale": 0.3}]
+)
+@pytest.mark.parametrize(("lengths", "new"), [([7], 7), ([13, 13], 1), ([30, 12, 30], 1), ([20], 5)])
+def test_attention_matches_group_query_attention(session, lengths, new, packed, more):
+    feed = half_feeds(lengths, new, packed=packed)
+    ours, theirs = (
+        session(half_attention(op, feed, **more), CUDA).run(None, feed)
+        for op in ("FdppAttention", "GroupQueryAttention")
+    )
+    for index, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
+        for row, length in enumerate(lengths):
+            mine_row, other_row = (x[row] if index == 0 else x[row, :, :length] for x in (mine, other))
+            np.testing.assert_allclose(mine_row, other_row, rtol=4e-3, atol=4e-3)
+
+
+def test_in_place_equals_copied(session):
+    """Past and present in one buffer of the GPU; nothing but the new slots changes."""
+    lengths, capacity = [30, 12], 40
+    feed = half_feeds(lengths, 1, capacity=capacity)
+    runtime = session(half_attention("FdppAttention", feed), CUDA)
+    expected = runtime.run(None, feed)
+
+    binding = runtime.io_binding()
+    on_gpu = {
+        k: ort.OrtValue.ortvalue_from_numpy(v, "cuda", 0) for k, v in feed.items() if k in FLOATS or k == "seqlens_k"
+    }
+    for name, value in on_gpu.items():
+        binding.bind_ortvalue_input(name, value)
+    binding.bind_cpu_input("total_sequence_length", feed["total_sequence_length"])
+    binding.bind_output("output", "cuda")
+    for name in ("key", "value"):
+        binding.bind_ortvalue_output(f"present_{name}", on_gpu[f"past_{name}"])
+    runtime.run_with_iobinding(binding)
+
+    np.testing.assert_array_equal(binding.get_outputs()[0].numpy(), expected[0])
+    for index, name in enumerate(("past_key", "past_value"), start=1):
+        present = on_gpu[name].numpy()
+        for row, length in enumerate(lengths):
+            np.testing.assert_array_equal(present[row, :, :length], expected[index][row, :, :length])
+            assert np.isnan(present[row, :, length:]).all()
+
+
+@pytest.mark.parametrize("bad", [-1, 13, 1000])
+def test_bad_seqlens(session, bad):
+    """Only the device sees them: NaN for that row, the others as ever, and the reason with the next call."""
+    feed = half_feeds([13, 13], 1)
+    runtime = session(half_attention("FdppAttention", feed), CUDA)
+    good = runtime.run(None, feed)[0]
+    output = runtime.run(None, {**feed, "seqlens_k": np.array([12, bad], np.int32)})[0]
+    np.testing.assert_array_equal(output[0], good[0])
+    assert np.isnan(output[1]).all()
+    with pytest.raises(Exception, match="found a value of seqlens_k outside the cache"):
+        runtime.run(None, feed)
+    np.testing.assert_array_equal(runtime.run(None, feed)[0], good)
+
+
+def test_threads_share_a_session(session):
+    """Concurrent runs, each on a stream of its own, do not share workspaces."""
+    feed = half_feeds([60], 1)
+    runtime = session(half_attention("FdppAttention", feed), CUDA)
+    inputs = [{**feed, "query": (feed["query"] * scale).astype(np.float16)} for scale in np.linspace(0.5, 2, 64)]
+    expected = [runtime.run(None, one)[0] for one in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda one: runtime.run(None, one)[0], inputs))
+    for mine, other in zip(results, expected, strict=True):
+        np.testing.assert_array_equal(mine, other)
+
+
+def test_float32_graph_falls_back_to_the_cpu(session):
+    """There are no float32 kernels for GPUs: the node runs on the CPU, and its result is right."""
+    feed = feeds([13], 1)
+    model = attention_model("FdppAttention", list(feed), **attributes(feed))
+    np.testing.assert_array_equal(session(model, CUDA).run(None, feed)[0], session(model).run(None, feed)[0])
