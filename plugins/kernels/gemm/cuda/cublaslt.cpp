@@ -143,7 +143,13 @@ Status prepare(const Library& lt, const GemmParams& params, const Call& call, cu
 }
 
 bool supports(const GemmProblem& problem, const DeviceInfo& device, std::string* why) {
-  return supports_half_gemm(problem, device, why) && cublaslt::library(why) != nullptr;
+  if (!supports_half_gemm(problem, device, why)) return false;
+  if (problem.n % 8 != 0 || problem.k % 8 != 0) {
+    // cuBLASLt's kernels for such rows round the product before they add bias and residual.
+    *why = "takes N and K that are multiples of 8";
+    return false;
+  }
+  return cublaslt::library(why) != nullptr;
 }
 
 // cuBLASLt splits K as it likes.
@@ -179,7 +185,7 @@ extern const GemmVariant kCublasLt;
 const GemmVariant kCublasLt = {"cublaslt",
                                Backend::cuda,
                                GemmKind::large,
-                               "any M through NVIDIA's cuBLASLt, loaded at run time",
+                               "any M through NVIDIA's cuBLASLt, loaded at run time; N and K multiples of 8",
                                supports,
                                num_splits,
                                workspace_bytes,
