@@ -37,6 +37,7 @@ class Run:
     text: str
     decode: float  # tokens/s
     prefill: float  # tokens/s
+    load: float  # seconds, a first run of one token included
     peak_memory: int  # bytes
     onnxruntime: str
 
@@ -59,6 +60,7 @@ def generate(candidate: Candidate, prompt_file: Path, max_new_tokens: int) -> Ru
         text=statistics["text"],
         decode=statistics["decode_tokens_per_second"],
         prefill=statistics["prefill_tokens_per_second"],
+        load=statistics["load_seconds"],
         peak_memory=statistics["peak_memory_bytes"],
         onnxruntime=statistics["onnxruntime"],
     )
@@ -75,13 +77,14 @@ def compare(candidates: list[Candidate], prompt_file: Path, max_new_tokens: int,
 
     for run in runs:
         console.print(Panel(escape(run.text), title=run.candidate.title, title_align="left"))
-    table = Table("", "decode\ntokens/s", "prefill\ntokens/s", "peak memory\nMB", "greedy tokens")
+    table = Table("", "decode\ntokens/s", "prefill\ntokens/s", "load\ns", "peak memory\nMB", "greedy tokens")
     for run in runs:
         original = originals[run.candidate.device]
         table.add_row(
             run.candidate.title,
             f"{run.decode:.1f} ({run.decode / original.decode:.2f}×)",
             f"{run.prefill:.0f} ({run.prefill / original.prefill:.2f}×)",
+            f"{run.load:.1f}",
             f"{run.peak_memory / 1e6:.0f}",
             "—" if run is original else verdict(run.tokens, original.tokens),
         )

@@ -102,6 +102,7 @@ def run(arguments: argparse.Namespace) -> None:
     start = time.perf_counter()
     model = load_model(folder, arguments.provider, arguments.cuda_graph, arguments.threads)
     decoder = Decoder(model, batch=1, capacity=capacity)
+    decoder.warm_up()
     load_seconds = time.perf_counter() - start
 
     next_text = codec.stream()
@@ -114,7 +115,7 @@ def run(arguments: argparse.Namespace) -> None:
     statistics = generation.statistics
     decode = statistics.decode_tokens_per_second
     print(
-        f"[{model.device}: prompt {statistics.prompt_tokens} tokens, "
+        f"[{model.device}: loaded in {load_seconds:.1f} s; prompt {statistics.prompt_tokens} tokens, "
         f"{statistics.prefill_tokens_per_second:.1f} tokens/s; {len(generation.tokens[0])} new tokens, "
         f"{'-' if decode is None else f'{decode:.1f}'} tokens/s; ended by {generation.finish_reason}]",
         file=sys.stderr,

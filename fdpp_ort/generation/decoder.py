@@ -97,6 +97,10 @@ class Decoder:
             )
         return tokens
 
+    def warm_up(self) -> None:
+        """Runs one token: pays what only a first run costs (mapped weights are read in, GPU libraries start)."""
+        self.prefill(np.zeros((self.batch, 1), np.int64))
+
     def prefill(self, tokens: np.ndarray):
         """Starts new sequences with `tokens`, integers [B, S], and runs the graph over them. Returns an OrtValue with
         the logits [B, S, vocabulary] on the device; last_row() reads it."""
