@@ -44,7 +44,7 @@ def print_tables(report: dict[str, Any]) -> None:
         ("onnxruntime", describe_onnxruntime(report["onnxruntime"])),
         ("CPU", describe_cpu(report["cpu"])),
         ("GPU", describe_gpu(report["gpu"], report["gpu_absent"])),
-        ("compiled for GPUs", report["gpu_architectures"] or "none"),
+        ("compiled for GPUs", report["gpu_architectures"] or "none (built without nvcc: the CPU half alone)"),
     ):
         facts.add_row(name, rich.markup.escape(value))
     console.print(facts)
