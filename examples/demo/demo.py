@@ -11,11 +11,11 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from comparison import Candidate, compare
 from rich.console import Console
-from steps import Step, StepError, Workshop, percentage
 
 import fdpp_ort
+from comparison import Candidate, compare
+from steps import Step, StepError, Workshop, percentage
 
 HERE = Path(__file__).resolve().parent
 WORK = HERE.parents[1] / "demo"

@@ -13,8 +13,9 @@ def smollm2(repository) -> dict[str, Path]:
     """Folders "original" (float32, CPU), "fdpp" and "fdpp-f16" (float16 weights)."""
     sys.path.insert(0, str(repository / "examples" / "demo"))
     try:
-        import demo
         from rich.console import Console
+
+        import demo
         from steps import Workshop
 
         return demo.cpu_folders(Workshop(demo.WORK, Console(stderr=True)))

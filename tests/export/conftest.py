@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from fdpp_ort.export.report import ExportReport
 from small_models import decoder, save_folder
+
+from fdpp_ort.export.report import ExportReport
 
 
 @pytest.fixture

@@ -5,8 +5,6 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 import pytest
-from fdpp_ort.export.fuse import attention
-from fdpp_ort.export.report import ExportReport
 from onnx import helper
 from small_models import (
     FLOAT,
@@ -20,6 +18,9 @@ from small_models import (
     ir_node,
     node_named,
 )
+
+from fdpp_ort.export.fuse import attention
+from fdpp_ort.export.report import ExportReport
 
 
 def rewrite(proto: onnx.ModelProto, report: ExportReport) -> ir.Model:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 import pytest
+
 from fdpp_ort.export import ExportError, export_model
 
 

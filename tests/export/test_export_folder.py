@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from fdpp_ort.export import ExportError, export_model
 from onnx import numpy_helper
 from small_models import FLOAT16, HIDDEN, attention_nodes, decoder, node_named, save_folder
+
+from fdpp_ort.export import ExportError, export_model
 
 
 def test_folder_for_onnxruntime(model_folder: Path, stand_in: Path, tmp_path: Path) -> None:

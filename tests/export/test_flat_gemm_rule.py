@@ -6,10 +6,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from fdpp_ort.export.fuse import flat_gemm
-from fdpp_ort.export.report import ExportReport
 from onnx import numpy_helper
 from small_models import FLOAT, FLOAT16, HIDDEN, VOCABULARY, add_input, decoder, ir_node, node_named
+
+from fdpp_ort.export.fuse import flat_gemm
+from fdpp_ort.export.report import ExportReport
 
 
 def rewrite(proto: onnx.ModelProto, report: ExportReport, weights: str = "keep") -> ir.Model:

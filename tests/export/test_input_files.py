@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from fdpp_ort.export import ExportError, export_model
 from small_models import decoder, save_folder
+
+from fdpp_ort.export import ExportError, export_model
 
 
 def export(source: Path, stand_in: Path) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from fdpp_ort.export import ExportError, export_model
 
 

@@ -6,6 +6,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
+
 from fdpp_ort.export import ExportError
 from fdpp_ort.export.pack import packed_weight
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx import helper
+from small_models import FLOAT, FLOAT16, decoder, ir_node, node_named
+
 from fdpp_ort.export.fuse import fuse
 from fdpp_ort.export.lower import lower
 from fdpp_ort.export.report import ExportReport
-from onnx import helper
-from small_models import FLOAT, FLOAT16, decoder, ir_node, node_named
 
 KIND = "Gather(Transpose) -> Gather of the packed weight"
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 import pytest
-from fdpp_ort.export import ExportError, ExportReport, export_model
-from fdpp_ort.export.verify import verify_export
 from onnx import helper
 from small_models import FLOAT, FLOAT16, HEADS, add_input, attention_nodes, decoder, node_named, save_folder
+
+from fdpp_ort.export import ExportError, ExportReport, export_model
+from fdpp_ort.export.verify import verify_export
 
 
 def export(proto: onnx.ModelProto, tmp_path: Path, library: str, **options) -> ExportReport:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from fdpp_ort.export.op_spec import op_specs
-
 from fdpp_ort import _core
+from fdpp_ort.export.op_spec import op_specs
 
 
 def test_mirror_equals_library() -> None:
