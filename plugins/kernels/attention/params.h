@@ -34,8 +34,6 @@ struct AttentionParams {
   const void* cos_cache = nullptr;      // dtype [positions, rotary_dim / 2]; null without rotary
   const void* sin_cache = nullptr;
   const void* head_sink = nullptr;      // dtype [Hq] or null: a logit per head that takes part in the softmax alone
-
-  bool in_place() const { return past_key.data == present_key.data && past_value.data == present_value.data; }
 };
 
 }  // namespace fdpp
