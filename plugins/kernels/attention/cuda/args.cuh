@@ -103,17 +103,6 @@ __device__ float sink_log2(const AttentionArgs<T>& args, int kv_head, int row) {
   return to_float<T>(args.head_sink[kv_head * args.group + row % args.group]) * kLog2E;
 }
 
-template <typename T>
-__device__ __forceinline__ float2 unpack2(uint32_t pair);
-template <>
-__device__ __forceinline__ float2 unpack2<__half>(uint32_t pair) {
-  return __half22float2(*reinterpret_cast<const __half2*>(&pair));
-}
-template <>
-__device__ __forceinline__ float2 unpack2<__nv_bfloat16>(uint32_t pair) {
-  return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&pair));
-}
-
 // Columns `column` .. `column` + 3 (a multiple of 4) of a head's vector, after the rotary embedding of `position`.
 template <typename T>
 __device__ uint2 rotated4(const AttentionArgs<T>& args, const T* vector, int column, int position) {

@@ -23,23 +23,12 @@ __device__ __forceinline__ float warp_sum(float v) {
   return v;
 }
 
-__device__ __forceinline__ float2 unpack(__half2 v) { return __half22float2(v); }
-__device__ __forceinline__ float2 unpack(__nv_bfloat162 v) { return __bfloat1622float2(v); }
-
-template <typename T>
-struct PairOf;
-template <>
-struct PairOf<__half> { using Type = __half2; };
-template <>
-struct PairOf<__nv_bfloat16> { using Type = __nv_bfloat162; };
-
 template <typename T>
 __device__ __forceinline__ void unpack(const uint4& v, float (&out)[kVector]) {
-  using Pair = typename PairOf<T>::Type;
-  const Pair* pairs = reinterpret_cast<const Pair*>(&v);
+  const uint32_t pairs[kVector / 2] = {v.x, v.y, v.z, v.w};
 #pragma unroll
   for (int i = 0; i < kVector / 2; ++i) {
-    const float2 f = unpack(pairs[i]);
+    const float2 f = unpack2<T>(pairs[i]);
     out[2 * i] = f.x;
     out[2 * i + 1] = f.y;
   }
