@@ -49,7 +49,7 @@ def describe(packages: tuple[str, ...]) -> dict[str, object]:
     that are installed. None where the machine does not say."""
     status = _output("git", "status", "--porcelain")
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
         "commit": _output("git", "rev-parse", "HEAD") or _bundled_commit(),
         "dirty": None if status is None else status != "",
