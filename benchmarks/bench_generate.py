@@ -24,8 +24,8 @@ from pathlib import Path
 import machine
 
 # Of fifteen everyday prompts, the five whose greedy path has the widest gap between its two best logits in float32 (at
-# least 0.029 at every token). A float16 logit near 20 is rounded to 1/64: on a narrower path the original graph's tokens
-# differ from those of the original graph itself, run with a CUDA graph, and a comparison says nothing.
+# least 0.029 at every token). A float16 logit near 20 is rounded to 1/64: on a narrower path the original's tokens
+# differ from its own, run with a CUDA graph, and a comparison says nothing.
 PROMPTS = (
     "Explain what a database index is to a beginner.",
     "Tell me three facts about the planet Mars.",
