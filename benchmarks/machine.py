@@ -47,12 +47,13 @@ def _bundled_commit() -> str | None:
 def describe(packages: tuple[str, ...]) -> dict[str, object]:
     """Date, command, commit ("dirty": files differ from it), CPU, GPU with driver, and versions of those of `packages`
     that are installed. None where the machine does not say."""
-    status = _output("git", "status", "--porcelain")
+    commit = _output("git", "rev-parse", "HEAD")
+    changes = _output("git", "status", "--porcelain") if commit else None
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
-        "commit": _output("git", "rev-parse", "HEAD") or _bundled_commit(),
-        "dirty": None if status is None else status != "",
+        "commit": commit or _bundled_commit(),
+        "dirty": None if changes is None else changes != "",
         "cpu": _cpu_name(),
         "cpu_threads": len(os.sched_getaffinity(0)),
         "gpu": _output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"),

@@ -6,12 +6,10 @@ shared between them.
 
 from __future__ import annotations
 
-import os
-import platform
-import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fdpp_ort.elf import why_not_loadable
 from fdpp_ort.errors import FdppError
 
 if TYPE_CHECKING:
@@ -19,9 +17,6 @@ if TYPE_CHECKING:
 
 LIBRARY_NAME = "libfdpp_ort.so"
 MINIMUM_ONNXRUNTIME = (1, 20)
-
-# ELF's e_machine by the name that the kernel gives the architecture.
-_ELF_MACHINES = {"x86_64": 62, "aarch64": 183, "riscv64": 243, "ppc64le": 21, "s390x": 22}
 
 
 def library_path() -> str:
@@ -36,24 +31,9 @@ def library_path() -> str:
 
 
 def check_file(path: str) -> None:
-    """FdppError where `path` is no ELF library, one for another processor than this machine's, or cut short: the
-    system's loader would kill the process over that."""
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
-        header = file.read(64)
-    if len(header) < 64 or header[:4] != b"\x7fELF":
-        raise FdppError(f"{path}: expected an ELF shared library, found something else; install the package again")
-    byte_order = ">" if header[5] == 2 else "<"
-    (machine,) = struct.unpack_from(byte_order + "H", header, 18)
-    here = platform.machine()
-    if machine != _ELF_MACHINES.get(here, machine):
-        built_for = next((name for name, value in _ELF_MACHINES.items() if value == machine), f"ELF machine {machine}")
-        raise FdppError(f"{path}: the library is built for {built_for}, this machine is {here}")
-    # The table of sections ends the file.
-    (table_offset,) = struct.unpack_from(byte_order + "Q", header, 40)
-    entry_size, entries = struct.unpack_from(byte_order + "HH", header, 58)
-    if size < table_offset + entry_size * entries:
-        raise FdppError(f"{path}: the library is cut short at {size} bytes; install the package again")
+    """FdppError where this machine cannot load the library at `path`."""
+    if (reason := why_not_loadable(path)) is not None:
+        raise FdppError(f"{path}: {reason}; install the package again")
 
 
 def import_onnxruntime():

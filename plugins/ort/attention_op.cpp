@@ -25,7 +25,7 @@ Status read_attributes(const NodeInfo& node, AttentionAttributes* attributes) {
 class AttentionKernel : public Kernel {
  public:
   Status open(const NodeInfo& node, Backend backend) {
-    FDPP_RETURN_IF_ERROR(home_.open(node, backend));
+    FDPP_RETURN_IF_ERROR(home_.open(node, backend, false));
     FDPP_RETURN_IF_ERROR(read_attributes(node, &attributes_));
     std::string name;
     FDPP_RETURN_IF_ERROR(node.name(&name));
@@ -44,10 +44,10 @@ class AttentionKernel : public Kernel {
     const bool on_cpu = home_.backend() == Backend::cpu;
     if (on_cpu)
       FDPP_RETURN_IF_ERROR(check_seqlens(problem, static_cast<const int32_t*>(inputs[kAttnSeqlensK].data)));
-    DeviceInfo device;
+    const DeviceInfo* device = nullptr;
     FDPP_RETURN_IF_ERROR(home_.device(&device));
     AttentionPlan plan;
-    FDPP_RETURN_IF_ERROR(plan_attention(problem, device, &plan));
+    FDPP_RETURN_IF_ERROR(plan_attention(problem, *device, &plan));
     slot_->record(problem, plan);
 
     TensorView outputs[kAttnOutputCount];

@@ -100,17 +100,20 @@ KernelHome::~KernelHome() {
   if (allocator_ != nullptr) api_->ReleaseAllocator(allocator_);
 }
 
-Status KernelHome::open(const NodeInfo& node, Backend backend) {
+Status KernelHome::open(const NodeInfo& node, Backend backend, bool lends_gemm) {
   api_ = &node.api();
   backend_ = backend;
+  device_ = cpu_device();
+  device_.host_gemm = lends_gemm;
   FDPP_ORT(*api_, api_->KernelInfoGetAllocator(node.get(), OrtMemTypeDefault, &allocator_));
   return {};
 }
 
-Status KernelHome::device(DeviceInfo* out) const {
-  if (backend_ != Backend::cpu) return current_gpu_device(out);
-  *out = cpu_device();
-  return {};
+Status KernelHome::device(const DeviceInfo** out) const {
+  // Not in open(): a provider selects its GPU for calls, not for making kernels.
+  if (backend_ != Backend::cpu) std::call_once(asked_, [this] { device_status_ = current_gpu_device(&device_); });
+  *out = &device_;
+  return device_status_;
 }
 
 }  // namespace fdpp::ort

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <mutex>
 
 #include "fdpp/device.h"
 #include "fdpp/op_spec.h"
@@ -40,15 +41,20 @@ class KernelHome {
   KernelHome(const KernelHome&) = delete;
   KernelHome& operator=(const KernelHome&) = delete;
 
-  Status open(const NodeInfo& node, Backend backend);
+  // `lends_gemm`: the node's CPU kernels get HostRuntime::gemm.
+  Status open(const NodeInfo& node, Backend backend, bool lends_gemm);
   Backend backend() const { return backend_; }
   OrtAllocator* allocator() const { return allocator_; }
-  Status device(DeviceInfo* out) const;
+  // The device that the first call runs on, and with it all calls: a session stays on one.
+  Status device(const DeviceInfo** out) const;
 
  private:
   const OrtApi* api_ = nullptr;
   Backend backend_ = Backend::cpu;
   OrtAllocator* allocator_ = nullptr;
+  mutable std::once_flag asked_;
+  mutable DeviceInfo device_;
+  mutable Status device_status_;
 };
 
 Status make_attention_kernel(const NodeInfo& node, Backend backend, std::unique_ptr<Kernel>* kernel);

@@ -13,7 +13,7 @@ namespace {
 class GemmKernel : public Kernel {
  public:
   Status open(const NodeInfo& node, Backend backend) {
-    FDPP_RETURN_IF_ERROR(home_.open(node, backend));
+    FDPP_RETURN_IF_ERROR(home_.open(node, backend, backend == Backend::cpu));
     FDPP_RETURN_IF_ERROR(node.attribute("N", &attributes_.n));
     FDPP_RETURN_IF_ERROR(node.attribute("K", &attributes_.k));
     FDPP_RETURN_IF_ERROR(node.attribute("weight_format", &attributes_.weight_format));
@@ -31,11 +31,10 @@ class GemmKernel : public Kernel {
     FDPP_RETURN_IF_ERROR(check_gemm(attributes_, inputs, &problem));
 
     const bool on_cpu = home_.backend() == Backend::cpu;
-    DeviceInfo device;
+    const DeviceInfo* device = nullptr;
     FDPP_RETURN_IF_ERROR(home_.device(&device));
-    device.host_gemm = on_cpu;
     GemmPlan plan;
-    FDPP_RETURN_IF_ERROR(plan_gemm(problem, device, &plan));
+    FDPP_RETURN_IF_ERROR(plan_gemm(problem, *device, &plan));
     slot_->record(problem, plan);
 
     TensorView y;

@@ -39,5 +39,16 @@ def feeds(
     return feed
 
 
+def assert_only_new_slots_changed(
+    present: np.ndarray, copied: np.ndarray, past: np.ndarray, lengths: list[int]
+) -> None:
+    """`present`, updated in place with one new token a row, holds what a call with a separate present wrote (`copied`);
+    slots of `past` are as before, and so are those beyond the rows' lengths, which were NaN."""
+    for row, length in enumerate(lengths):
+        np.testing.assert_array_equal(present[row, :, :length], copied[row, :, :length])
+        np.testing.assert_array_equal(present[row, :, : length - 1], past[row, :, : length - 1])
+        assert np.isnan(present[row, :, length:]).all()
+
+
 def attributes(feed: dict, **more) -> dict:
     return {"num_heads": HQ, "kv_num_heads": HKV, "do_rotary": int("cos_cache" in feed), **more}

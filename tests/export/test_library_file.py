@@ -26,7 +26,7 @@ def test_missing(model_folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"\x7fELF", b"MZ" + bytes(100)])
 def test_no_elf(content: bytes, model_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "lib.so").write_bytes(content)
-    refused(model_folder, tmp_path / "lib.so", "lib.so: not an ELF shared library")
+    refused(model_folder, tmp_path / "lib.so", "lib.so: expected an ELF shared library, found something else")
 
 
 def test_other_architecture(model_folder: Path, stand_in: Path) -> None:
@@ -35,4 +35,4 @@ def test_other_architecture(model_folder: Path, stand_in: Path) -> None:
     header[18] = 243
     stand_in.write_bytes(header)
     assert here != 243
-    refused(model_folder, stand_in, "built for riscv64, but this machine is ")
+    refused(model_folder, stand_in, "the library is built for riscv64, this machine is ")

@@ -35,7 +35,7 @@ struct DeviceInfo {
 };
 
 // The processor this process runs on.
-FDPP_API DeviceInfo cpu_device();
+FDPP_API const DeviceInfo& cpu_device();
 
 // GPU `ordinal`. not_supported: the library was built without GPU kernels. device_error: no such device, no driver.
 FDPP_API Status gpu_device(int ordinal, DeviceInfo* out);

@@ -62,7 +62,7 @@ const char* cpu_isa_name(CpuIsa isa) {
   return "?";
 }
 
-DeviceInfo cpu_device() {
+const DeviceInfo& cpu_device() {
   static const DeviceInfo device = [] {
     DeviceInfo d;
     d.backend = Backend::cpu;
