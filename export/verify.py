@@ -12,7 +12,7 @@ import onnx_ir as ir
 from . import op_spec
 from .dtypes import BY_FORMAT, spec_name
 from .errors import ExportError
-from .fuse.attention import head_size
+from .fuse.attention import activation_dtype, head_size, takes_norms
 from .progress import Progress
 from .report import Phase, Verification
 
@@ -24,7 +24,9 @@ _DECODE_STEPS = 8
 # Same float32 weights: only the order of float32 sums differs; some 1e-6 a layer's product, over tens of layers.
 # float16 rounds each weight (or activation) by up to 2^-11 and bfloat16 by up to 2^-8; those errors are independent,
 # and the logits gather a few tens of times one of them on the way through the layers.
+# A new key or value on the border between two steps of an 8-bit cache may fall on either side: half a 127th of a few.
 _TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1.5e-1}
+_EIGHT_BIT_TOLERANCE = 2e-2
 
 # FdppAttention and what it came from have the same inputs and outputs; a graph may hold both.
 _ATTENTIONS = ((op_spec.DOMAIN, op_spec.ATTENTION), ("com.microsoft", "GroupQueryAttention"))
@@ -46,13 +48,17 @@ class _Graph:
 
 @dataclass(frozen=True)
 class _Cache:
-    """Names of one past input and its present output, and what past needs: heads, head size, numpy dtype."""
+    """Names of one past input and its present output, and what past needs: heads, head size, numpy dtype.
+
+    activations: the attention's other element type, by name. norms: it normalises query and key heads."""
 
     past: str
     present: str
     heads: int
     head_size: int
     dtype: np.dtype
+    activations: str
+    norms: bool
 
 
 def verify_export(
@@ -71,13 +77,15 @@ def verify_export(
     """
     try:
         caches = _caches(model)
-        dtype = np.dtype(caches[0].dtype).name
-        provider = _provider(dtype)
+        dtype = caches[0].activations
+        provider = _provider(caches)
         if library is None:
             raise _Unfit("no op library was given")
         expected = _run(_Graph("original", original, provider, None), caches, None, progress)
         actual = _run(_Graph("exported", exported, provider, library), caches, expected.tokens, progress)
         tolerance = _TOLERANCES[dtype if weights == "keep" else spec_name(BY_FORMAT[weights])]
+        if any(cache.dtype == np.int8 for cache in caches):
+            tolerance = max(tolerance, _EIGHT_BIT_TOLERANCE)
         phases = [
             _compare("prefill", expected.logits[:1], actual.logits[:1], tolerance),
             _compare("decode", expected.logits[1:], actual.logits[1:], tolerance),
@@ -105,19 +113,25 @@ def _caches(model: ir.Model) -> list[_Cache]:
         for past, present in zip(node.inputs[3:5], node.outputs[1:3], strict=False):
             if not past.is_graph_input() or not present.is_graph_output() or past.dtype is None or size is None:
                 raise _Unfit(f"the cache of {node.name} is not an input and an output of the graph with known sizes")
-            caches.append(_Cache(past.name, present.name, heads, size, past.dtype.numpy()))
+            activations = spec_name(activation_dtype(node) or past.dtype)
+            names = (past.name, present.name)
+            caches.append(_Cache(*names, heads, size, past.dtype.numpy(), activations, takes_norms(node)))
     return caches
 
 
-def _provider(dtype: str) -> str:
+def _provider(caches: list[_Cache]) -> str:
     try:
         import onnxruntime
     except ImportError as error:
         raise _Unfit("onnxruntime is not installed") from error
+    for cache in caches:
+        if cache.dtype not in (np.float32, np.float16, np.int8):
+            raise _Unfit(f"a {np.dtype(cache.dtype).name} cache cannot be passed from NumPy")
+    dtype = caches[0].activations
     if dtype == "float32":
+        if any(cache.norms for cache in caches):
+            raise _Unfit("ONNX Runtime normalises query and key heads on GPUs alone, which take no float32")
         return "CPUExecutionProvider"
-    if dtype != "float16":
-        raise _Unfit(f"a {dtype} cache cannot be passed from NumPy")
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         raise _Unfit(f"a {dtype} graph needs ONNX Runtime's CUDA provider, which is not available here")
     return "CUDAExecutionProvider"

@@ -73,7 +73,9 @@ def core():
 
 def last_plan() -> list[dict]:
     """What each node ran last, in the order in which nodes were first seen, over all sessions of this process: op,
-    node, variant, reason, problem, num_splits, workspace_bytes. A captured GPU graph records at capture only."""
+    node, variant, reason, problem, num_splits, workspace_bytes, out_of_range_rows (unified softmax: query rows of all
+    calls whose scores left the interval around phi). Waits for the GPU where it counts rows. A captured GPU graph
+    records at capture only, but goes on counting rows."""
     return core().last_plans()
 
 

@@ -6,7 +6,7 @@ A selection rather than the full product: each axis cycles with its own period, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 HEAD_SIZES = (32, 64, 80, 96, 128, 192, 256)
 GROUPS = (1, 2, 3, 4, 6, 7, 8, 12, 16)
@@ -36,12 +36,22 @@ CONTEXTS = (
     4095,
     8191,
 )
-NEW_TOKENS = (1, 2, 7, 64, 513)
+NEW_TOKENS = (1, 2, 7, 16, 64, 513)
 ROTARY = ("none", "half", "interleaved", "partial")
 CACHES = ("in_place", "grown", "copied")
-SOFTMAX_MODES = ("lazy", "online")
+SOFTMAX_MODES = ("lazy", "online", "unified")
+BIASES = {"none": (), "full": ("batch", "heads"), "batch": ("batch",), "heads": ("heads",), "shared": ()}
+POSITIONS = ("slots", "given", "left_padded")
+QUANTIZATIONS = ("per_tensor", "per_channel")
+QUANTIZED = ("int8", "float8e4m3fn")
 # (type of activations, type of the cache or of the weights)
-ATTENTION_TYPES = (("float32", "float32"), ("float32", "float16"), ("float16", "float16"), ("bfloat16", "bfloat16"))
+ATTENTION_TYPES = (
+    ("float32", "float32"),
+    ("float32", "float16"),
+    ("float16", "float16"),
+    ("bfloat16", "bfloat16"),
+    *((activations, cache) for activations in ("float32", "float16", "bfloat16") for cache in QUANTIZED),
+)
 GEMM_TYPES = (
     ("float32", "float32"),
     ("float32", "float16"),
@@ -76,7 +86,7 @@ H200 = {
     "memory_bytes": 141 << 30,
     "memory_bandwidth": 4.8e12,
 }
-_SHORT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+_SHORT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "int8": "i8", "float8e4m3fn": "f8"}
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,9 @@ class AttentionCase:
     ``lengths`` holds each row's tokens once the ``query_length`` new ones are appended. ``cache`` says where past lies:
     "in_place" (one buffer with present, of ``capacity`` slots), "grown" (a buffer of just the past tokens, present
     larger), "copied" (a buffer of its own with present's capacity) or "none". ``prompt``: total length == query_length.
+    ``positions``: where rotary angles come from: slots in the cache, position_ids of any order ("given"), or
+    those of rows that begin with padding, which a bias of -inf hides ("left_padded"). ``bias``: a key of BIASES, which
+    says which of its first two dimensions are not 1. ``phi_range``: how far from phi unified softmax lets scores go.
     """
 
     lengths: tuple[int, ...]
@@ -104,6 +117,11 @@ class AttentionCase:
     sink: bool = False
     scale: float = 0.0
     softmax_mode: str = "lazy"
+    phi_range: float = 8.0
+    norm: bool = False
+    bias: str = "none"
+    positions: str = "slots"
+    quantization: str = "per_tensor"  # of a cache of 8 bits
     spare: int = 5  # cache slots beyond the longest row
 
     @property
@@ -135,9 +153,21 @@ class AttentionCase:
         return self.head_size // 16 * 8 if self.rotary == "partial" else self.head_size
 
     @property
+    def quantized(self) -> bool:
+        return self.cache_dtype in QUANTIZED
+
+    @property
+    def bias_shape(self) -> tuple[int, int, int, int] | None:
+        if self.bias == "none":
+            return None
+        whole = BIASES[self.bias]
+        batch, heads = self.batch if "batch" in whole else 1, self.q_heads if "heads" in whole else 1
+        return batch, heads, self.query_length, self.total_length
+
+    @property
     def id(self) -> str:
         marks = [
-            f"n{'_'.join(map(str, self.lengths))}",
+            f"n{'_'.join(map(str, self.lengths[:4]))}" + f"_x{self.batch}" * (self.batch > 4),
             f"s{self.query_length}",
             f"h{self.q_heads}x{self.kv_heads}",
             f"d{self.head_size}",
@@ -148,6 +178,8 @@ class AttentionCase:
         ]
         marks += [f"rope_{self.rotary}"] * (self.rotary != "none") + ["prompt"] * self.prompt + ["packed"] * self.packed
         marks += [f"w{self.window}"] * (self.window > 0) + ["cap"] * (self.softcap > 0) + ["sink"] * self.sink
+        marks += ["norm"] * self.norm + [f"bias_{self.bias}"] * (self.bias != "none")
+        marks += [self.positions] * (self.positions != "slots") + [self.quantization] * self.quantized
         return "-".join(marks)
 
     def attributes(self) -> dict[str, object]:
@@ -162,6 +194,10 @@ class AttentionCase:
             "rotary_interleaved": int(self.rotary == "interleaved"),
             "rotary_embedding_dim": self.rotary_dim if self.rotary == "partial" else 0,
             "softmax_mode": self.softmax_mode,
+            "phi_lower": -self.phi_range,
+            "phi_upper": self.phi_range,
+            "k_quant_type": self.quantization.upper() if self.quantized else "NONE",
+            "v_quant_type": self.quantization.upper() if self.quantized else "NONE",
         }
 
 
@@ -191,28 +227,77 @@ def _attention(
     step: int, types: tuple[str, str], context: int, query_length: int, prompt: bool = False
 ) -> AttentionCase:
     """The case of one step of the cycles; `context` is the longest row's length."""
-    small = context <= 500 and query_length < 500
-    rows = 1 + step % (3 if small else 2)
+    small, large = context <= 500 and query_length < 500, query_length > 500
+    rows = 1 if large else 1 + step % (3 if small else 2)
     lengths = tuple(max(1 if prompt else query_length, context // divisor) for divisor in (1, 2, 7)[:rows])
-    caches = ("none", "in_place") if prompt else CACHES
+    caches = (("none", "in_place"), ("grown", "in_place"))[types[1] in QUANTIZED] if prompt else CACHES
+    rotary = ROTARY[(step + step // 4) % len(ROTARY)]
     return AttentionCase(
-        lengths=lengths,
+        lengths=(context, context // 3)[: 1 + step % 2] if prompt and large else lengths,
         query_length=query_length,
         kv_heads=2 if small else 1,
-        group=GROUPS[step % len(GROUPS)],
+        group=GROUPS[step % (3 if large else len(GROUPS))],
         head_size=HEAD_SIZES[step % len(HEAD_SIZES)],
         dtype=types[0],
         cache_dtype=types[0] if prompt and caches[step // 2 % 2] == "none" else types[1],
         cache=caches[step // 2 % len(caches)],
         prompt=prompt,
         packed=step // 3 % 2 == 1,
-        rotary=ROTARY[(step + step // 4) % len(ROTARY)],
+        rotary=rotary,
         window=(-1, -1, 5, -1, 100)[step % 5],
         softcap=20.0 if step % 7 == 3 else 0.0,
         sink=step % 4 == 1,
         scale=0.25 if step % 11 == 4 else 0.0,
-        softmax_mode=SOFTMAX_MODES[step % 2],
+        softmax_mode=SOFTMAX_MODES[(step + step // 9) % len(SOFTMAX_MODES)],
+        phi_range=(8.0, 1.0)[step // 5 % 2],
+        norm=step % 5 == 3,
+        bias=("none", "full", "none", "shared", "none", "heads", "none", "batch")[(step + step // 8) % 8],
+        positions="given" if rotary != "none" and step // 4 % 3 == 1 else "slots",
+        quantization=QUANTIZATIONS[step // 7 % 2],
     )
+
+
+def _special_cases(types: tuple[str, str], step: int) -> list[AttentionCase]:
+    """Batches that begin with padding, large batches, and a long context."""
+    mode = SOFTMAX_MODES[step % 3]
+    padded = AttentionCase(
+        (90, 90, 90), 1, 2, 3, 64, *types, rotary="half", bias="batch", positions="left_padded", softmax_mode=mode
+    )
+    return [
+        padded,
+        replace(padded, query_length=7, cache="copied", norm=True, quantization="per_channel"),
+        replace(padded, lengths=(70, 70, 70), query_length=70, prompt=True, bias="full"),
+        AttentionCase(tuple(1 + 13 * b % 80 for b in range(37)), 1, 1, 6, 64, *types, rotary="half", softmax_mode=mode),
+        AttentionCase(tuple(4 + 5 * b % 60 for b in range(37)), 4, 1, 2, 32, *types, quantization="per_channel"),
+        AttentionCase(tuple(1 + 7 * b % 150 for b in range(512)), 1, 1, 2, 32, *types, softmax_mode=mode),
+        AttentionCase((33000, 9001), 1, 1, 2 + step % 3, 32, *types, rotary="half", softmax_mode=mode),
+    ]
+
+
+def _common_cases(types: tuple[str, str], step: int) -> list[AttentionCase]:
+    """What most models prefill: heads of 64 and 128 without a bias, prompts and chunks of them."""
+    cases = []
+    for i, (query_length, past) in enumerate(((64, 0), (200, 0), (513, 0), (64, 300), (130, 77), (513, 600))):
+        longest = past + query_length
+        case = AttentionCase(
+            (longest, query_length if past else longest // 2),
+            query_length,
+            2,
+            (1, 4, 3)[(step + i) % 3],
+            (64, 128)[(step + i // 2) % 2],
+            *types,
+            cache=CACHES[i % 3] if past else ("none", "in_place")[i % 2],
+            prompt=past == 0,
+            packed=i % 2 == 0,
+            rotary=ROTARY[(step + i) % 4],
+            window=(-1, 100, -1)[i % 3],
+            softcap=(0.0, 0.0, 30.0)[(step + i) % 3],
+            sink=i % 2 == 1,
+            softmax_mode=SOFTMAX_MODES[(step + i) % 3],
+            norm=i % 4 == 3,
+        )
+        cases.append(case)
+    return cases
 
 
 def _attention_cases() -> list[AttentionCase]:
@@ -230,6 +315,9 @@ def _attention_cases() -> list[AttentionCase]:
             for _ in range(2):
                 cases.append(_attention(step, types, query_length, query_length, prompt=True))
                 step += 5
+        cases += _special_cases(types, offset)
+        if types[0] == types[1]:
+            cases += _common_cases(types, offset)
     return list(dict.fromkeys(cases))
 
 

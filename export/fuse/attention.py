@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import onnx_ir as ir
 
@@ -10,16 +11,15 @@ from .. import op_spec
 from ..dtypes import spec_name
 from ..report import ExportReport
 
-# GroupQueryAttention's inputs that the kernels do not take (plugins/kernels/attention/check.cpp).
-_REFUSED_INPUTS = {
-    9: "position_ids",
-    10: "attention_bias",
-    12: "k_scale (quantised KV cache)",
-    13: "v_scale (quantised KV cache)",
-    14: "q_norm_weight",
-    15: "k_norm_weight",
+# Inputs by index, the same for both ops; FdppAttention alone has one more, phi.
+_INPUTS = 16
+_PAIRS = {
+    "key and value": (1, 2),
+    "past_key and past_value": (3, 4),
+    "cos_cache and sin_cache": (7, 8),
+    "k_scale and v_scale": (12, 13),
+    "q_norm_weight and k_norm_weight": (14, 15),
 }
-_PAIRS = {"key and value": (1, 2), "past_key and past_value": (3, 4), "cos_cache and sin_cache": (7, 8)}
 _REQUIRED = {0: "query", 3: "past_key", 5: "seqlens_k", 6: "total_sequence_length"}
 
 # GroupQueryAttention's attributes that FdppAttention lacks, with the values that mean "feature not in use".
@@ -28,10 +28,12 @@ _NEUTRAL = {
     "qk_output": (0,),
     "causal": (1,),
     "sliding_window_cache": (0,),
-    "kv_cache_bit_width": (0,),
-    "k_quant_type": ("NONE",),
-    "v_quant_type": ("NONE",),
 }
+# FdppAttention's attributes that GroupQueryAttention lacks.
+_OURS = {"softmax_mode", "phi_lower", "phi_upper"}
+# Their values depend on inputs: see _refused_quantization and rewrite.
+_CHECKED_WITH_INPUTS = {"kv_cache_bit_width", "k_quant_type", "v_quant_type", "qk_norm_epsilon"}
+_EIGHT_BIT = (ir.DataType.INT8, ir.DataType.FLOAT8E4M3FN)
 _MAX_HEAD_SIZE = 256
 
 
@@ -44,7 +46,10 @@ def rewrite(model: ir.Model, report: ExportReport) -> None:
         if reason is not None:
             report.leave(node, reason)
             continue
-        for name in set(node.attributes) - op_spec.attribute_names(op_spec.ATTENTION):
+        taken = op_spec.attribute_names(op_spec.ATTENTION)
+        if not takes_norms(node):
+            taken -= {"qk_norm_epsilon"}
+        for name in set(node.attributes) - taken:
             del node.attributes[name]
         node.domain, node.op_type = op_spec.DOMAIN, op_spec.ATTENTION
         node.resize_inputs(max(i for i, value in enumerate(node.inputs) if value is not None) + 1)
@@ -56,15 +61,19 @@ def _refusal(node: ir.Node) -> str | None:
     """Why `node` cannot run on our kernels; None: it can."""
     if (node.domain, node.op_type) != ("com.microsoft", "GroupQueryAttention"):
         return "only com.microsoft::GroupQueryAttention is rewritten"
-    return _refused_ports(node) or _refused_attributes(node) or _refused_shapes(node) or _refused_types(node)
+    return (
+        _refused_ports(node)
+        or _refused_attributes(node)
+        or _refused_types(node)
+        or _refused_quantization(node)
+        or _refused_shapes(node)
+    )
 
 
 def _refused_ports(node: ir.Node) -> str | None:
     for index, value in enumerate(node.inputs):
-        if value is not None and index > max(_REFUSED_INPUTS):
+        if value is not None and index >= _INPUTS:
             return f"input {index} is not known"
-        if value is not None and index in _REFUSED_INPUTS:
-            return f"input {_REFUSED_INPUTS[index]} is not supported"
     for index, name in _REQUIRED.items():
         if _input(node, index) is None:
             return f"input {name} is missing"
@@ -80,18 +89,16 @@ def _refused_ports(node: ir.Node) -> str | None:
 
 
 def _refused_attributes(node: ir.Node) -> str | None:
-    known = op_spec.attribute_names(op_spec.ATTENTION) - {"softmax_mode"}
+    known = op_spec.attribute_names(op_spec.ATTENTION) - _OURS | _CHECKED_WITH_INPUTS
     for name, attribute in node.attributes.items():
-        # qk_norm_epsilon belongs to the q_norm_weight input, which is absent by now.
-        if name in known or name == "qk_norm_epsilon" or attribute.value in _NEUTRAL.get(name, ()):
-            continue
-        return f"attribute {name} = {attribute.value!r} is not supported"
+        if name not in known and attribute.value not in _NEUTRAL.get(name, ()):
+            return f"attribute {name} = {attribute.value!r} is not supported"
     for name in ("num_heads", "kv_num_heads"):
         if _attribute(node, name, 0) <= 0:
             return f"attribute {name} is missing or not positive"
     if _attribute(node, "num_heads", 0) % _attribute(node, "kv_num_heads", 0):
         return "kv_num_heads does not divide num_heads"
-    for name in ("scale", "softcap"):
+    for name in ("scale", "softcap", *(["qk_norm_epsilon"] if takes_norms(node) else [])):
         if not math.isfinite(_attribute(node, name, 0.0)) or _attribute(node, name, 0.0) < 0:
             return f"attribute {name} is not a finite number of at least 0"
     window = _attribute(node, "local_window_size", -1)
@@ -106,14 +113,20 @@ def _refused_shapes(node: ir.Node) -> str | None:
     size = head_size(node)
     if size is None:
         return "the head size is not known: neither query nor past_key has a static last dimension"
-    if size % 8 or not 0 < size <= _MAX_HEAD_SIZE:
-        return f"head size {size} is not a multiple of 8 up to {_MAX_HEAD_SIZE}"
+    cache = _dtype(_input(node, 3))
+    unit = 16 if cache in _EIGHT_BIT else 8
+    if size % unit or not 0 < size <= _MAX_HEAD_SIZE:
+        return f"head size {size} is not a multiple of {unit} up to {_MAX_HEAD_SIZE} ({spec_name(cache)} cache)"
     half = _last_dimension(_input(node, 7))
     if _attribute(node, "do_rotary", 0) and half is not None:
         if 2 * half % 8 or not 0 < 2 * half <= size:
             return f"cos_cache rotates {2 * half} columns, not a multiple of 8 up to the head size {size}"
         if _attribute(node, "rotary_embedding_dim", 0) not in (0, 2 * half):
             return f"rotary_embedding_dim is not the {2 * half} columns that cos_cache rotates"
+    for index, name in ((14, "q_norm_weight"), (15, "k_norm_weight")):
+        elements = _elements(_input(node, index))
+        if elements not in (None, size):
+            return f"{name} has {elements} elements, not one for each of the head's {size} columns"
     return None
 
 
@@ -121,12 +134,45 @@ def _refused_types(node: ir.Node) -> str | None:
     cache = _dtype(_input(node, 3))
     if cache is None:
         return "the element type of past_key is not known"
-    # All of them have type T, but a graph need not state the types of inner values.
-    known = (_dtype(_input(node, index)) for index in (0, 1, 2, 7, 8))
-    query = next((dtype for dtype in known if dtype is not None), cache)
+    if cache in (ir.DataType.UINT8, ir.DataType.UINT4, ir.DataType.INT4):
+        return f"a 4-bit cache ({spec_name(cache)}) is not supported"
+    query = activation_dtype(node) or cache
     if not op_spec.backends_for(op_spec.ATTENTION, T=spec_name(query), C=spec_name(cache)):
         return f"no kernel takes {spec_name(query)} queries with a {spec_name(cache)} cache"
     return None
+
+
+def _refused_quantization(node: ir.Node) -> str | None:
+    cache = _dtype(_input(node, 3))
+    quantised = cache in _EIGHT_BIT
+    width = _attribute(node, "kv_cache_bit_width", 8 if quantised else 0)
+    if width != (8 if quantised else 0):
+        return f"attribute kv_cache_bit_width = {width} is not supported with the {spec_name(cache)} cache"
+    for side, index in (("k", 12), ("v", 13)):
+        kind, scale = _attribute(node, f"{side}_quant_type", "NONE"), _input(node, index)
+        if kind not in (("PER_TENSOR", "PER_CHANNEL") if quantised else ("NONE",)):
+            return f"attribute {side}_quant_type = {kind!r} does not go with the {spec_name(cache)} cache"
+        if quantised != (scale is not None):
+            return f"{side}_scale is {'missing' if quantised else 'given'} with the {spec_name(cache)} cache"
+        size = head_size(node)
+        if scale is None or size is None:
+            continue
+        elements, wanted = _elements(scale), 1 if kind == "PER_TENSOR" else _attribute(node, "kv_num_heads", 0) * size
+        if elements not in (None, wanted):
+            return f"{side}_scale has {elements} elements, not the {wanted} of {kind}"
+    return None
+
+
+def activation_dtype(node: ir.Node) -> ir.DataType | None:
+    """Element type of query; None: the graph does not state it."""
+    # All of these have query's type, but a graph need not state the types of inner values.
+    known = (_dtype(_input(node, index)) for index in (0, 1, 2, 7, 8, 10, 11, 14, 15))
+    return next((dtype for dtype in known if dtype is not None), None)
+
+
+def takes_norms(node: ir.Node) -> bool:
+    """Whether `node` normalises query and key heads."""
+    return _input(node, 14) is not None
 
 
 def head_size(node: ir.Node) -> int | None:
@@ -144,7 +190,7 @@ def _input(node: ir.Node, index: int) -> ir.Value | None:
     return node.inputs[index] if index < len(node.inputs) else None
 
 
-def _attribute(node: ir.Node, name: str, default: float) -> float:
+def _attribute(node: ir.Node, name: str, default: Any) -> Any:
     return node.attributes[name].value if name in node.attributes else default
 
 
@@ -158,3 +204,10 @@ def _last_dimension(value: ir.Value | None) -> int | None:
         return None
     last = value.shape[-1]
     return last if isinstance(last, int) else None
+
+
+def _elements(value: ir.Value | None) -> int | None:
+    """The static number of elements of `value`; None if it is absent or not known."""
+    if value is None or value.shape is None or not all(isinstance(size, int) for size in value.shape):
+        return None
+    return math.prod(value.shape)

@@ -38,7 +38,17 @@ AttentionParams make_params(const AttentionProblem& p, const TensorView* in, con
   params.seqlens_k = static_cast<const int32_t*>(in[kAttnSeqlensK].data);
   params.cos_cache = p.rotary_dim ? in[kAttnCosCache].data : nullptr;
   params.sin_cache = p.rotary_dim ? in[kAttnSinCache].data : nullptr;
+  params.position_ids = p.has_position_ids ? static_cast<const int64_t*>(in[kAttnPositionIds].data) : nullptr;
+  params.attention_bias = in[kAttnAttentionBias].data;
+  const int64_t bias_head = p.query_length * p.total_length;
+  params.bias_batch_stride = p.bias_batch > 1 ? p.bias_heads * bias_head : 0;
+  params.bias_head_stride = p.bias_heads > 1 ? bias_head : 0;
   params.head_sink = in[kAttnHeadSink].data;
+  params.key_scale = static_cast<const float*>(in[kAttnKScale].data);
+  params.value_scale = static_cast<const float*>(in[kAttnVScale].data);
+  params.q_norm = in[kAttnQNorm].data;
+  params.k_norm = in[kAttnKNorm].data;
+  params.phi = static_cast<const float*>(in[kAttnPhi].data);
   return params;
 }
 

@@ -23,6 +23,7 @@ struct PlanSlot::State {
   const char* reason = "";
   int num_splits = 1;
   size_t workspace_bytes = 0;
+  std::map<std::pair<Backend, int>, DeviceCounter> out_of_range_rows;  // by backend and ordinal
 
   template <typename Problem, typename Plan>
   void record(const Problem& new_problem, const Plan& plan) {
@@ -74,6 +75,14 @@ PlanSlot& PlanSlot::of(const std::string& op, const std::string& node) {
 void PlanSlot::record(const AttentionProblem& problem, const AttentionPlan& plan) { state_->record(problem, plan); }
 void PlanSlot::record(const GemmProblem& problem, const GemmPlan& plan) { state_->record(problem, plan); }
 
+Status PlanSlot::counter(const DeviceInfo& device, uint64_t** word) {
+  std::lock_guard<std::mutex> lock(state_->mutex);
+  DeviceCounter& counter = state_->out_of_range_rows[{device.backend, device.ordinal}];
+  if (counter.word() == nullptr) FDPP_RETURN_IF_ERROR(counter.create(device.backend));
+  *word = counter.word();
+  return {};
+}
+
 std::vector<PlanRecord> last_plans() {
   Slots& slots = Slots::instance();
   std::lock_guard<std::mutex> lock(slots.mutex);
@@ -84,8 +93,15 @@ std::vector<PlanRecord> last_plans() {
     std::string problem;
     if (const auto* attention = std::get_if<AttentionProblem>(&state->problem)) problem = describe(*attention);
     if (const auto* gemm = std::get_if<GemmProblem>(&state->problem)) problem = describe(*gemm);
+    uint64_t out_of_range_rows = 0;
+    for (const auto& [device, counter] : state->out_of_range_rows) {
+      uint64_t count = 0;
+      // A GPU that cannot be read any more fails its next call; a record of what ran is no place to say so.
+      (void)counter.read(&count);
+      out_of_range_rows += count;
+    }
     records.push_back({state->op, state->node, state->variant, state->reason, problem, state->num_splits,
-                       state->workspace_bytes});
+                       state->workspace_bytes, out_of_range_rows});
   }
   return records;
 }

@@ -16,7 +16,9 @@ extern const AttentionVariant kCpuScalarAttention;
 extern const GemmVariant kCpuScalarFlat;
 extern const GemmVariant kCpuRuntimeGemm;
 #if FDPP_CUDA
-extern const AttentionVariant kCudaSplitKvAttention;
+extern const AttentionVariant kCudaDecodeBulkAttention;
+extern const AttentionVariant kCudaDecodeAttention;
+extern const AttentionVariant kCudaPrefillHopperAttention;
 extern const AttentionVariant kCudaPrefillAttention;
 extern const GemmVariant kCudaGemv;
 extern const GemmVariant kCudaFlatMma;
@@ -31,7 +33,9 @@ const std::vector<const AttentionVariant*>& attention_variants() {
 #endif
       &kCpuScalarAttention,
 #if FDPP_CUDA
-      &kCudaSplitKvAttention,
+      &kCudaDecodeBulkAttention,
+      &kCudaDecodeAttention,
+      &kCudaPrefillHopperAttention,
       &kCudaPrefillAttention,
 #endif
   };

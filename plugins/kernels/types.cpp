@@ -9,6 +9,7 @@ size_t dtype_size(DType dtype) {
     case DType::f16:
     case DType::bf16: return 2;
     case DType::i64: return 8;
+    case DType::f8e4m3:
     case DType::u8:
     case DType::i8: return 1;
     case DType::undefined: break;
@@ -21,6 +22,7 @@ const char* dtype_name(DType dtype) {
     case DType::f32: return "float32";
     case DType::f16: return "float16";
     case DType::bf16: return "bfloat16";
+    case DType::f8e4m3: return "float8e4m3fn";
     case DType::i32: return "int32";
     case DType::i64: return "int64";
     case DType::u8: return "uint8";

@@ -8,6 +8,12 @@
 namespace fdpp::ort {
 namespace {
 
+Status read_quantization(const NodeInfo& node, const char* name, CacheQuantization* quantization) {
+  std::string text = cache_quantization_name(*quantization);
+  FDPP_RETURN_IF_ERROR(node.attribute(name, &text));
+  return parse_cache_quantization(name, text, quantization);
+}
+
 Status read_attributes(const NodeInfo& node, AttentionAttributes* attributes) {
   FDPP_RETURN_IF_ERROR(node.attribute("num_heads", &attributes->num_heads));
   FDPP_RETURN_IF_ERROR(node.attribute("kv_num_heads", &attributes->kv_num_heads));
@@ -19,7 +25,12 @@ Status read_attributes(const NodeInfo& node, AttentionAttributes* attributes) {
   FDPP_RETURN_IF_ERROR(node.attribute("rotary_embedding_dim", &attributes->rotary_embedding_dim));
   std::string mode = softmax_mode_name(attributes->softmax_mode);
   FDPP_RETURN_IF_ERROR(node.attribute("softmax_mode", &mode));
-  return parse_softmax_mode(mode, &attributes->softmax_mode);
+  FDPP_RETURN_IF_ERROR(parse_softmax_mode(mode, &attributes->softmax_mode));
+  FDPP_RETURN_IF_ERROR(node.attribute("phi_lower", &attributes->phi_lower));
+  FDPP_RETURN_IF_ERROR(node.attribute("phi_upper", &attributes->phi_upper));
+  FDPP_RETURN_IF_ERROR(node.attribute("qk_norm_epsilon", &attributes->qk_norm_epsilon));
+  FDPP_RETURN_IF_ERROR(read_quantization(node, "k_quant_type", &attributes->k_quant_type));
+  return read_quantization(node, "v_quant_type", &attributes->v_quant_type);
 }
 
 class AttentionKernel : public Kernel {
@@ -42,8 +53,10 @@ class AttentionKernel : public Kernel {
     FDPP_RETURN_IF_ERROR(check_attention(attributes_, inputs, &problem));
 
     const bool on_cpu = home_.backend() == Backend::cpu;
-    if (on_cpu)
+    if (on_cpu) {
       FDPP_RETURN_IF_ERROR(check_seqlens(problem, static_cast<const int32_t*>(inputs[kAttnSeqlensK].data)));
+      FDPP_RETURN_IF_ERROR(check_position_ids(problem, static_cast<const int64_t*>(inputs[kAttnPositionIds].data)));
+    }
     const DeviceInfo* device = nullptr;
     FDPP_RETURN_IF_ERROR(home_.device(&device));
     AttentionPlan plan;
@@ -67,6 +80,8 @@ class AttentionKernel : public Kernel {
       FDPP_RETURN_IF_ERROR(context.gpu_stream(&execution.stream));
       execution.fault = fault_.device_word();
     }
+    if (problem.softmax_mode == SoftmaxMode::unified)
+      FDPP_RETURN_IF_ERROR(slot_->counter(*device, &execution.out_of_range_rows));
     return run_attention(problem, plan, inputs, outputs, workspace.data(), execution);
   }
 

@@ -91,7 +91,8 @@ ONNXTensorElementDataType CustomOp::type_of(const PortSpec& port) const {
   const char* name = port.type;
   for (const TypeBinding& binding : signature_.types)
     if (std::strcmp(binding.variable, port.type) == 0) name = binding.type;
-  for (DType dtype : {DType::f32, DType::f16, DType::bf16, DType::i32, DType::i64, DType::u8, DType::i8})
+  for (DType dtype :
+       {DType::f32, DType::f16, DType::bf16, DType::f8e4m3, DType::i32, DType::i64, DType::u8, DType::i8})
     if (std::strcmp(name, dtype_name(dtype)) == 0) return to_ort(dtype);
   return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
 }

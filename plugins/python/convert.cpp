@@ -106,6 +106,14 @@ void parse_attributes(const py::dict& attributes, AttentionAttributes* out) {
   reader.read("rotary_embedding_dim", &out->rotary_embedding_dim);
   std::string mode;
   if (reader.read("softmax_mode", &mode)) raise_if_error(parse_softmax_mode(mode, &out->softmax_mode));
+  reader.read("phi_lower", &out->phi_lower);
+  reader.read("phi_upper", &out->phi_upper);
+  reader.read("qk_norm_epsilon", &out->qk_norm_epsilon);
+  std::string quantization;
+  if (reader.read("k_quant_type", &quantization))
+    raise_if_error(parse_cache_quantization("k_quant_type", quantization, &out->k_quant_type));
+  if (reader.read("v_quant_type", &quantization))
+    raise_if_error(parse_cache_quantization("v_quant_type", quantization, &out->v_quant_type));
   reader.finish();
 }
 
@@ -119,12 +127,16 @@ void parse_attributes(const py::dict& attributes, GemmAttributes* out) {
   reader.finish();
 }
 
+Backend parse_backend(const std::string& text) {
+  return parse_enum("backend", text, {Backend::cpu, Backend::cuda, Backend::hip}, backend_name);
+}
+
 DeviceInfo parse_device(const py::dict& device) {
   DeviceInfo d;
   DictReader reader("device key", device);
   std::string text;
   if (reader.read("backend", &text))
-    d.backend = parse_enum("backend", text, {Backend::cpu, Backend::cuda, Backend::hip}, backend_name);
+    d.backend = parse_backend(text);
   reader.read("ordinal", &d.ordinal);
   reader.read("name", &d.name);
   reader.read("compute_capability", &d.compute_capability);

@@ -19,6 +19,9 @@ void raise_if_error(const Status& status);
 void parse_attributes(const pybind11::dict& attributes, AttentionAttributes* out);
 void parse_attributes(const pybind11::dict& attributes, GemmAttributes* out);
 
+// ValueError: no backend has that name.
+Backend parse_backend(const std::string& text);
+
 // Keys as DeviceInfo's members; those left out keep its defaults, so a device that is not there can be made up.
 DeviceInfo parse_device(const pybind11::dict& device);
 pybind11::dict device_dict(const DeviceInfo& device);

@@ -8,13 +8,14 @@ namespace py = pybind11;
 namespace fdpp::python {
 namespace {
 
-enum DlTypeCode : uint8_t { kDlInt = 0, kDlUInt = 1, kDlFloat = 2, kDlBfloat = 4 };
+enum DlTypeCode : uint8_t { kDlInt = 0, kDlUInt = 1, kDlFloat = 2, kDlBfloat = 4, kDlFloat8E4m3fn = 10 };
 
 DType dtype_of(const DLDataType& type) {
   if (type.lanes != 1) return DType::undefined;
   switch (type.code) {
     case kDlFloat: return type.bits == 32 ? DType::f32 : type.bits == 16 ? DType::f16 : DType::undefined;
     case kDlBfloat: return type.bits == 16 ? DType::bf16 : DType::undefined;
+    case kDlFloat8E4m3fn: return type.bits == 8 ? DType::f8e4m3 : DType::undefined;
     case kDlInt:
       if (type.bits == 32) return DType::i32;
       if (type.bits == 64) return DType::i64;
@@ -60,7 +61,7 @@ TensorView view_of(const std::string& name, const DLTensor& tensor) {
   if (!view.present())
     throw py::value_error(name + " has DLPack type code " + std::to_string(tensor.dtype.code) + " with " +
                           std::to_string(tensor.dtype.bits) +
-                          " bits, expected float32, float16, bfloat16, int32, int64, int8 or uint8");
+                          " bits, expected float32, float16, bfloat16, float8e4m3fn, int32, int64, int8 or uint8");
   if (tensor.ndim > TensorView::kMaxRank)
     throw py::value_error(name + " has rank " + std::to_string(tensor.ndim) + ", expected at most " +
                           std::to_string(TensorView::kMaxRank));

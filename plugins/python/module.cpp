@@ -91,7 +91,8 @@ struct Attention {
   static constexpr auto plan = plan_attention;
   static constexpr auto run = run_attention;
   static Status check_values(const Problem& p, const Tensors& in) {
-    return check_seqlens(p, static_cast<const int32_t*>(in.views[kAttnSeqlensK].data));
+    FDPP_RETURN_IF_ERROR(check_seqlens(p, static_cast<const int32_t*>(in.views[kAttnSeqlensK].data)));
+    return check_position_ids(p, static_cast<const int64_t*>(in.views[kAttnPositionIds].data));
   }
   static void check_outputs(const Problem& p, const Tensors&, const Tensors& out) {
     const TensorView present(nullptr, p.cache_dtype, {p.batch, p.kv_heads, p.capacity, p.head_size});
@@ -226,10 +227,35 @@ class Workspace {
   void* data_ = nullptr;
 };
 
+// DeviceCounter that knows where it lies.
+class Counter {
+ public:
+  explicit Counter(const std::string& backend) : backend_(parse_backend(backend)) {
+    raise_if_error(counter_.create(backend_));
+  }
+
+  uint64_t read() const {
+    uint64_t count = 0;
+    raise_if_error(counter_.read(&count));
+    return count;
+  }
+
+  uint64_t* word_on(const DeviceInfo& device) const {
+    if (device.backend != backend_)
+      throw py::value_error(std::string("counter lies on ") + backend_name(backend_) + ", the tensors on " +
+                            backend_name(device.backend));
+    return counter_.word();
+  }
+
+ private:
+  Backend backend_;
+  DeviceCounter counter_;
+};
+
 template <typename Op>
 py::dict run_op(const py::dict& attributes, const py::dict& inputs, const py::dict& outputs,
                 const py::object& workspace, uintptr_t stream, const std::optional<std::string>& variant,
-                const std::optional<int>& threads, DeviceFault* fault) {
+                const std::optional<int>& threads, DeviceFault* fault, const Counter* counter) {
   const Tensors in = borrow(Op::spec().name, Op::spec().inputs, inputs);
   const auto problem = make_problem<Op>(attributes, in);
   Tensors out = borrow(Op::spec().name, Op::spec().outputs, outputs);
@@ -253,6 +279,8 @@ py::dict run_op(const py::dict& attributes, const py::dict& inputs, const py::di
     raise_if_error(fault->take(Op::spec().name));
     context.fault = fault->device_word();
   }
+
+  if (counter != nullptr) context.out_of_range_rows = counter->word_on(device);
 
   const typename Op::Plan plan = make_plan<Op>(problem, device, variant);
   const Workspace memory(plan.workspace_bytes, *in.device, workspace);
@@ -293,6 +321,7 @@ py::list plan_dicts() {
     d["problem"] = r.problem;
     d["num_splits"] = r.num_splits;
     d["workspace_bytes"] = r.workspace_bytes;
+    d["out_of_range_rows"] = r.out_of_range_rows;
     list.append(d);
   }
   return list;
@@ -316,7 +345,9 @@ constexpr const char* kRunHelp = R"(Check, plan and run on the device that the t
 `inputs` and `outputs` map the names of the op's spec to dense row-major tensors that speak DLPack; None and left-out
 names are absent; total_sequence_length may be an int. All outputs are the caller's (pass one tensor as past and present
 to append in place). `workspace`: on a GPU a uint8 tensor of at least the plan's workspace_bytes; on the CPU not needed.
-`stream`: the CUDA stream's handle as an int. `variant` names the variant for this call; `threads` sets the number of CPU threads; `fault` receives what only the GPU can see.
+`stream`: the CUDA stream's handle as an int. `variant` names the variant for this call; `threads` sets the number of
+CPU threads; `fault` receives what only the GPU can see. `counter` counts the query rows of attention (tokens times
+query heads) whose scores left the interval of the unified softmax.
 
 Returns the plan: {variant, num_splits, workspace_bytes, reason}. Raises ValueError for wrong tensors or attributes,
 NotImplementedError where no kernel takes them, RuntimeError for errors of the GPU.)";
@@ -330,7 +361,7 @@ template <typename Op>
 void bind_op(py::module_& m, const char* run_name, const char* plan_name) {
   m.def(run_name, &run_op<Op>, py::arg("attributes"), py::arg("inputs"), py::arg("outputs"), py::kw_only(),
         py::arg("workspace") = py::none(), py::arg("stream") = 0, py::arg("variant") = py::none(),
-        py::arg("threads") = py::none(), py::arg("fault") = nullptr, kRunHelp);
+        py::arg("threads") = py::none(), py::arg("fault") = nullptr, py::arg("counter") = nullptr, kRunHelp);
   m.def(plan_name, &plan_op<Op>, py::arg("attributes"), py::arg("inputs"), py::arg("device"), py::kw_only(),
         py::arg("variant") = py::none(), kPlanHelp);
 }
@@ -348,6 +379,9 @@ PYBIND11_MODULE(_core, m) {
       .def(
           "take", [](DeviceFault& fault, const char* op) { raise_if_error(fault.take(op)); }, py::arg("op"),
           "Raises ValueError for the fault reported since the last call, and clears it.");
+  py::class_<Counter>(m, "DeviceCounter", "A number that kernels of one backend (\"cpu\", \"cuda\") add to.")
+      .def(py::init<const std::string&>(), py::arg("backend"))
+      .def("read", &Counter::read, "What was counted so far; waits for the GPU.");
   bind_op<Attention>(m, "attention", "plan_attention");
   bind_op<Gemm>(m, "gemm", "plan_gemm");
   m.def("supports", &supports, py::arg("op"), py::arg("attributes"), py::arg("inputs"), py::arg("variant"),

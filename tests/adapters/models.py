@@ -7,16 +7,23 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-ONNX_TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
+ONNX_TYPES = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "bfloat16": TensorProto.BFLOAT16,
+    "int8": TensorProto.INT8,
+    "float8e4m3fn": TensorProto.FLOAT8E4M3FN,
+}
 WEIGHT_FORMATS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 ATTENTION_INPUTS = [
     "query", "key", "value", "past_key", "past_value", "seqlens_k", "total_sequence_length", "cos_cache", "sin_cache",
-    "position_ids", "attention_bias", "head_sink",
+    "position_ids", "attention_bias", "head_sink", "k_scale", "v_scale", "q_norm", "k_norm", "phi",
 ]  # fmt: skip
 ATTENTION_RANKS = {
     "query": 3, "key": 3, "value": 3, "past_key": 4, "past_value": 4, "seqlens_k": 1, "total_sequence_length": 1,
-    "cos_cache": 2, "sin_cache": 2, "position_ids": 2, "attention_bias": 4, "head_sink": 1,
+    "cos_cache": 2, "sin_cache": 2, "position_ids": 2, "attention_bias": 4, "head_sink": 1, "q_norm": 1, "k_norm": 1,
+    "phi": 1,
 }  # fmt: skip
 
 
@@ -65,22 +72,29 @@ def gemm_model(
 
 
 def attention_model(
-    op: str, given: list[str], *, dtype: str = "float32", cache: str | None = None, **attributes
+    op: str,
+    given: list[str],
+    *,
+    dtype: str = "float32",
+    cache: str | None = None,
+    name: str = "attention",
+    **attributes,
 ) -> bytes:
     """`op` (FdppAttention or GroupQueryAttention) with the inputs named in `given`, every dimension free."""
     types = {name: ONNX_TYPES[dtype] for name in ATTENTION_INPUTS}
     types.update(past_key=ONNX_TYPES[cache or dtype], past_value=ONNX_TYPES[cache or dtype])
     types.update(seqlens_k=TensorProto.INT32, total_sequence_length=TensorProto.INT32, position_ids=TensorProto.INT64)
-    inputs = [
-        helper.make_tensor_value_info(name, types[name], [f"{name}_{i}" for i in range(ATTENTION_RANKS[name])])
-        for name in given
-    ]
-    names = _without_trailing_gaps([name if name in given else "" for name in ATTENTION_INPUTS])
+    types.update(dict.fromkeys(("k_scale", "v_scale", "phi"), TensorProto.FLOAT))
+    inputs = []
+    for port in given:
+        dims = [f"{port}_{i}" for i in range(ATTENTION_RANKS[port])] if port in ATTENTION_RANKS else None
+        inputs.append(helper.make_tensor_value_info(port, types[port], dims))
+    names = _without_trailing_gaps([port if port in given else "" for port in ATTENTION_INPUTS])
     domain = "fdpp" if op.startswith("Fdpp") else "com.microsoft"
     outputs = ["output", "present_key", "present_value"]
-    node = helper.make_node(op, names, outputs, name="attention", domain=domain, **attributes)
+    node = helper.make_node(op, names, outputs, name=name, domain=domain, **attributes)
     infos = [
-        helper.make_tensor_value_info(name, types["query" if name == "output" else "past_key"], None)
-        for name in outputs
+        helper.make_tensor_value_info(port, types["query" if port == "output" else "past_key"], None)
+        for port in outputs
     ]
     return _serialise(node, inputs, infos, [])

@@ -6,25 +6,19 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from .attention_feeds import HKV, HQ, D, assert_only_new_slots_changed, attributes, feeds, rotary_caches
+from .attention_feeds import (
+    HKV,
+    HQ,
+    POSITIONS,
+    D,
+    assert_only_new_slots_changed,
+    assert_rows_close,
+    attributes,
+    feeds,
+    rotary_caches,
+    run_both,
+)
 from .models import attention_model
-
-
-def run_both(session, feed: dict, **more) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(ours, the runtime's) for each output."""
-    ours, theirs = (
-        session(attention_model(op, list(feed), **attributes(feed, **more))).run(None, feed)
-        for op in ("FdppAttention", "GroupQueryAttention")
-    )
-    return list(zip(ours, theirs, strict=True))
-
-
-def assert_rows_close(pairs, lengths: list[int], tokens: list[int]) -> None:
-    """Outputs have a row per new token (`tokens` of them count), caches a slot per token of the row's length."""
-    for index, (ours, theirs) in enumerate(pairs):
-        for row, length in enumerate(lengths):
-            mine, other = (x[row, : tokens[row]] if index == 0 else x[row, :, :length] for x in (ours, theirs))
-            np.testing.assert_allclose(mine, other, rtol=2e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -138,10 +132,18 @@ def changed(**values):
             {},
             r"past_key has shape \[1, 3, 12, 32\], expected \[1, 2,",
         ),
-        (changed(position_ids=np.zeros((1, 1), np.int64)), {}, "input position_ids is not supported"),
+        (changed(position_ids=np.zeros((1, 2), np.int64)), {}, r"position_ids has shape \[1, 2\], expected \[1, 1\]"),
+        (changed(position_ids=np.full((1, 1), POSITIONS)), {}, r"position_ids\[0, 0\] is 64"),
+        (changed(position_ids=np.full((1, 1), -1)), {}, r"position_ids\[0, 0\] is -1"),
+        (changed(attention_bias=np.zeros((1, 1, 1, 12), np.float32)), {}, "attention_bias has shape"),
+        (changed(q_norm=np.ones(D, np.float32)), {}, "q_norm and k_norm must be given together"),
+        (changed(), {"k_quant_type": "PER_TENSOR"}, 'k_quant_type is "PER_TENSOR" but past_key is float32'),
+        (changed(), {"v_quant_type": "SOME"}, 'v_quant_type is "SOME", expected "NONE", "PER_TENSOR" or'),
+        (changed(), {"softmax_mode": "unified"}, 'softmax_mode is "unified" but phi is missing'),
+        (changed(phi=np.zeros(HQ, np.float32)), {"softmax_mode": "unified", "phi_lower": 1.0}, "phi_lower is 1"),
         (changed(), {"num_heads": 5}, "num_heads 5 and kv_num_heads 2"),
         (changed(), {"kv_num_heads": 0}, "num_heads 6 and kv_num_heads 0"),
-        (changed(), {"softmax_mode": "fast"}, 'softmax_mode is "fast", expected "lazy" or "online"'),
+        (changed(), {"softmax_mode": "fast"}, 'softmax_mode is "fast", expected "unified", "lazy" or "online"'),
         (changed(), {"local_window_size": 0}, "local_window_size is 0"),
         (changed(), {"softcap": -1.0}, "softcap is -1"),
         (changed(), {"do_rotary": 2}, "do_rotary is 2, expected 0 or 1"),

@@ -10,21 +10,27 @@ import pytest
 
 import fdpp_ort
 
-from .attention_feeds import assert_only_new_slots_changed, attributes, feeds
+from .attention_feeds import HQ, POSITIONS, D, assert_only_new_slots_changed, attributes, feeds, with_int8_cache
 from .models import attention_model, gemm_model
 
 pytestmark = pytest.mark.gpu
 
 CUDA = "CUDAExecutionProvider"
-FLOATS = ("query", "key", "value", "past_key", "past_value", "cos_cache", "sin_cache")
+INT8 = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL"}
+KEPT = ("k_scale", "v_scale", "phi")  # float32 whatever the type of the rest
+
+
+def as_half(feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {k: v.astype(np.float16) if v.dtype == np.float32 and k not in KEPT else v for k, v in feed.items()}
 
 
 def half_feeds(*args, **options) -> dict[str, np.ndarray]:
-    return {k: v.astype(np.float16) if k in FLOATS else v for k, v in feeds(*args, **options).items()}
+    return as_half(feeds(*args, **options))
 
 
 def half_attention(op: str, feed: dict, **more) -> bytes:
-    return attention_model(op, list(feed), dtype="float16", **attributes(feed, **more))
+    cache = str(feed["past_key"].dtype)
+    return attention_model(op, list(feed), dtype="float16", **{"cache": cache, **attributes(feed, **more)})
 
 
 def last_variant(op: str) -> str:
@@ -67,16 +73,20 @@ def test_attention_matches_group_query_attention(session, lengths, new, packed, 
             np.testing.assert_allclose(mine_row, other_row, rtol=4e-3, atol=4e-3)
 
 
-def test_in_place_equals_copied(session):
+@pytest.mark.parametrize("cache", ["float16", "int8"])
+def test_in_place_equals_copied(session, cache):
     """Past and present in one buffer of the GPU; nothing but the new slots changes."""
     lengths, capacity = [30, 12], 40
     feed = half_feeds(lengths, 1, capacity=capacity)
-    runtime = session(half_attention("FdppAttention", feed), CUDA)
+    settings = {}
+    if cache == "int8":
+        feed, settings = as_half(with_int8_cache(feeds(lengths, 1, capacity=capacity), "PER_CHANNEL")), INT8
+    runtime = session(half_attention("FdppAttention", feed, **settings), CUDA)
     expected = runtime.run(None, feed)
 
     binding = runtime.io_binding()
     on_gpu = {
-        k: ort.OrtValue.ortvalue_from_numpy(v, "cuda", 0) for k, v in feed.items() if k in FLOATS or k == "seqlens_k"
+        k: ort.OrtValue.ortvalue_from_numpy(v, "cuda", 0) for k, v in feed.items() if k != "total_sequence_length"
     }
     for name, value in on_gpu.items():
         binding.bind_ortvalue_input(name, value)
@@ -103,6 +113,78 @@ def test_bad_seqlens(session, bad):
     with pytest.raises(Exception, match="found a value of seqlens_k outside the cache"):
         runtime.run(None, feed)
     np.testing.assert_array_equal(runtime.run(None, feed)[0], good)
+
+
+def test_bad_position_ids(session):
+    """As with sequence lengths: NaN for that token, the others as ever, and the reason with the next call."""
+    feed = half_feeds([13, 13], 1) | {"position_ids": np.array([[12], [3]])}
+    runtime = session(half_attention("FdppAttention", feed), CUDA)
+    good = runtime.run(None, feed)[0]
+    for bad in (-1, POSITIONS):
+        output = runtime.run(None, {**feed, "position_ids": np.array([[12], [bad]])})[0]
+        np.testing.assert_array_equal(output[0], good[0])
+        assert np.isnan(output[1]).all()
+        with pytest.raises(Exception, match="found a value of position_ids that is no row of cos_cache"):
+            runtime.run(None, feed)
+        np.testing.assert_array_equal(runtime.run(None, feed)[0], good)
+
+
+def random(*shape: int) -> np.ndarray:
+    return np.random.default_rng(2).standard_normal(shape, dtype=np.float32)
+
+
+FEATURES = {
+    "bias": (lambda feed, b, s, n: feed | {"attention_bias": random(b, HQ, s, n)}, {}),
+    "one bias": (lambda feed, b, s, n: feed | {"attention_bias": random(1, 1, s, n)}, {"softcap": 5.0}),
+    "position_ids": (lambda feed, b, s, n: feed | {"position_ids": np.arange(b * s).reshape(b, s)}, {}),
+    "sink": (lambda feed, b, s, n: feed | {"head_sink": random(HQ)}, {"local_window_size": 4}),
+    "norms": (lambda feed, b, s, n: feed | {"q_norm": random(D), "k_norm": random(D) + 1}, {"qk_norm_epsilon": 0.01}),
+    "int8": (lambda feed, b, s, n: with_int8_cache(feed, "PER_CHANNEL"), INT8),
+    "unified": (
+        lambda feed, b, s, n: feed | {"phi": np.linspace(-1, 1, HQ, dtype=np.float32)},
+        {"softmax_mode": "unified", "phi_lower": -2.0, "phi_upper": 2.0},
+    ),
+}
+
+
+@pytest.mark.parametrize(("add", "settings"), FEATURES.values(), ids=FEATURES.keys())
+@pytest.mark.parametrize(("lengths", "new"), [([7, 7], 7), ([30, 12, 30], 1), ([60, 40], 5)])
+def test_features_match_the_cpu(session, lengths, new, add, settings):
+    """Float16 on the GPU against float32 on the CPU, of the same numbers."""
+    feed = as_half(add(feeds(lengths, new), len(lengths), new, max(lengths)))
+    single = {k: v.astype(np.float32) if v.dtype == np.float16 else v for k, v in feed.items()}
+    cache = {"cache": str(single["past_key"].dtype)}
+    model = attention_model("FdppAttention", list(single), **{**cache, **attributes(single, **settings)})
+    expected = session(model).run(None, single)
+    actual = session(half_attention("FdppAttention", feed, **settings), CUDA).run(None, feed)
+    # What is stored in 8 bits may fall on the other side of a border between two steps.
+    step = 1 if cache["cache"] == "int8" else 0
+    for row, length in enumerate(lengths):
+        np.testing.assert_allclose(actual[0][row], expected[0][row], rtol=4e-3, atol=2e-2 if step else 4e-3)
+        for mine, other in zip(actual[1:], expected[1:], strict=True):
+            mine, other = (x[row, :, :length].astype(np.float32) for x in (mine, other))
+            np.testing.assert_allclose(mine, other, rtol=0 if step else 4e-3, atol=step or 4e-3)
+
+
+def out_of_range_rows(node: str) -> int:
+    return sum(record["out_of_range_rows"] for record in fdpp_ort.last_plan() if record["node"] == node)
+
+
+@pytest.mark.parametrize(("lengths", "new"), [([7, 7], 7), ([30, 12, 30], 1), ([60, 40], 5)])
+def test_unified_softmax_counts_rows(session, lengths, new):
+    """Also while a session on the CPU counts for a node of the same name: each device has a word of its own."""
+    feed = half_feeds(lengths, new) | {"phi": np.zeros(HQ, np.float32)}
+    rows = len(lengths) * new * HQ
+    single = {k: v.astype(np.float32) if v.dtype == np.float16 else v for k, v in feed.items()}
+    for bounds, count in (((-1e3, 1e3), 0), ((-1e-3, 1e-3), rows)):
+        name = f"counted on two devices {bounds} {lengths}"
+        settings = {"softmax_mode": "unified", "phi_lower": bounds[0], "phi_upper": bounds[1], "name": name}
+        on_cpu = session(attention_model("FdppAttention", list(single), **attributes(single, **settings)))
+        on_gpu = session(half_attention("FdppAttention", feed, **settings), CUDA)
+        for runtime, inputs in ((on_cpu, single), (on_gpu, feed), (on_gpu, feed), (on_cpu, single)):
+            before = out_of_range_rows(name)
+            runtime.run(None, inputs)
+            assert out_of_range_rows(name) - before == count
 
 
 def test_threads_share_a_session(session):

@@ -7,8 +7,20 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import helper
-from small_models import FLOAT, FLOAT16, HEADS, add_input, attention_nodes, decoder, node_named, save_folder
+from onnx import TensorProto, helper
+from small_models import (
+    FLOAT,
+    FLOAT16,
+    HEAD_SIZE,
+    HEADS,
+    INT64,
+    KV_HEADS,
+    add_input,
+    attention_nodes,
+    decoder,
+    node_named,
+    save_folder,
+)
 
 from fdpp_ort.export import ExportError, ExportReport, export_model
 from fdpp_ort.export.verify import verify_export
@@ -64,6 +76,37 @@ def test_head_sink(tmp_path: Path, library: str) -> None:
     assert export(proto, tmp_path, library).verification.status == "passed"
 
 
+def test_position_ids(tmp_path: Path, library: str) -> None:
+    proto = decoder(layers=2)
+    add_input(proto, "position_ids", INT64, ["batch", "tokens"])
+    for node in attention_nodes(proto):
+        node.input[9] = "position_ids"
+    report = export(proto, tmp_path, library)
+    assert report.left == [] and report.verification.status == "passed"
+    assert report.verification.phases[1].relative_error < 1e-5
+
+
+def int8_cache(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """`proto` with an int8 cache whose scales are [1, KV_HEADS, 1, HEAD_SIZE] for keys and values."""
+    scale = helper.make_tensor("scale", FLOAT, [1, KV_HEADS, 1, HEAD_SIZE], [0.03] * (KV_HEADS * HEAD_SIZE))
+    proto.graph.initializer.append(scale)
+    for value in (*proto.graph.input, *proto.graph.output):
+        if value.name.startswith(("past", "present")):
+            value.type.tensor_type.elem_type = TensorProto.INT8
+    settings = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
+    for node in attention_nodes(proto):
+        node.input.extend(["scale", "scale"])
+        node.attribute.extend(helper.make_attribute(*item) for item in settings.items())
+    return proto
+
+
+def test_int8_cache(tmp_path: Path, library: str) -> None:
+    report = export(int8_cache(decoder(layers=2)), tmp_path, library)
+    assert report.left == [] and report.verification.status == "passed"
+    for phase in report.verification.phases:
+        assert phase.tolerance == 2e-2
+
+
 def test_partly_rewritten(tmp_path: Path, library: str) -> None:
     """A layer that stays passes its cache on, too."""
     proto = decoder(layers=2)
@@ -107,6 +150,21 @@ def test_float16_needs_the_cuda_provider(tmp_path: Path, library: str, monkeypat
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     assert "CUDA provider, which is not available" in not_verified(decoder(dtype=FLOAT16), tmp_path, library)
+
+
+def test_head_norms_need_a_gpu(tmp_path: Path, library: str) -> None:
+    proto = decoder()
+    proto.graph.initializer.append(helper.make_tensor("norm", FLOAT, [HEAD_SIZE], [1.0] * HEAD_SIZE))
+    attention_nodes(proto)[0].input.extend(["", "", "norm", "norm"])
+    assert "on GPUs alone" in not_verified(proto, tmp_path, library)
+
+
+def test_a_cache_that_numpy_lacks(tmp_path: Path, library: str) -> None:
+    proto = int8_cache(decoder())
+    for value in (*proto.graph.input, *proto.graph.output):
+        if value.type.tensor_type.elem_type == TensorProto.INT8:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT8E4M3FN
+    assert "a float8_e4m3fn cache cannot be passed from NumPy" in not_verified(proto, tmp_path, library)
 
 
 def test_unknown_graph_input(tmp_path: Path, library: str) -> None:

@@ -12,6 +12,7 @@ from cases import H200, AttentionCase, GemmCase
 from reference import precision
 from reference.attention import AttentionResult, AttentionTensors
 from reference.attention import attention as reference_attention
+from reference.cache import LIMITS, assert_stored, quantise
 from reference.gemm import gemm as reference_gemm
 
 from fdpp_ort import _core
@@ -20,7 +21,14 @@ ATTENTION, GEMM = (spec["name"] for spec in _core.op_specs())
 
 
 def dtype_of(name: str) -> torch.dtype:
-    return getattr(torch, name)
+    return torch.float8_e4m3fn if name == "float8e4m3fn" else getattr(torch, name)
+
+
+def poisoned(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> torch.Tensor:
+    """Memory that must not be read: NaN, of int8 a large number."""
+    if dtype == torch.int8:
+        return torch.full(shape, 113, dtype=dtype, device=device)
+    return torch.full(shape, torch.nan, device=device).to(dtype)
 
 
 def random(case: object, *shapes: tuple[int, ...] | None) -> list[torch.Tensor | None]:
@@ -55,11 +63,14 @@ def shapes_only(case: AttentionCase | GemmCase) -> dict[str, object]:
         past = torch.empty(
             case.batch, case.kv_heads, case.past_capacity, case.head_size, dtype=dtype_of(case.cache_dtype)
         )
+    tokens = (case.batch, case.query_length)
     columns = case.q_heads * case.head_size + (2 * heads if case.packed else 0)
-    new = None if case.packed else torch.empty(case.batch, case.query_length, heads, dtype=t)
+    new = None if case.packed else torch.empty(*tokens, heads, dtype=t)
     caches = torch.empty(case.total_length, case.rotary_dim // 2, dtype=t) if case.rotary_dim else None
+    norm = torch.empty(case.head_size, dtype=t) if case.norm else None
+    scale = torch.empty(scale_shape(case)) if case.quantized else None
     return {
-        "query": torch.empty(case.batch, case.query_length, columns, dtype=t),
+        "query": torch.empty(*tokens, columns, dtype=t),
         "key": new,
         "value": new,
         "past_key": past,
@@ -68,8 +79,19 @@ def shapes_only(case: AttentionCase | GemmCase) -> dict[str, object]:
         "total_sequence_length": case.total_length,
         "cos_cache": caches,
         "sin_cache": caches,
+        "position_ids": None if case.positions == "slots" else torch.empty(tokens, dtype=torch.int64),
+        "attention_bias": None if case.bias == "none" else torch.empty(case.bias_shape, dtype=t),
         "head_sink": torch.empty(case.q_heads, dtype=t) if case.sink else None,
+        "k_scale": scale,
+        "v_scale": scale,
+        "q_norm": norm,
+        "k_norm": norm,
+        "phi": torch.empty(case.q_heads) if case.softmax_mode == "unified" else None,
     }
+
+
+def scale_shape(case: AttentionCase) -> tuple[int, ...]:
+    return (1, case.kv_heads, 1, case.head_size) if case.quantization == "per_channel" else (1,)
 
 
 def supporting(op: str, cases: list, **device_changes: object) -> list[tuple[str, str, object]]:
@@ -107,11 +129,12 @@ def device_of(variant: str) -> str:
 
 @functools.lru_cache(maxsize=2)
 def attention_tensors(case: AttentionCase) -> AttentionTensors:
-    """Random inputs on the CPU in the op's types; cache slots that hold no token are NaN."""
+    """Random inputs on the CPU in the op's types; cache slots that hold no token are poisoned."""
     t, c = dtype_of(case.dtype), dtype_of(case.cache_dtype)
     past_shape = (case.batch, case.kv_heads, case.past_capacity, case.head_size) if case.cache != "none" else None
     tokens = (case.batch, case.query_length)
-    query, key, value, past_key, past_value, sink = random(
+    unified = case.softmax_mode == "unified"
+    query, key, value, past_key, past_value, sink, bias, hidden, q_norm, k_norm, phi, k_spread, v_spread = random(
         case,
         (*tokens, case.q_heads, case.head_size),
         (*tokens, case.kv_heads, case.head_size),
@@ -119,24 +142,46 @@ def attention_tensors(case: AttentionCase) -> AttentionTensors:
         past_shape,
         past_shape,
         (case.q_heads,) if case.sink else None,
+        case.bias_shape,
+        case.bias_shape,
+        (case.head_size,) if case.norm else None,
+        (case.head_size,) if case.norm else None,
+        (case.q_heads,) if unified else None,
+        scale_shape(case) if case.quantized else None,
+        scale_shape(case) if case.quantized else None,
     )
-    cos = sin = None
+
+    def stored(x: torch.Tensor | None, scale: torch.Tensor | None) -> torch.Tensor | None:
+        if x is None:
+            return None
+        x = x.to(c) if scale is None else quantise(x.double(), scale, c)
+        for b, length in enumerate(case.lengths):
+            unused = x[b, :, 0 if case.prompt else length - case.query_length :]
+            unused.copy_(poisoned(unused.shape, c, "cpu"))
+        return x
+
+    # The largest numbers stand for values of 2 to 6 standard deviations: some saturate.
+    k_scale, v_scale = (None if x is None else (4 + 2 * torch.tanh(x)) / LIMITS[c][1] for x in (k_spread, v_spread))
+    cos = sin = position_ids = None
     if case.rotary_dim:
         frequencies = 10000.0 ** (-torch.arange(0, case.rotary_dim, 2) / case.rotary_dim)
         angles = torch.arange(case.total_length)[:, None] * frequencies
         cos, sin = angles.cos().to(t), angles.sin().to(t)
-    if past_key is not None and past_value is not None:
-        past_key, past_value = past_key.to(c), past_value.to(c)
-        for b, length in enumerate(case.lengths):
-            past = 0 if case.prompt else length - case.query_length
-            past_key[b, :, past:] = torch.nan
-            past_value[b, :, past:] = torch.nan
+    if bias is not None:
+        bias = bias.masked_fill(hidden > 1.5, -torch.inf)
+    if case.positions == "given":
+        position_ids = query[:, :, 0, 0].mul(1000).long() % case.total_length
+    elif case.positions == "left_padded":
+        padding = torch.tensor([length * b // 3 for b, length in enumerate(case.lengths)])
+        slots = torch.tensor(case.lengths)[:, None] - case.query_length + torch.arange(case.query_length)
+        position_ids = (slots - padding[:, None]).clamp(min=0)
+        bias = bias.masked_fill(torch.arange(case.total_length) < padding[:, None, None, None], -torch.inf)
     return AttentionTensors(
         query.to(t),
         key.to(t),
         value.to(t),
-        past_key,
-        past_value,
+        stored(past_key, k_scale),
+        stored(past_value, v_scale),
         case.lengths,
         case.prompt,
         cos,
@@ -146,22 +191,31 @@ def attention_tensors(case: AttentionCase) -> AttentionTensors:
         case.scale,
         case.softcap,
         case.window,
+        position_ids,
+        None if bias is None else bias.to(t),
+        None if q_norm is None else (1 + q_norm / 4).to(t),
+        None if k_norm is None else (1 + k_norm / 4).to(t),
+        key_scale=k_scale,
+        value_scale=v_scale,
+        phi=phi,
     )
 
 
 @functools.lru_cache(maxsize=2)
-def expected_attention(case: AttentionCase) -> tuple[AttentionResult, AttentionResult]:
-    """(reference, naive) over attention_tensors(case)."""
-    return expect_attention(case, attention_tensors(case))
-
-
-def expect_attention(case: AttentionCase, t: AttentionTensors) -> tuple[AttentionResult, AttentionResult]:
+def expected_attention(
+    t: AttentionTensors, case: AttentionCase, stored: tuple[bytes, bytes] | None = None
+) -> tuple[AttentionResult, AttentionResult]:
+    """(reference, naive) over tensors that change no more. `stored`: the new tokens' numbers in an 8-bit cache."""
+    numbers = None
+    if stored is not None:
+        shape = (case.batch, case.kv_heads, case.query_length, case.head_size)
+        numbers = tuple(torch.frombuffer(bytearray(x), dtype=dtype_of(case.cache_dtype)).view(shape) for x in stored)
     plain = precision.naive(dtype_of(case.dtype), dtype_of(case.cache_dtype))
-    return reference_attention(t, precision.EXACT), reference_attention(t, plain)
+    return reference_attention(t, precision.EXACT, numbers), reference_attention(t, plain, numbers)
 
 
 class AttentionCall:
-    """The tensors of one call on a device: inputs as the op takes them, outputs poisoned with NaN."""
+    """The tensors of one call on a device: inputs as the op takes them, outputs poisoned."""
 
     def __init__(self, case: AttentionCase, tensors: AttentionTensors, device: str):
         def on_device(x: torch.Tensor | None) -> torch.Tensor | None:
@@ -184,58 +238,81 @@ class AttentionCall:
             "total_sequence_length": case.total_length,
             "cos_cache": on_device(tensors.cos),
             "sin_cache": on_device(tensors.sin),
+            "position_ids": on_device(tensors.position_ids),
+            "attention_bias": on_device(tensors.bias),
             "head_sink": on_device(tensors.sink),
+            "k_scale": on_device(tensors.key_scale),
+            "v_scale": on_device(tensors.value_scale),
+            "q_norm": on_device(tensors.q_norm),
+            "k_norm": on_device(tensors.k_norm),
+            "phi": on_device(tensors.phi),
         }
         present = past
         if case.cache != "in_place":
             shape = (case.batch, case.kv_heads, case.capacity, case.head_size)
-            present = [torch.full(shape, torch.nan, dtype=dtype_of(case.cache_dtype), device=device) for _ in range(2)]
-        output = torch.full(
-            (case.batch, case.query_length, case.q_heads * case.head_size),
-            torch.nan,
-            dtype=dtype_of(case.dtype),
-            device=device,
-        )
+            present = [poisoned(shape, dtype_of(case.cache_dtype), device) for _ in range(2)]
+        columns = case.q_heads * case.head_size
+        output = poisoned((case.batch, case.query_length, columns), dtype_of(case.dtype), device)
         self.outputs = {"output": output, "present_key": present[0], "present_value": present[1]}
 
     def run(self, variant: str | None = None, threads: int | None = None, **options: object) -> dict[str, object]:
         return run(_core.attention, _core.plan_attention, self, variant, threads, options)
 
-    def check(self, reference: AttentionResult, naive: AttentionResult) -> None:
+    def heads(self) -> torch.Tensor:
+        """The output on the CPU, [B, S, Hq, D]."""
+        return self.outputs["output"].cpu().unflatten(2, (self.case.q_heads, self.case.head_size))
+
+    def appended(self, name: str) -> torch.Tensor:
+        """What present_key or present_value holds for the new tokens, [B, Hkv, S, D] on the CPU."""
+        present, case = self.outputs[name].cpu(), self.case
+        first = [0 if case.prompt else length - case.query_length for length in case.lengths]
+        return torch.stack([row[:, n : n + case.query_length] for row, n in zip(present, first, strict=True)])
+
+    def expected(self) -> tuple[AttentionResult, AttentionResult]:
+        """(reference, naive); where the cache has 8 bits, over what the call stored in it."""
+        stored = None
+        if self.case.quantized:
+            numbers = (self.appended(name) for name in ("present_key", "present_value"))
+            stored = tuple(x.contiguous().view(torch.uint8).numpy().tobytes() for x in numbers)
+        return expected_attention(self.tensors, self.case, stored)
+
+    def check(self) -> None:
         """Output, new cache entries and all that must not change."""
-        case, t = self.case, dtype_of(self.case.dtype)
-        shape = (case.batch, case.query_length, case.q_heads, case.head_size)
+        reference, naive = self.expected()
         # A head's output is an average of values: the more of them, the smaller.
         precision.assert_accurate(
-            self.outputs["output"].cpu().view(shape),
+            self.heads(),
             reference.output,
             naive.output,
-            t,
+            dtype_of(self.case.dtype),
             "output",
             size=reference.output.abs().amax(-1, keepdim=True),
         )
-        for name, new, plain in (
-            ("key", reference.new_key, naive.new_key),
-            ("value", reference.new_value, naive.new_value),
-        ):
-            present = self.outputs[f"present_{name}"].cpu()
-            before = getattr(self.tensors, f"past_{name}")
-            for b, length in enumerate(case.lengths):
-                past = 0 if case.prompt else length - case.query_length
-                what = f"present_{name}[{b}]"
-                # Padding of a prompt may be appended or not: nobody reads it.
-                precision.assert_accurate(
-                    present[b, :, past:length],
-                    new[b, :, : length - past],
-                    plain[b, :, : length - past],
-                    present.dtype,
-                    f"{what} (new tokens)",
-                )
-                if past:
-                    assert same_bits(present[b, :, :past], before[b, :, :past]), f"{what}: past tokens changed"
-                end = case.query_length if case.prompt else length
-                if case.cache == "in_place":
-                    assert same_bits(present[b, :, end:], before[b, :, end:]), f"{what}: slots beyond {end} changed"
+        t = self.tensors
+        self._check_cache("key", reference.new_key, naive.new_key, t.key_scale, t.cos is None and t.k_norm is None)
+        self._check_cache("value", reference.new_value, naive.new_value, t.value_scale, True)
+
+    def _check_cache(
+        self, name: str, reference: torch.Tensor, naive: torch.Tensor, scale: torch.Tensor | None, as_given: bool
+    ) -> None:
+        """New tokens, past tokens and free slots; `as_given`: nothing is computed of what is stored."""
+        case, present = self.case, self.outputs[f"present_{name}"].cpu()
+        before, appended = getattr(self.tensors, f"past_{name}"), self.appended(f"present_{name}")
+        for b, length in enumerate(case.lengths):
+            past = 0 if case.prompt else length - case.query_length
+            what = f"present_{name}[{b}]"
+            # Padding of a prompt may be appended or not: nobody reads it.
+            new, exact, plain = (x[b : b + 1, :, : length - past] for x in (appended, reference, naive))
+            if scale is None:
+                precision.assert_accurate(new, exact, plain, new.dtype, f"{what} (new tokens)")
+            else:
+                size = exact.abs() if as_given else exact.abs().amax(-1, keepdim=True).expand_as(exact)
+                assert_stored(new, exact, plain, scale, size, f"{what} (new tokens)")
+            if past:
+                assert same_bits(present[b, :, :past], before[b, :, :past]), f"{what}: past tokens changed"
+            end = case.query_length if case.prompt else length
+            if case.cache == "in_place":
+                assert same_bits(present[b, :, end:], before[b, :, end:]), f"{what}: slots beyond {end} changed"
 
 
 # ---- GEMM ----
@@ -292,19 +369,31 @@ class GemmCall:
 def run(
     run_op, plan_op, call, variant: str | None, threads: int | None, options: dict[str, object]
 ) -> dict[str, object]:
-    """Runs a call; on a GPU with a poisoned workspace on torch's current stream (left unsynchronised)."""
+    """Runs a call with random bytes for a workspace; on a GPU on torch's current stream (left unsynchronised)."""
     output = next(iter(call.outputs.values()))
+    attributes = call.case.attributes()
     if output.is_cuda:
-        attributes = call.case.attributes()
-        plan = plan_op(attributes, call.inputs, _core.gpu_device(output.device.index), variant=variant)
-        call.workspace = torch.full((max(plan["workspace_bytes"], 1),), 0xFF, dtype=torch.uint8, device=output.device)
-        options = {"workspace": call.workspace, "stream": torch.cuda.current_stream().cuda_stream} | options
-    return run_op(call.case.attributes(), call.inputs, call.outputs, variant=variant, threads=threads, **options)
+        device = _core.gpu_device(output.device.index)
+        options = {"stream": torch.cuda.current_stream().cuda_stream} | options
+    else:
+        device = _core.cpu_device() | ({} if threads is None else {"threads": threads})
+    bytes_needed = plan_op(attributes, call.inputs, device, variant=variant)["workspace_bytes"]
+    call.workspace = random_bytes(bytes_needed, output.device)
+    options = {"workspace": call.workspace, "variant": variant, "threads": threads} | options
+    return run_op(attributes, call.inputs, call.outputs, **options)
+
+
+def random_bytes(count: int, device: torch.device) -> torch.Tensor:
+    """At least one byte, aligned as a workspace must be."""
+    alignment = 256
+    padded = torch.randint(0, 256, (count + alignment,), dtype=torch.uint8, device=device)
+    start = -padded.data_ptr() % alignment
+    return padded[start : start + max(count, 1)]
 
 
 def same_bits(x: torch.Tensor, y: torch.Tensor) -> bool:
     """Whether two tensors are equal to the bit, NaNs included."""
-    integer = {2: torch.int16, 4: torch.int32}[x.element_size()]
+    integer = {1: torch.int8, 2: torch.int16, 4: torch.int32}[x.element_size()]
     return torch.equal(x.cpu().contiguous().view(integer), y.cpu().contiguous().view(integer))
 
 

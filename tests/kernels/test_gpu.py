@@ -1,18 +1,22 @@
-"""What only a GPU does: CUDA graphs, and bad values that only the device can see."""
+"""What only a GPU does: CUDA graphs, bad values that only the device sees, and more memory than 32 bits can number."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import harness
 import pytest
 import torch
 from cases import AttentionCase, GemmCase
 from harness import ATTENTION, GEMM, AttentionCall, GemmCall
+from reference.precision import assert_accurate
 
 from fdpp_ort import _core
 
 pytestmark = pytest.mark.gpu
 DTYPES = ("float16", "bfloat16")
 CAPACITY = 300
+LARGE_CAPACITY = 131072
 
 
 def gpu_variants(op: str, cases: list) -> list:
@@ -23,6 +27,20 @@ def gpu_variants(op: str, cases: list) -> list:
 DECODE_CASES = [
     AttentionCase((CAPACITY, CAPACITY), 1, 2, 3, 64, dtype, dtype, rotary="half", spare=0) for dtype in DTYPES
 ]
+FLOAT16, BFLOAT16 = DECODE_CASES
+GRAPH_CASES = [
+    *DECODE_CASES,
+    dataclasses.replace(FLOAT16, query_length=4),
+    dataclasses.replace(FLOAT16, cache_dtype="int8", quantization="per_channel"),
+    dataclasses.replace(FLOAT16, softmax_mode="unified", phi_range=1.0),
+    dataclasses.replace(BFLOAT16, cache_dtype="float8e4m3fn", softmax_mode="online", positions="given"),
+    dataclasses.replace(BFLOAT16, query_length=4, cache_dtype="int8", softmax_mode="unified", phi_range=1.0, norm=True),
+]
+POSITION_CASES = [
+    dataclasses.replace(case, positions="given", query_length=tokens, cache_dtype=cache or case.dtype)
+    for case in DECODE_CASES
+    for tokens, cache in ((1, None), (4, None), (70, None), (1, "int8"))
+]
 
 
 def test_gpu_and_kernels_are_there() -> None:
@@ -32,15 +50,17 @@ def test_gpu_and_kernels_are_there() -> None:
     assert _core.gpu_device(0)["multiprocessors"] > 0
 
 
-@pytest.mark.parametrize(("variant", "case"), gpu_variants(ATTENTION, DECODE_CASES))
+@pytest.mark.parametrize(("variant", "case"), gpu_variants(ATTENTION, GRAPH_CASES))
 def test_graph_replay_with_growing_lengths(variant: str, case: AttentionCase) -> None:
-    """A step captured once and replayed with longer and longer rows gives the bits of eager calls."""
+    """A step captured once and replayed with longer and longer rows gives the bits and the counts of eager calls."""
     device = harness.device_of(variant)
     tensors = harness.attention_tensors(case)
     captured, eager = (AttentionCall(case, tensors, device) for _ in range(2))
+    captured_count, eager_count = (_core.DeviceCounter("cuda") for _ in range(2))
     for call in (captured, eager):  # a cache without holes: all slots may be read as lengths grow
         for name in ("past_key", "past_value"):
-            call.inputs[name].nan_to_num_(0.5)
+            past = call.inputs[name]
+            past.copy_(past.float().nan_to_num(0.5).to(past.dtype))
     graph = torch.cuda.CUDAGraph()
     stream = torch.cuda.Stream()
     lengths = torch.tensor([[20, 7], [21, 8], [64, 65], [255, 129], [CAPACITY, 256]], dtype=torch.int32, device=device)
@@ -56,8 +76,10 @@ def test_graph_replay_with_growing_lengths(variant: str, case: AttentionCase) ->
                 workspace=captured.workspace,
                 stream=stream.cuda_stream,
                 variant=variant,
+                counter=captured_count,
             )
     assert plan["variant"] == variant
+    assert captured_count.read() == 0, "capture ran the kernel"
     previous = None
     for row in lengths:
         captured.inputs["seqlens_k"].copy_(row - 1)
@@ -65,7 +87,7 @@ def test_graph_replay_with_growing_lengths(variant: str, case: AttentionCase) ->
         torch.cuda.synchronize()
         graph.replay()
         eager.inputs["seqlens_k"].copy_(row - 1)
-        eager.run(variant)
+        eager.run(variant, counter=eager_count)
         torch.cuda.synchronize()
         output = captured.outputs["output"].clone()
         assert torch.isfinite(output).all()
@@ -73,6 +95,8 @@ def test_graph_replay_with_growing_lengths(variant: str, case: AttentionCase) ->
         assert harness.same_bits(captured.outputs["present_key"], eager.outputs["present_key"])
         assert previous is None or not torch.equal(output, previous), "the replay did not see the new lengths"
         previous = output
+    assert captured_count.read() == eager_count.read()
+    assert (eager_count.read() > 0) == (case.softmax_mode == "unified")
 
 
 @pytest.mark.parametrize(
@@ -124,6 +148,139 @@ def test_bad_lengths_on_the_device(variant: str, case: AttentionCase, bad: int) 
     with pytest.raises(ValueError, match=r"FdppAttention: an earlier call on the GPU .*seqlens_k"):
         call.run(variant, fault=fault)
     fault.take(ATTENTION)  # told once, then cleared
+
+
+@pytest.mark.parametrize("bad", [-1, CAPACITY, 2**40])
+@pytest.mark.parametrize(("variant", "case"), gpu_variants(ATTENTION, POSITION_CASES))
+def test_bad_positions_on_the_device(variant: str, case: AttentionCase, bad: int) -> None:
+    """The last token of a row names no row of cos_cache: its output is NaN, others are right, the next call tells."""
+    device = harness.device_of(variant)
+    good = AttentionCall(case, harness.attention_tensors(case), device)
+    good.run(variant)
+    call = AttentionCall(case, harness.attention_tensors(case), device)
+    call.inputs["position_ids"][1, -1] = bad
+    fault = _core.DeviceFault()
+    call.run(variant, fault=fault)
+    torch.cuda.synchronize()
+    output, right = call.outputs["output"], good.outputs["output"]
+    assert torch.isnan(output[1, -1]).all()
+    assert harness.same_bits(output[0], right[0])
+    assert harness.same_bits(output[1, :-1], right[1, :-1])
+    with pytest.raises(ValueError, match=r"FdppAttention: an earlier call on the GPU .*position_ids"):
+        call.run(variant, fault=fault)
+    fault.take(ATTENTION)  # told once, then cleared
+
+
+class Step:
+    """A call whose tensors are made on the GPU: caches of NaN but for the random tokens of each row."""
+
+    def __init__(self, case: AttentionCase):
+        self.case = case
+        generator = torch.Generator("cuda").manual_seed(11)
+        dtype = harness.dtype_of(case.dtype)
+
+        def randn(*shape: int) -> torch.Tensor:
+            return torch.randn(shape, generator=generator, device="cuda").to(dtype)
+
+        tokens, kv_columns = (case.batch, case.query_length), case.kv_heads * case.head_size
+        shape = (case.batch, case.kv_heads, case.capacity, case.head_size)
+        caches = [torch.full(shape, torch.nan, dtype=dtype, device="cuda") for _ in range(2)]
+        past = min(case.lengths) - case.query_length
+        for cache in caches:
+            cache[:, :, :past] = randn(case.batch, case.kv_heads, past, case.head_size)
+        self.inputs = {
+            "query": randn(*tokens, case.q_heads * case.head_size),
+            "key": randn(*tokens, kv_columns),
+            "value": randn(*tokens, kv_columns),
+            "past_key": caches[0],
+            "past_value": caches[1],
+            "seqlens_k": torch.tensor(case.lengths, dtype=torch.int32, device="cuda") - 1,
+            "total_sequence_length": case.total_length,
+        }
+        output = torch.full_like(self.inputs["query"], torch.nan)
+        self.outputs = {"output": output, "present_key": caches[0], "present_value": caches[1]}
+
+    def of_rows(self, rows: list[int]) -> Step:
+        """The same step of some rows, all of the same length, in caches that just hold them."""
+        part = object.__new__(Step)
+        length = self.case.lengths[rows[0]]
+        part.case = dataclasses.replace(self.case, lengths=(length,) * len(rows), spare=0)
+        part.inputs = {k: v[rows] if isinstance(v, torch.Tensor) else v for k, v in self.inputs.items()}
+        for name in ("past_key", "past_value"):
+            part.inputs[name] = torch.stack([self.inputs[name][row, :, :length] for row in rows])
+        part.inputs["total_sequence_length"] = length
+        output = torch.full_like(part.inputs["query"], torch.nan)
+        present = (part.inputs["past_key"], part.inputs["past_value"])
+        part.outputs = {"output": output, "present_key": present[0], "present_value": present[1]}
+        return part
+
+    def run(self, variant: str) -> None:
+        harness.run(_core.attention, _core.plan_attention, self, variant, None, {})
+
+    def assert_rows_equal(self, rows: list[int], small: Step) -> None:
+        """Output up to the rounding that another split makes, and caches to the bit."""
+        expected = small.outputs["output"].cpu()
+        actual = self.outputs["output"][rows].cpu()
+        assert_accurate(actual, expected.double(), expected.double(), actual.dtype, "output")
+        for name in ("present_key", "present_value"):
+            length = small.case.capacity
+            for row, other in zip(rows, small.outputs[name], strict=True):
+                assert harness.same_bits(self.outputs[name][row, :, :length], other)
+
+
+@pytest.mark.parametrize(
+    ("variant", "case"),
+    gpu_variants(
+        ATTENTION, [AttentionCase((2000,) * 17, tokens, 8, 4, 128, "float16", "float16") for tokens in (1, 4, 100)]
+    ),
+)
+def test_cache_of_more_than_2_31_elements(variant: str, case: AttentionCase) -> None:
+    """The last row lies beyond what 32 bits can number; it is as right as the first."""
+    large = Step(dataclasses.replace(case, spare=LARGE_CAPACITY - 2000))
+    assert large.inputs["past_key"][: large.case.batch - 1].numel() >= 2**31
+    rows = [0, large.case.batch - 1]
+    small = large.of_rows(rows)
+    large.run(variant)
+    small.run(variant)
+    large.assert_rows_equal(rows, small)
+
+
+@pytest.mark.parametrize(
+    ("variant", "case"),
+    gpu_variants(
+        ATTENTION, [AttentionCase((1000, 1000), tokens, 2, 4, 128, "float16", "float16") for tokens in (1, 4)]
+    ),
+)
+def test_short_rows_in_a_graph_of_large_capacity(variant: str, case: AttentionCase) -> None:
+    """A graph captured for 131072 tokens and replayed with about 1000 gives what a small buffer gives."""
+    lengths = (1000, 1001, 1024, 1500)
+    longest = dataclasses.replace(case, lengths=(lengths[-1],) * 2, spare=LARGE_CAPACITY - lengths[-1])
+    step = Step(longest)
+    step.inputs["total_sequence_length"] = LARGE_CAPACITY
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step.run(variant)
+        stream.synchronize()
+        with torch.cuda.graph(graph, stream=stream):
+            _core.attention(
+                step.case.attributes(),
+                step.inputs,
+                step.outputs,
+                workspace=step.workspace,
+                stream=stream.cuda_stream,
+                variant=variant,
+            )
+    for length in lengths:
+        step.inputs["seqlens_k"].fill_(length - 1)
+        step.case = dataclasses.replace(longest, lengths=(length,) * 2)
+        small = step.of_rows([0, 1])
+        step.outputs["output"].fill_(torch.nan)
+        torch.cuda.synchronize()
+        graph.replay()
+        small.run(variant)
+        torch.cuda.synchronize()
+        step.assert_rows_equal([0, 1], small)
 
 
 def test_wrong_device_and_workspace() -> None:

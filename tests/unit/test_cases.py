@@ -6,6 +6,7 @@ import pytest
 from cases import (
     ATTENTION_CASES,
     ATTENTION_TYPES,
+    BIASES,
     CACHES,
     CONTEXTS,
     GEMM_CASES,
@@ -15,6 +16,9 @@ from cases import (
     GROUPS,
     HEAD_SIZES,
     NEW_TOKENS,
+    POSITIONS,
+    QUANTIZATIONS,
+    QUANTIZED,
     ROTARY,
     SOFTMAX_MODES,
 )
@@ -26,13 +30,17 @@ AXES = {
     "rotary": ROTARY,
     "cache": (*CACHES, "none"),
     "softmax_mode": SOFTMAX_MODES,
+    "phi_range": (1.0, 8.0),
+    "norm": (False, True),
+    "bias": BIASES,
+    "positions": POSITIONS,
     "packed": (False, True),
     "sink": (False, True),
     "prompt": (False, True),
     "softcap": (0.0, 20.0),
     "window": (-1, 5, 100),
     "scale": (0.0, 0.25),
-    "batch": (1, 2, 3),
+    "batch": (1, 2, 3, 37, 512),
 }
 
 
@@ -44,6 +52,13 @@ def test_attention_axes(types: tuple[str, str]) -> None:
     assert set(CONTEXTS) <= {max(c.lengths) for c in cases}
     assert any(len(set(c.lengths)) == 3 for c in cases), "no ragged batch"
     assert any(c.prompt and min(c.lengths) < c.query_length for c in cases), "no padded prompt"
+    assert max(max(c.lengths) for c in cases) > 32768, "no long context"
+    if types[1] in QUANTIZED:
+        assert set(QUANTIZATIONS) <= {c.quantization for c in cases if c.quantized}
+    for mode in SOFTMAX_MODES:
+        for axis in ("group", "head_size", "query_length"):
+            values = {getattr(c, axis) for c in cases if c.softmax_mode == mode}
+            assert len(values) > len(AXES[axis]) // 2, f"{mode} meets few values of {axis}"
 
 
 @pytest.mark.parametrize("types", GEMM_TYPES, ids="-".join)

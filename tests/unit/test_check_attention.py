@@ -36,6 +36,22 @@ def outputs(**changes: object) -> dict[str, object]:
     return {"output": torch.zeros(B, S, HQ * D), "present_key": present[0], "present_value": present[1]} | changes
 
 
+PER_TENSOR = {"k_quant_type": "PER_TENSOR", "v_quant_type": "PER_TENSOR"}
+PER_CHANNEL = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL"}
+
+
+def quantized(dtype: torch.dtype = torch.int8, **changes: object) -> dict[str, object]:
+    """A cache of 8 bits with one scale."""
+    past = torch.zeros(2, B, HKV, L, D).to(dtype)
+    scale = torch.ones(1)
+    return {"past_key": past[0], "past_value": past[1], "k_scale": scale, "v_scale": scale} | changes
+
+
+def unified(phi: torch.Tensor | None = None, **changes: object) -> tuple[dict, dict]:
+    """(attribute changes, input changes)"""
+    return {"softmax_mode": "unified"} | changes, {"phi": torch.zeros(HQ) if phi is None else phi}
+
+
 def plan(a: dict[str, object], i: dict[str, object]) -> dict[str, object]:
     return _core.plan_attention(a, i, _core.cpu_device())
 
@@ -44,6 +60,32 @@ def test_the_base_call_is_right() -> None:
     assert plan(attributes(), inputs())["variant"]
     _core.attention(attributes(), inputs(), outputs())
     _core.attention(attributes(do_rotary=1), inputs(**rotary()), outputs())
+    _core.attention(attributes(), inputs(attention_bias=torch.zeros(B, HQ, S, TOTAL)), outputs())
+    _core.attention(attributes(), inputs(q_norm=torch.ones(D), k_norm=torch.ones(D)), outputs())
+    attribute_changes, input_changes = unified()
+    _core.attention(attributes(**attribute_changes), inputs(**input_changes), outputs())
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize(
+    ("quantization", "shape"),
+    [(PER_TENSOR, ()), (PER_TENSOR, (1,)), (PER_TENSOR, (1, 1, 1, 1)), (PER_CHANNEL, (1, HKV, 1, D))],
+)
+def test_the_base_call_with_8_bits_is_right(dtype: torch.dtype, quantization: dict, shape: tuple[int, ...]) -> None:
+    call = quantized(dtype, k_scale=torch.ones(shape), v_scale=torch.ones(shape))
+    out = outputs(present_key=call["past_key"], present_value=call["past_value"])
+    _core.attention(attributes(**quantization), inputs(**call), out)
+
+
+def test_position_ids_may_reach_beyond_the_cache() -> None:
+    """cos_cache may then have fewer rows than total_sequence_length, or more."""
+    for rows in (4, 50):
+        positions = torch.full((B, S), rows - 1)
+        _core.attention(attributes(do_rotary=1), inputs(position_ids=positions, **rotary(rows)), outputs())
+
+
+def test_position_ids_without_a_rotary_embedding_are_not_read() -> None:
+    _core.attention(attributes(), inputs(position_ids=torch.full((B, S), -1)), outputs())
 
 
 VALUE_ERRORS = {
@@ -151,7 +193,105 @@ VALUE_ERRORS = {
     "softcap": ({"softcap": float("inf")}, {}, "softcap is inf, expected a finite number"),
     "window_zero": ({"local_window_size": 0}, {}, "local_window_size is 0, expected -1"),
     "window_negative": ({"local_window_size": -7}, {}, "local_window_size is -7, expected -1"),
-    "softmax_mode": ({"softmax_mode": "unified"}, {}, 'softmax_mode is "unified", expected "lazy" or "online"'),
+    "softmax_mode": (
+        {"softmax_mode": "eager"},
+        {},
+        'softmax_mode is "eager", expected "unified", "lazy" or "online"',
+    ),
+    "phi_missing": ({"softmax_mode": "unified"}, {}, 'softmax_mode is "unified" but phi is missing'),
+    "phi_shape": (*unified(torch.zeros(HKV)), r"phi has shape \[2\], expected \[6\]"),
+    "phi_type": (*unified(torch.zeros(HQ).half()), "phi is float16, expected float32"),
+    "phi_lower": (
+        *unified(phi_lower=0.0),
+        "phi_lower is 0.0+ and phi_upper 8.0+, expected finite numbers below and above 0",
+    ),
+    "phi_upper": (*unified(phi_upper=-1.0), "phi_lower is -8.0+ and phi_upper -1.0+, expected finite numbers"),
+    "phi_lower_nan": (*unified(phi_lower=float("nan")), "phi_lower is nan and phi_upper"),
+    "phi_upper_infinite": (*unified(phi_upper=float("inf")), "phi_upper inf, expected finite numbers"),
+    "position_ids_type": (
+        {"do_rotary": 1},
+        rotary() | {"position_ids": torch.zeros(B, S, dtype=torch.int32)},
+        "position_ids is int32, expected int64",
+    ),
+    "position_ids_shape": (
+        {"do_rotary": 1},
+        rotary() | {"position_ids": torch.zeros(B, S + 1, dtype=torch.int64)},
+        r"position_ids has shape \[2, 4\], expected \[2, 3\]",
+    ),
+    "bias_type": (
+        {},
+        {"attention_bias": torch.zeros(1, 1, S, TOTAL).half()},
+        "attention_bias is float16, expected float32",
+    ),
+    **{
+        f"bias_shape_{'_'.join(map(str, shape))}": (
+            {},
+            {"attention_bias": torch.zeros(shape)},
+            rf"attention_bias has shape \[{', '.join(map(str, shape))}\], expected \[2 or 1, 6 or 1, 3, 9\]",
+        )
+        for shape in ((S, TOTAL), (3, 1, S, TOTAL), (B, HKV, S, TOTAL), (B, HQ, 1, TOTAL), (B, HQ, S, L))
+    },
+    "q_norm_alone": ({}, {"q_norm": torch.ones(D)}, "q_norm and k_norm must be given together"),
+    "q_norm_shape": (
+        {},
+        {"q_norm": torch.ones(HQ, D), "k_norm": torch.ones(D)},
+        r"q_norm has shape \[6, 16\], expected \[16\]",
+    ),
+    "k_norm_shape": (
+        {},
+        {"q_norm": torch.ones(D), "k_norm": torch.ones(D + 8)},
+        r"k_norm has shape \[24\], expected \[16\]",
+    ),
+    "k_norm_type": (
+        {},
+        {"q_norm": torch.ones(D), "k_norm": torch.ones(D).half()},
+        "k_norm is float16, expected float32",
+    ),
+    "norm_epsilon": (
+        {"qk_norm_epsilon": -1.0},
+        {"q_norm": torch.ones(D), "k_norm": torch.ones(D)},
+        "qk_norm_epsilon is -1.0+, expected a finite number of at least 0",
+    ),
+    "quant_type": (
+        {"k_quant_type": "PER_TOKEN"},
+        {},
+        'k_quant_type is "PER_TOKEN", expected "NONE", "PER_TENSOR" or "PER_CHANNEL"',
+    ),
+    "quant_type_v": ({"v_quant_type": "int8"}, {}, 'v_quant_type is "int8", expected "NONE"'),
+    "quant_type_of_float": (PER_TENSOR, {}, 'k_quant_type is "PER_TENSOR" but past_key is float32'),
+    "quant_type_left_out": ({}, quantized(), 'k_quant_type is "NONE" but past_key is int8'),
+    "quant_type_of_one": (
+        PER_TENSOR | {"v_quant_type": "NONE"},
+        quantized(torch.float8_e4m3fn),
+        'v_quant_type is "NONE" but past_key is float8e4m3fn',
+    ),
+    "scale_of_float": (
+        {},
+        {"k_scale": torch.ones(1), "v_scale": torch.ones(1)},
+        "k_scale is given but past_key is float32, expected int8 or float8e4m3fn",
+    ),
+    "scale_alone": (PER_TENSOR, quantized(v_scale=None), "k_scale and v_scale must be given together"),
+    "scales_missing": (
+        PER_TENSOR,
+        quantized(k_scale=None, v_scale=None),
+        "k_scale is missing: past_key is int8",
+    ),
+    "k_scale_shape": (
+        PER_TENSOR,
+        quantized(k_scale=torch.ones(2)),
+        r'k_scale has shape \[2\], expected one element, since k_quant_type is "PER_TENSOR"',
+    ),
+    "v_scale_shape": (
+        PER_CHANNEL,
+        quantized(k_scale=torch.ones(1, HKV, 1, D)),
+        r'v_scale has shape \[1\], expected \[1, 2, 1, 16\], since v_quant_type is "PER_CHANNEL"',
+    ),
+    "scale_type": (PER_TENSOR, quantized(k_scale=torch.ones(1).half()), "k_scale is float16, expected float32"),
+    "caches_of_two_types": (
+        PER_TENSOR,
+        quantized(past_value=torch.zeros(B, HKV, L, D).to(torch.float8_e4m3fn)),
+        "past_value is float8e4m3fn, expected int8",
+    ),
 }
 
 
@@ -177,11 +317,6 @@ NOT_SUPPORTED = {
         r"head size 100 \(query \[2, 3, 600\] over 6 heads\) is not a multiple of 8",
     ),
     "head_size_1024": (with_head_size(1024), "head size 1024 .* is not a multiple of 8 up to 256"),
-    "position_ids": ({"position_ids": torch.zeros(B, S, dtype=torch.int64)}, "input position_ids is not supported"),
-    "attention_bias": ({"attention_bias": torch.zeros(1, 1, S, TOTAL)}, "input attention_bias is not supported"),
-    "q_norm": ({"q_norm": torch.zeros(D)}, "input q_norm is not supported"),
-    "k_norm": ({"k_norm": torch.zeros(D)}, "input k_norm is not supported"),
-    "phi": ({"phi": torch.zeros(HQ)}, "input phi is not supported"),
     "bfloat16_on_cpu": (
         {k: v.bfloat16() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in inputs().items()},
         "no kernel for .*bfloat16.* on cpu",
@@ -208,6 +343,15 @@ def test_not_supported(input_changes: dict, message: str) -> None:
 def test_lengths(seqlens: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         _core.attention(attributes(), inputs(seqlens_k=torch.tensor(seqlens, dtype=torch.int32)), outputs())
+
+
+@pytest.mark.parametrize(("at", "value"), [((0, 0), -1), ((1, 2), 9), ((1, 0), 2**40), ((0, 1), -(2**40))])
+def test_positions(at: tuple[int, int], value: int) -> None:
+    positions = torch.zeros(B, S, dtype=torch.int64)
+    positions[at] = value
+    message = rf"FdppAttention: position_ids\[{at[0]}, {at[1]}\] is {value}, expected 0 to 8, a row of cos_cache"
+    with pytest.raises(ValueError, match=message):
+        _core.attention(attributes(do_rotary=1), inputs(position_ids=positions, **rotary()), outputs())
 
 
 def test_lengths_of_a_prompt() -> None:

@@ -195,11 +195,63 @@ def test_records() -> None:
         {"N": 64, "K": 32, "weight_format": "f32"}, {"A": torch.ones(3, 32), "B": torch.ones(64, 32)}, {"Y": y}
     )
     (record,) = _core.last_plans()
-    assert record == plan | {"op": GEMM, "node": "", "problem": "M=3 N=64 K=32 float32 weights float32"}
+    problem = "M=3 N=64 K=32 float32 weights float32"
+    assert record == plan | {"op": GEMM, "node": "", "problem": problem, "out_of_range_rows": 0}
     _core.plan_attention(*attention_call(), cpu())
     assert {r["op"] for r in _core.last_plans()} == {ATTENTION, GEMM}
     _core.clear_plans()
     assert _core.last_plans() == []
+
+
+def eight_bit_call(cache_dtype: torch.dtype) -> tuple[dict[str, object], dict[str, object]]:
+    attributes, inputs = attention_call()
+    past = torch.zeros(1, 2, 4, 64).to(cache_dtype)
+    inputs |= {"past_key": past, "past_value": past, "k_scale": torch.ones(1), "v_scale": torch.ones(1, 2, 1, 64)}
+    return attributes | {"k_quant_type": "PER_TENSOR", "v_quant_type": "PER_CHANNEL"}, inputs
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(torch.int8, "int8"), (torch.float8_e4m3fn, "float8e4m3fn")])
+def test_tensors_of_8_bits(dtype: torch.dtype, name: str) -> None:
+    _core.clear_plans()
+    _core.plan_attention(*eight_bit_call(dtype), cpu())
+    assert f"float32 cache {name}" in _core.last_plans()[0]["problem"]
+
+
+def test_other_float8_types_are_named() -> None:
+    with pytest.raises(ValueError, match="past_key has DLPack type code .* expected float32, .* float8e4m3fn, int32"):
+        _core.plan_attention(*eight_bit_call(torch.float8_e5m2), cpu())
+
+
+def test_counter() -> None:
+    attributes, inputs = attention_call()
+    attributes |= {"softmax_mode": "unified", "phi_lower": -1e-3, "phi_upper": 1e-3}
+    inputs["query"] = torch.full_like(inputs["query"], 0.1)  # scores of 64 · 0.01 / 8 = 0.08
+    outputs = {"output": torch.empty(1, 1, 2 * 64)}
+    outputs |= {name: torch.empty(1, 2, 1, 64) for name in ("present_key", "present_value")}
+    counter = _core.DeviceCounter("cpu")
+    for phi, count in ((0.08, 0), (0.0, 2), (0.08, 2), (0.0, 4)):
+        inputs["phi"] = torch.full((2,), phi)
+        _core.attention(attributes, inputs, outputs, counter=counter)
+        assert counter.read() == count
+    _core.attention(attributes, inputs, outputs)
+    assert counter.read() == 4
+
+
+def test_counters_elsewhere() -> None:
+    with pytest.raises(ValueError, match='"tpu", expected one of cpu, cuda, hip'):
+        _core.DeviceCounter("tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises((RuntimeError, NotImplementedError), match="GPU|cuda"):
+            _core.DeviceCounter("cuda")
+
+
+@pytest.mark.gpu
+def test_a_counter_of_another_backend_is_refused() -> None:
+    attributes, inputs = attention_call()
+    outputs = {name: torch.empty(1, 2, 1, 64) for name in ("present_key", "present_value")}
+    outputs["output"] = torch.empty(1, 1, 2 * 64)
+    with pytest.raises(ValueError, match="counter lies on cuda, the tensors on cpu"):
+        _core.attention(attributes, inputs, outputs, counter=_core.DeviceCounter("cuda"))
 
 
 def test_variants_have_unique_names_and_summaries() -> None:

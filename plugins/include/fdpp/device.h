@@ -63,6 +63,9 @@ struct ExecutionContext {
   void* stream = nullptr;             // GPU kernels: cudaStream_t or hipStream_t
   // GPU kernels: device address of a DeviceFault's word, or null. Kernels report what only the device can see there.
   int32_t* fault = nullptr;
+  // A DeviceCounter's word in the backend's memory, or null: attention adds the query rows (tokens times query heads)
+  // whose scores left the interval of the unified softmax.
+  uint64_t* out_of_range_rows = nullptr;
 };
 
 // A word that GPU kernels can set and the host can read without synchronising: how a kernel that finds bad values in
@@ -84,6 +87,25 @@ class FDPP_API DeviceFault {
  private:
   int32_t* host_ = nullptr;
   int32_t* device_ = nullptr;
+};
+
+// A number that kernels add to and the host reads now and then.
+class FDPP_API DeviceCounter {
+ public:
+  DeviceCounter() = default;
+  ~DeviceCounter();
+  DeviceCounter(const DeviceCounter&) = delete;
+  DeviceCounter& operator=(const DeviceCounter&) = delete;
+
+  // Allocates the word, 0, in host memory or on the current GPU.
+  Status create(Backend backend);
+  uint64_t* word() const { return word_; }
+  // What was counted so far; waits for the GPU. 0 before create().
+  Status read(uint64_t* count) const;
+
+ private:
+  Backend backend_ = Backend::cpu;
+  uint64_t* word_ = nullptr;
 };
 
 }  // namespace fdpp

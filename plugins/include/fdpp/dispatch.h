@@ -35,6 +35,7 @@ struct PlanRecord {
   std::string problem;  // describe(problem)
   int num_splits = 1;
   size_t workspace_bytes = 0;
+  uint64_t out_of_range_rows = 0;  // unified softmax: query rows of all calls that left the interval around phi
 };
 
 // Where one node's calls are recorded: cheap enough for every call, safe from several threads. Adapters hold one for each
@@ -44,6 +45,9 @@ class FDPP_API PlanSlot {
   static PlanSlot& of(const std::string& op, const std::string& node);  // lives as long as the library
   void record(const AttentionProblem& problem, const AttentionPlan& plan);
   void record(const GemmProblem& problem, const GemmPlan& plan);
+  // The node's counter for ExecutionContext::out_of_range_rows on `device` (the current one, if a GPU), made by the first
+  // call. Sessions may have nodes of one name on several devices: each device gets a word of its own.
+  Status counter(const DeviceInfo& device, uint64_t** word);
 
   struct State;
   explicit PlanSlot(State* state) : state_(state) {}

@@ -10,7 +10,7 @@ namespace fdpp {
 inline constexpr const char* kOpDomain = "fdpp";
 inline constexpr int kOpVersion = 1;
 
-// FdppAttention takes its inputs in the order of com.microsoft::GroupQueryAttention.
+// FdppAttention takes its inputs in the order of com.microsoft::GroupQueryAttention; phi is our own.
 enum AttentionInput : int {
   kAttnQuery,
   kAttnKey,
@@ -24,6 +24,8 @@ enum AttentionInput : int {
   kAttnPositionIds,
   kAttnAttentionBias,
   kAttnHeadSink,
+  kAttnKScale,
+  kAttnVScale,
   kAttnQNorm,
   kAttnKNorm,
   kAttnPhi,

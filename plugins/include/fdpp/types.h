@@ -10,7 +10,7 @@
 
 namespace fdpp {
 
-enum class DType : uint8_t { f32, f16, bf16, i32, i64, u8, i8, undefined };
+enum class DType : uint8_t { f32, f16, bf16, f8e4m3, i32, i64, u8, i8, undefined };
 
 // Bytes of one element; 0 for undefined.
 FDPP_API size_t dtype_size(DType dtype);

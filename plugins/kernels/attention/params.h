@@ -33,7 +33,16 @@ struct AttentionParams {
   const int32_t* seqlens_k = nullptr;   // [B], total length - 1; device memory on a GPU
   const void* cos_cache = nullptr;      // dtype [positions, rotary_dim / 2]; null without rotary
   const void* sin_cache = nullptr;
+  const int64_t* position_ids = nullptr;  // [B, S], null: a token's place in the cache is its position
+  const void* attention_bias = nullptr; // dtype; element (b, h, s, key) at b * bias_batch_stride + h * bias_head_stride
+  int64_t bias_batch_stride = 0;        //   + s * total_length + key; a stride of 0 where the dimension is 1
+  int64_t bias_head_stride = 0;
   const void* head_sink = nullptr;      // dtype [Hq] or null: a logit per head that takes part in the softmax alone
+  const float* key_scale = nullptr;     // null without quantization; [1], or [Hkv, D] per channel
+  const float* value_scale = nullptr;
+  const void* q_norm = nullptr;         // dtype [D] or null
+  const void* k_norm = nullptr;
+  const float* phi = nullptr;           // [Hq], unified alone
 };
 
 }  // namespace fdpp

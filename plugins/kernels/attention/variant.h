@@ -15,7 +15,7 @@ struct AttentionVariant {
   const char* summary;
   // Whether the variant computes `problem` on `device`; where not, `why` (never null) says what stands against it.
   bool (*supports)(const AttentionProblem& problem, const DeviceInfo& device, std::string* why);
-  // Pieces of the context to work on side by side.
+  // Pieces of the context to work on side by side, or how many blocks are to share the work where lengths say which.
   int (*num_splits)(const AttentionProblem& problem, const DeviceInfo& device);
   // An upper bound that holds for every content of seqlens_k.
   size_t (*workspace_bytes)(const AttentionProblem& problem, int num_splits);

@@ -1,8 +1,10 @@
 // The one file that includes the GPU vendor's headers; a HIP build maps the same names here.
 #pragma once
 
+#include <cuda.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_fp8.h>
 #include <cuda_runtime.h>
 
 #include <string>

@@ -5,6 +5,7 @@
 #include "fdpp/device.h"
 #include "kernels/common/fault_code.h"
 #include "kernels/common/gpu.h"
+#include "kernels/common/gpu_counter.h"
 
 namespace fdpp {
 
@@ -77,6 +78,23 @@ Status DeviceFault::take(const char* op) {
   if (code == kNoFault) return {};
   *static_cast<volatile int32_t*>(host_) = kNoFault;
   return invalid_argument(std::string(op) + ": an earlier call on the GPU " + fault_meaning(code));
+}
+
+Status allocate_gpu_counter(uint64_t** word) {
+  FDPP_GPU(cudaMalloc(reinterpret_cast<void**>(word), sizeof(uint64_t)));
+  FDPP_GPU(cudaMemset(*word, 0, sizeof(uint64_t)));
+  return {};
+}
+
+Status read_gpu_counter(const uint64_t* word, uint64_t* count) {
+  // The kernels that add to it run on streams of their own, which the copy does not wait for.
+  FDPP_GPU(cudaDeviceSynchronize());
+  FDPP_GPU(cudaMemcpy(count, word, sizeof(uint64_t), cudaMemcpyDeviceToHost));
+  return {};
+}
+
+void free_gpu_counter(uint64_t* word) {
+  if (word != nullptr) (void)cudaFree(word);
 }
 
 }  // namespace fdpp

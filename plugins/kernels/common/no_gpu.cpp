@@ -1,5 +1,6 @@
 // The GPU side of device.h in a build without GPU kernels.
 #include "fdpp/device.h"
+#include "kernels/common/gpu_counter.h"
 
 namespace fdpp {
 namespace {
@@ -15,5 +16,9 @@ const char* gpu_architectures() { return ""; }
 DeviceFault::~DeviceFault() = default;
 Status DeviceFault::create() { return no_gpu(); }
 Status DeviceFault::take(const char*) { return {}; }
+
+Status allocate_gpu_counter(uint64_t**) { return no_gpu(); }
+Status read_gpu_counter(const uint64_t*, uint64_t*) { return no_gpu(); }
+void free_gpu_counter(uint64_t*) {}
 
 }  // namespace fdpp

@@ -12,11 +12,13 @@ namespace fdpp {
 // up for it: tiles bypass L1. Threads that race ask twice, which does no harm.
 class SharedMemoryGrant {
  public:
-  Status ensure(const void* kernel, int bytes) {
+  // `bytes` 0: as much as a block can have.
+  Status ensure(const void* kernel, int bytes = 0) {
     int device = 0;
     FDPP_GPU(cudaGetDevice(&device));
     const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;
     if (granted_.load(std::memory_order_relaxed) & bit) return {};
+    if (bytes == 0) FDPP_GPU(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
     FDPP_GPU(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
     FDPP_GPU(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
                                   cudaSharedmemCarveoutMaxShared));

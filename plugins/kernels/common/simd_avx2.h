@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include "kernels/common/eight_bit.h"
 #include "kernels/common/float16.h"
 
 namespace fdpp {
@@ -22,6 +23,16 @@ inline Vec load(const Bfloat* p) {
   const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 }
+inline Vec load(const Int8* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+// At a Half's place the bits are worth 2^-8 of what they were; NaN becomes all ones, which is a Half's.
+inline Vec load(const Float8* p) {
+  const __m128i wide = _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  const __m128i half = _mm_and_si128(_mm_slli_epi16(wide, 7), _mm_set1_epi16(static_cast<int16_t>(0xbf80)));
+  const __m128i nan = _mm_cmpeq_epi16(_mm_and_si128(half, _mm_set1_epi16(0x3f80)), _mm_set1_epi16(0x3f80));
+  return _mm256_mul_ps(_mm256_cvtph_ps(_mm_or_si128(half, nan)), set(256));
+}
 
 inline __m256i first_lanes(int n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
@@ -37,6 +48,17 @@ inline Vec load_first(const T* p, int n) {
 inline void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
 inline void store(Half* p, Vec v) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+inline void store(Int8* p, Vec v) {
+  const Vec clamped = _mm256_min_ps(_mm256_max_ps(v, set(-128)), set(127));
+  const __m256i wide = _mm256_cvtps_epi32(clamped);
+  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
+}
+inline void store(Float8* p, Vec v) {
+  float lanes[kWidth];
+  store(lanes, v);
+  for (int i = 0; i < kWidth; ++i) from_float(lanes[i], p + i);
 }
 template <typename T>
 inline void store_first(T* p, Vec v, int n) {

@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include "kernels/common/eight_bit.h"
 #include "kernels/common/float16.h"
 
 namespace fdpp {
@@ -26,16 +27,47 @@ inline Vec widen(__m256i bfloats) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bfloats), 16));
 }
 inline Vec load(const Bfloat* p) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+inline Vec load(const Int8* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+// At a Half's place the bits are worth 2^-8 of what they were; NaN becomes all ones, which is a Half's.
+inline Vec load(const Float8* p) {
+  const __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  const __m256i half = _mm256_and_si256(_mm256_slli_epi16(wide, 7), _mm256_set1_epi16(static_cast<int16_t>(0xbf80)));
+  const __m256i nan = _mm256_cmpeq_epi16(_mm256_and_si256(half, _mm256_set1_epi16(0x3f80)), _mm256_set1_epi16(0x3f80));
+  return _mm512_mul_ps(_mm512_cvtph_ps(_mm256_or_si256(half, nan)), set(256));
+}
 
 inline Vec load_first(const float* p, int n) { return _mm512_maskz_loadu_ps(first_lanes(n), p); }
 inline Vec load_first(const Half* p, int n) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(n), p)); }
 inline Vec load_first(const Bfloat* p, int n) { return widen(_mm256_maskz_loadu_epi16(first_lanes(n), p)); }
+template <typename T>
+inline Vec load_first(const T* p, int n) {
+  T lanes[kWidth] = {};
+  for (int i = 0; i < n; ++i) lanes[i] = p[i];
+  return load(lanes);
+}
 
 inline __m256i narrow(Vec v) { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
 inline void store(Half* p, Vec v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(v)); }
+inline void store(Int8* p, Vec v) {
+  const Vec clamped = _mm512_min_ps(_mm512_max_ps(v, set(-128)), set(127));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(clamped)));
+}
+inline void store(Float8* p, Vec v) {
+  float lanes[kWidth];
+  store(lanes, v);
+  for (int i = 0; i < kWidth; ++i) from_float(lanes[i], p + i);
+}
 inline void store_first(float* p, Vec v, int n) { _mm512_mask_storeu_ps(p, first_lanes(n), v); }
 inline void store_first(Half* p, Vec v, int n) { _mm256_mask_storeu_epi16(p, first_lanes(n), narrow(v)); }
+template <typename T>
+inline void store_first(T* p, Vec v, int n) {
+  T lanes[kWidth];
+  store(lanes, v);
+  for (int i = 0; i < n; ++i) p[i] = lanes[i];
+}
 
 inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
 inline Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }

@@ -2,6 +2,7 @@
 // meaning of the functions that the other simd_*.h share. A kernel file includes exactly one of them.
 #pragma once
 
+#include "kernels/common/eight_bit.h"
 #include "kernels/common/float16.h"
 
 namespace fdpp {
@@ -29,7 +30,7 @@ inline Vec iota() {
   return each([](int i) { return static_cast<float>(i); });
 }
 
-// No alignment is needed. T: float, Half or Bfloat.
+// No alignment is needed. T: float, Half, Bfloat, Int8 or Float8.
 template <typename T>
 inline Vec load(const T* p) {
   return each([=](int i) { return to_float(p[i]); });

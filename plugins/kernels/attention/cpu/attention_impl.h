@@ -29,6 +29,8 @@ constexpr float kInfinity = __builtin_inff();
 
 // How far scores may exceed the running maximum before the lazy softmax moves it: 8 in log2 units.
 constexpr float kLazyThreshold = 8 / kLog2E;
+// How far from phi scores may be at most: the further away, the fewer digits their distance has.
+constexpr float kFurthestFromPhi = 20;
 
 inline int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t greater(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -39,11 +41,12 @@ struct Scratch {
   alignas(64) float query[kRows * kMaxHeadSize];   // many rows: [D][kRows]; few rows: [row][D up to whole Vecs]
   alignas(64) float scores[kKeys * kRows];
   alignas(64) float output[kRows * kMaxHeadSize];  // [row][D up to whole Vecs]: sum of weight * value
-  alignas(64) float widened[kKeys * kMaxHeadSize]; // a tile of a 16-bit cache
-  alignas(64) float max[kRows];                    // what scores are measured against
+  alignas(64) float widened[kKeys * kMaxHeadSize]; // a tile of a narrow cache, or of the attention bias
+  alignas(64) float reference[kRows];              // what scores are measured against; -inf: no key was seen yet
   alignas(64) float sum[kRows];                    // of weights
   alignas(64) float rescale[kRows];                // what the coming tile of keys makes of the output so far
   alignas(64) float first[kRows], last[kRows];     // keys that a row sees, counted from the tile's first
+  alignas(64) float phi[kRows];                    // unified alone
   int32_t position[kRows];
 };
 
@@ -198,14 +201,28 @@ inline void value_rows(const float* weights, int64_t row_stride, int64_t key_str
                                static_cast<int>(head_size - d), rescale, output + d, output_stride);
 }
 
-// What scores are reduced by: the maximum, or 0 where no key was seen yet, since -inf - -inf is no number.
-inline Vec reference_of(Vec max) { return select_greater(max, set(-kInfinity), max, set(0)); }
+// What scores are reduced by: the reference, or 0 where no key was seen yet, since -inf - -inf is no number.
+inline Vec subtrahend(Vec reference) { return select_greater(reference, set(-kInfinity), reference, set(0)); }
+
+inline float exp_of(float x) {
+  float y;
+  store_first(&y, exp(set(x)), 1);
+  return y;
+}
+
+// What turns the stored numbers of a head back into values, by column.
+struct ChannelScales {
+  const float* first;
+  int64_t step;
+  float operator[](int64_t d) const { return first[d * step]; }
+};
 
 template <typename T, typename C>
 class Attention {
  public:
-  Attention(const AttentionParams& params, int splits, float* partials)
-      : params_(params), p_(params.problem), splits_(splits), partials_(partials), group_(p_.q_heads / p_.kv_heads),
+  Attention(const AttentionParams& params, int splits, float* partials, uint64_t* out_of_range_rows)
+      : params_(params), p_(params.problem), splits_(splits), partials_(partials),
+        out_of_range_rows_(out_of_range_rows), group_(p_.q_heads / p_.kv_heads),
         padded_(ceil_div(p_.head_size, kWidth) * kWidth), tiles_(ceil_div(p_.query_length * group_, kRows)) {}
 
   void run(const HostRuntime* host) const {
@@ -228,6 +245,13 @@ class Attention {
   // Position of the first new token.
   int64_t base(int64_t batch) const { return p_.prompt ? 0 : length(batch) - p_.query_length; }
 
+  ChannelScales key_scales(int64_t head) const { return scales(params_.key_scale, p_.key_quantization, head); }
+  ChannelScales value_scales(int64_t head) const { return scales(params_.value_scale, p_.value_quantization, head); }
+  ChannelScales scales(const float* values, CacheQuantization quantization, int64_t head) const {
+    if (quantization == CacheQuantization::per_tensor) return {values, 0};
+    return {values + head * p_.head_size, 1};
+  }
+
   // ---- append
 
   bool in_place() const {
@@ -245,14 +269,15 @@ class Attention {
     const int64_t begin = start + index % tiles * kAppendRows;
     const int64_t end = lesser(begin + kAppendRows, start + written_rows());
     for (int64_t position = begin; position < end; ++position) {
-      append_row(params_.new_key, params_.past_key, params_.present_key, batch, head, position, p_.rotary_dim > 0);
-      append_row(params_.new_value, params_.past_value, params_.present_value, batch, head, position, false);
+      append_row<true>(params_.new_key, params_.past_key, params_.present_key, batch, head, position);
+      append_row<false>(params_.new_value, params_.past_value, params_.present_value, batch, head, position);
     }
   }
 
   // Row `position` of a present cache: a new token, else the past's, else zeros.
+  template <bool kIsKey>
   void append_row(const TokenView& tokens, const CacheView& past, const CacheView& present, int64_t batch, int64_t head,
-                  int64_t position, bool rotary) const {
+                  int64_t position) const {
     C* to = static_cast<C*>(present.data) + batch * present.batch_stride + head * present.head_stride +
             position * present.token_stride;
     const int64_t token = position - base(batch);
@@ -262,7 +287,11 @@ class Attention {
       convert(static_cast<const T*>(tokens.data) + batch * tokens.batch_stride + token * tokens.token_stride +
                   head * tokens.head_stride,
               row, p_.head_size);
-      if (rotary) rotate(row, position);
+      if (kIsKey) norm_and_rotate(row, params_.k_norm, batch, token, position);
+      if constexpr (kQuantized) {
+        const ChannelScales scales = kIsKey ? key_scales(head) : value_scales(head);
+        for (int64_t d = 0; d < p_.head_size; ++d) row[d] /= scales[d];
+      }
       convert(row, to, p_.head_size);
     } else if (past.data == present.data) {
       return;
@@ -274,6 +303,24 @@ class Attention {
     } else {
       std::memset(to, 0, bytes);
     }
+  }
+
+  // What a query or key head of a token at `position` goes through before it is used or stored.
+  void norm_and_rotate(float* x, const void* norm, int64_t batch, int64_t token, int64_t position) const {
+    if (norm != nullptr) normalise(x, static_cast<const T*>(norm));
+    if (p_.rotary_dim == 0) return;
+    rotate(x, p_.has_position_ids ? params_.position_ids[batch * p_.query_length + token] : position);
+  }
+
+  // Sums in a fixed order, so that stored keys are the same on every processor.
+  void normalise(float* x, const T* weights) const {
+    float squares[8] = {};
+    for (int64_t d = 0; d < p_.head_size; d += 8)
+      for (int64_t i = 0; i < 8; ++i) squares[i] += x[d + i] * x[d + i];
+    const float sum = ((squares[0] + squares[1]) + (squares[2] + squares[3])) +
+                      ((squares[4] + squares[5]) + (squares[6] + squares[7]));
+    const float factor = 1 / __builtin_sqrtf(sum / static_cast<float>(p_.head_size) + p_.norm_epsilon);
+    for (int64_t d = 0; d < p_.head_size; ++d) x[d] = x[d] * factor * to_float(weights[d]);
   }
 
   void rotate(float* x, int64_t position) const {
@@ -327,7 +374,7 @@ class Attention {
     const int vectors = few ? 0 : static_cast<int>(ceil_div(tile.valid, kWidth));
     const int held = few ? tile.valid : vectors * kWidth;
     for (int r = tile.valid; r < held; ++r) s.position[r] = static_cast<int32_t>(highest);
-    start(tile, split == 0, few, held, &s);
+    start(tile, few, held, &s);
 
     const C* keys = cache_of(params_.present_key, tile);
     const C* values = cache_of(params_.present_value, tile);
@@ -338,10 +385,14 @@ class Attention {
       const bool edge = k + nk - 1 > lowest || (p_.window > 0 && k <= highest - p_.window) || nk % kWidth != 0;
       if (edge) set_limits(k, nk, held, &s);
       if (few) {
-        few_rows(tile.valid, keys + k * key_stride, key_stride, values + k * value_stride, value_stride, nk, edge, &s);
+        const float* bias = bias_rows(tile, k, nk, s.widened);
+        few_rows(tile.valid, keys + k * key_stride, key_stride, values + k * value_stride, value_stride, nk, edge, bias,
+                 &s);
       } else {
         const float* k_tile = widen(keys + k * key_stride, key_stride, nk, s.widened);
-        many_row_scores(vectors, k_tile, widened_stride(key_stride), nk, edge, &s);
+        many_row_scores(vectors, k_tile, widened_stride(key_stride), nk, &s);
+        const float* bias = bias_columns(tile, k, nk, held, s.widened);
+        many_row_weights(vectors, nk, edge, bias, &s);
         const float* v_tile = widen(values + k * value_stride, value_stride, nk, s.widened);
         add_values(tile.valid, 1, kRows, v_tile, widened_stride(value_stride), nk, &s);
       }
@@ -356,14 +407,18 @@ class Attention {
     return static_cast<const C*>(cache.data) + tile.batch * cache.batch_stride + tile.kv_head * cache.head_stride;
   }
 
-  // Loads and rotates the query; sets maxima, sums and output to those of no key, or of the sink alone.
-  void start(const RowTile& tile, bool with_sink, bool few, int held, Scratch* s) const {
+  // Makes the query ready; sets references, sums and output to those of no key.
+  void start(const RowTile& tile, bool few, int held, Scratch* s) const {
     for (int r = 0; r < tile.valid; ++r) {
       alignas(64) float row[kMaxHeadSize];
       const T* from = static_cast<const T*>(params_.query.data) + tile.batch * params_.query.batch_stride +
                       token_of(tile, r) * params_.query.token_stride + head_of(tile, r) * params_.query.head_stride;
       convert(from, row, p_.head_size);
-      if (p_.rotary_dim > 0) rotate(row, s->position[r]);
+      norm_and_rotate(row, params_.q_norm, tile.batch, token_of(tile, r), s->position[r]);
+      if constexpr (kQuantized) {
+        const ChannelScales scales = key_scales(tile.kv_head);
+        for (int64_t d = 0; d < p_.head_size; ++d) row[d] *= scales[d];
+      }
       if (few) {
         for (int64_t d = 0; d < padded_; ++d) s->query[r * padded_ + d] = d < p_.head_size ? row[d] : 0;
       } else {
@@ -374,11 +429,10 @@ class Attention {
       for (int r = tile.valid; r < held; ++r)
         for (int64_t d = 0; d < p_.head_size; ++d) s->query[d * kRows + r] = 0;
     }
-    const T* sink = static_cast<const T*>(params_.head_sink);
     for (int r = 0; r < held; ++r) {
-      const bool sinks = with_sink && sink != nullptr && r < tile.valid;
-      s->max[r] = sinks ? to_float(sink[head_of(tile, r)]) : -kInfinity;
-      s->sum[r] = sinks ? 1.0f : 0.0f;
+      s->reference[r] = -kInfinity;
+      s->sum[r] = 0;
+      s->phi[r] = r < tile.valid ? phi_of(tile, r) : 0;
     }
     std::memset(s->output, 0, sizeof(float) * static_cast<size_t>(tile.valid * padded_));
   }
@@ -390,52 +444,99 @@ class Attention {
     }
   }
 
+  // What the unified softmax measures the row's scores against first; no number but a finite one serves.
+  float phi_of(const RowTile& tile, int row) const {
+    if (p_.softmax_mode != SoftmaxMode::unified) return 0;
+    const float phi = params_.phi[head_of(tile, row)];
+    return phi - phi == 0 ? phi : kInfinity;
+  }
+
   const float* widen(const float* from, int64_t, int, float*) const { return from; }
-  const float* widen(const Half* from, int64_t stride, int rows, float* to) const {
+  template <typename Narrow>
+  const float* widen(const Narrow* from, int64_t stride, int rows, float* to) const {
     for (int i = 0; i < rows; ++i) convert(from + i * stride, to + i * p_.head_size, p_.head_size);
     return to;
   }
   int64_t widened_stride(int64_t stride) const { return sizeof(C) == sizeof(float) ? stride : p_.head_size; }
 
-  // A scaled score as the softmax takes it: capped, and -inf where `key` lies outside [first, last].
-  Vec finish_score(Vec score, bool edge, Vec key, Vec first, Vec last) const {
+  // The attention bias of `nk` keys, ordered as the scores of few or of many rows are; null where there is none.
+  const float* bias_rows(const RowTile& tile, int64_t key, int nk, float* to) const {
+    if (params_.attention_bias == nullptr) return nullptr;
+    for (int r = 0; r < tile.valid; ++r) {
+      convert(bias_row(tile, r) + key, to + r * kKeys, nk);
+      for (int k = nk; k < kKeys; ++k) to[r * kKeys + k] = 0;
+    }
+    return to;
+  }
+  const float* bias_columns(const RowTile& tile, int64_t key, int nk, int held, float* to) const {
+    if (params_.attention_bias == nullptr) return nullptr;
+    for (int r = 0; r < held; ++r) {
+      float row[kKeys] = {};
+      if (r < tile.valid) convert(bias_row(tile, r) + key, row, nk);
+      for (int k = 0; k < nk; ++k) to[k * kRows + r] = row[k];
+    }
+    return to;
+  }
+  const T* bias_row(const RowTile& tile, int row) const {
+    return static_cast<const T*>(params_.attention_bias) + tile.batch * params_.bias_batch_stride +
+           head_of(tile, row) * params_.bias_head_stride + token_of(tile, row) * p_.total_length;
+  }
+
+  // A scaled score as the softmax takes it: capped, biased, and -inf where `key` lies outside [first, last].
+  Vec finish_score(Vec score, const float* bias, bool edge, Vec key, Vec first, Vec last) const {
     if (p_.softcap > 0) score = mul(set(p_.softcap), tanh(div(score, set(p_.softcap))));
+    if (bias != nullptr) score = add(score, load(bias));
     if (!edge) return score;
     score = select_greater(key, last, set(-kInfinity), score);
     return select_greater(first, key, set(-kInfinity), score);
   }
 
-  // The maximum to measure against once scores up to `highest` came.
-  Vec next_max(Vec max, Vec highest) const {
-    const Vec limit = p_.softmax_mode == SoftmaxMode::lazy ? add(max, set(kLazyThreshold)) : max;
-    return select_greater(highest, limit, highest, max);
+  // What to measure against once scores up to `highest` came.
+  Vec next_reference(Vec before, Vec highest, Vec phi) const {
+    Vec limit = before;
+    if (p_.softmax_mode != SoftmaxMode::online) limit = add(before, set(kLazyThreshold));
+    if (p_.softmax_mode == SoftmaxMode::unified) return next_unified_reference(before, highest, phi, limit);
+    return select_greater(highest, limit, highest, before);
+  }
+  Vec next_unified_reference(Vec before, Vec highest, Vec phi, Vec lazy_limit) const {
+    const Vec lower = add(phi, set(p_.phi_lower > -kFurthestFromPhi ? p_.phi_lower : -kFurthestFromPhi));
+    const Vec upper = add(phi, set(p_.phi_upper < kFurthestFromPhi ? p_.phi_upper : kFurthestFromPhi));
+    const Vec within = select_greater(highest, lower, select_greater(upper, highest, phi, highest), highest);
+    const Vec below_or_at_phi = select_greater(phi, before, lazy_limit, upper);
+    const Vec limit = select_greater(before, phi, lazy_limit, below_or_at_phi);
+    const Vec moved = select_greater(highest, limit, highest, before);
+    return select_greater(before, set(-kInfinity), moved, within);
   }
 
-  void many_row_scores(int vectors, const float* keys, int64_t key_stride, int nk, bool edge, Scratch* s) const {
+  void many_row_scores(int vectors, const float* keys, int64_t key_stride, int nk, Scratch* s) const {
     int v = 0;
     for (; v + kVectorBlock <= vectors; v += kVectorBlock)
       score_rows<kVectorBlock>(s->query + v * kWidth, keys, key_stride, nk, p_.head_size, p_.scale,
                                s->scores + v * kWidth);
     for (; v < vectors; ++v)
       score_rows<1>(s->query + v * kWidth, keys, key_stride, nk, p_.head_size, p_.scale, s->scores + v * kWidth);
+  }
 
-    for (v = 0; v < vectors; ++v) {
+  // Scores become weights.
+  void many_row_weights(int vectors, int nk, bool edge, const float* bias, Scratch* s) const {
+    for (int v = 0; v < vectors; ++v) {
       float* scores = s->scores + v * kWidth;
       const int r = v * kWidth;
       Vec highest = set(-kInfinity);
-      if (edge || p_.softcap > 0) {
+      if (edge || p_.softcap > 0 || bias != nullptr) {
         const Vec first = load(s->first + r), last = load(s->last + r);
         for (int k = 0; k < nk; ++k) {
-          const Vec x = finish_score(load(scores + k * kRows), edge, set(static_cast<float>(k)), first, last);
+          const float* b = bias == nullptr ? nullptr : bias + k * kRows + r;
+          const Vec x = finish_score(load(scores + k * kRows), b, edge, set(static_cast<float>(k)), first, last);
           store(scores + k * kRows, x);
           highest = max(x, highest);
         }
       } else {
         for (int k = 0; k < nk; ++k) highest = max(load(scores + k * kRows), highest);
       }
-      const Vec before = load(s->max + r);
-      const Vec now = next_max(before, highest);
-      const Vec reference = reference_of(now);
+      const Vec before = load(s->reference + r);
+      const Vec now = next_reference(before, highest, load(s->phi + r));
+      const Vec reference = subtrahend(now);
       const Vec factor = exp(sub(before, reference));
       Vec sum = set(0);
       for (int k = 0; k < nk; ++k) {
@@ -443,14 +544,14 @@ class Attention {
         store(scores + k * kRows, weight);
         sum = add(sum, weight);
       }
-      store(s->max + r, now);
+      store(s->reference + r, now);
       store(s->rescale + r, factor);
       store(s->sum + r, fma(load(s->sum + r), factor, sum));
     }
   }
 
   void few_rows(int rows, const C* keys, int64_t key_stride, const C* values, int64_t value_stride, int nk, bool edge,
-                Scratch* s) const {
+                const float* bias, Scratch* s) const {
     int r = 0;
     const auto dots = [&](auto block, int count) {
       for (; r + count <= rows; r += count)
@@ -466,14 +567,15 @@ class Attention {
       Vec highest = set(-kInfinity);
       const Vec first = set(edge ? s->first[r] : 0), last = set(edge ? s->last[r] : 0);
       for (int k = 0; k < nk; k += kWidth) {
-        const Vec x = finish_score(mul(load(scores + k), set(p_.scale)), edge, add(iota(), set(static_cast<float>(k))),
-                                   first, last);
+        const float* b = bias == nullptr ? nullptr : bias + r * kKeys + k;
+        const Vec x = finish_score(mul(load(scores + k), set(p_.scale)), b, edge,
+                                   add(iota(), set(static_cast<float>(k))), first, last);
         store(scores + k, x);
         highest = max(x, highest);
       }
-      const Vec before = set(s->max[r]);
-      const Vec now = next_max(before, set(max_of(highest)));
-      const Vec reference = reference_of(now);
+      const Vec before = set(s->reference[r]);
+      const Vec now = next_reference(before, set(max_of(highest)), set(s->phi[r]));
+      const Vec reference = subtrahend(now);
       const Vec factor = exp(sub(before, reference));
       Vec sum = set(0);
       for (int k = 0; k < nk; k += kWidth) {
@@ -481,7 +583,7 @@ class Attention {
         store(scores + k, weight);
         sum = add(sum, weight);
       }
-      store_first(s->max + r, now, 1);
+      store_first(s->reference + r, now, 1);
       store_first(s->rescale + r, factor, 1);
       s->sum[r] = s->sum[r] * s->rescale[r] + sum_of(sum);
     }
@@ -516,15 +618,44 @@ class Attention {
   }
 
   void write(const RowTile& tile, Scratch& s) const {
-    for (int r = 0; r < tile.valid; ++r) write_row(tile, r, s.output + r * padded_, s.sum[r]);
+    uint64_t out_of_range = 0;
+    for (int r = 0; r < tile.valid; ++r) {
+      write_row(tile, r, s.reference[r], s.sum[r], s.output + r * padded_);
+      out_of_range += left_range(s.reference[r], s.phi[r]);
+    }
+    count(out_of_range);
   }
-  void write_row(const RowTile& tile, int row, float* sums, float weight) const {
-    const float factor = weight == 0 ? 0 : 1 / weight;
+
+  // `total` and `sums`: of the weights and of weight * value, measured against `reference`.
+  void write_row(const RowTile& tile, int row, float reference, float total, float* sums) const {
+    float rescale = 1;
+    if (params_.head_sink != nullptr) {
+      const float sink = to_float(static_cast<const T*>(params_.head_sink)[head_of(tile, row)]);
+      if (sink > reference) {
+        rescale = exp_of(reference - sink);
+        total = total * rescale + 1;
+      } else if (reference > -kInfinity) {
+        total += exp_of(sink - reference);
+      }
+    }
+    const float factor = total == 0 ? 0 : rescale / total;
     for (int64_t d = 0; d < p_.head_size; ++d) sums[d] *= factor;
+    if constexpr (kQuantized) {
+      const ChannelScales scales = value_scales(tile.kv_head);
+      for (int64_t d = 0; d < p_.head_size; ++d) sums[d] *= scales[d];
+    }
     convert(sums, output_row(tile, row), p_.head_size);
   }
 
-  // A piece's result: maximum, sum of weights, D sums of weight * value.
+  // Whether the unified softmax gave phi up for what the row saw.
+  bool left_range(float reference, float phi) const {
+    return p_.softmax_mode == SoftmaxMode::unified && reference != -kInfinity && reference != phi;
+  }
+  void count(uint64_t rows) const {
+    if (rows != 0 && out_of_range_rows_ != nullptr) __atomic_fetch_add(out_of_range_rows_, rows, __ATOMIC_RELAXED);
+  }
+
+  // A piece's result: reference, sum of weights, D sums of weight * value.
   float* partial(const RowTile& tile, int row, int64_t split) const {
     const int64_t index = (tile.batch * p_.query_length + token_of(tile, row)) * p_.q_heads + head_of(tile, row);
     return partials_ + (index * splits_ + split) * (p_.head_size + 2);
@@ -533,7 +664,7 @@ class Attention {
   void write_partial(const RowTile& tile, int64_t split, const Scratch& s) const {
     for (int r = 0; r < tile.valid; ++r) {
       float* to = partial(tile, r, split);
-      to[0] = s.max[r];
+      to[0] = s.reference[r];
       to[1] = s.sum[r];
       std::memcpy(to + 2, s.output + r * padded_, static_cast<size_t>(p_.head_size) * sizeof(float));
     }
@@ -542,43 +673,58 @@ class Attention {
   void merge(int64_t index) const {
     const RowTile tile = row_tile(index);
     zero_padding(tile);
+    uint64_t out_of_range = 0;
     for (int r = 0; r < tile.valid; ++r) {
-      float max = -kInfinity;
+      const float phi = phi_of(tile, r);
+      float highest = -kInfinity;
+      bool left = false;
       for (int64_t i = 0; i < splits_; ++i) {
-        const float m = *partial(tile, r, i);
-        if (m > max) max = m;
+        const float reference = *partial(tile, r, i);
+        if (reference > highest) highest = reference;
+        left |= left_range(reference, phi);
       }
+      out_of_range += left;
       float total = 0;
       float sums[kMaxHeadSize] = {};
       for (int64_t i = 0; i < splits_; ++i) {
         const float* from = partial(tile, r, i);
         if (from[1] == 0) continue;  // saw no key
-        float factor;
-        store_first(&factor, exp(set(from[0] - max)), 1);
+        const float factor = exp_of(from[0] - highest);
         total += factor * from[1];
         for (int64_t d = 0; d < p_.head_size; ++d) sums[d] += factor * from[2 + d];
       }
-      write_row(tile, r, sums, total);
+      write_row(tile, r, highest, total, sums);
     }
+    count(out_of_range);
   }
+
+  static constexpr bool kQuantized = sizeof(C) == 1;
 
   const AttentionParams& params_;
   const AttentionProblem& p_;
   const int64_t splits_;
   float* const partials_;
+  uint64_t* const out_of_range_rows_;
   const int64_t group_;
   const int64_t padded_;  // head size up to whole Vecs
   const int64_t tiles_;   // of query rows, per key-value head
 };
 
-inline void run_attention_kernel(const AttentionParams& params, int splits, float* partials, const HostRuntime* host) {
+template <typename T, typename C>
+inline void run_typed(const AttentionParams& params, int splits, float* partials, const ExecutionContext& context) {
+  Attention<T, C>(params, splits, partials, context.out_of_range_rows).run(context.host);
+}
+
+inline void run_attention_kernel(const AttentionParams& params, int splits, float* partials,
+                                 const ExecutionContext& context) {
   const AttentionProblem& p = params.problem;
-  if (p.dtype == DType::f16)
-    Attention<Half, Half>(params, splits, partials).run(host);
-  else if (p.cache_dtype == DType::f16)
-    Attention<float, Half>(params, splits, partials).run(host);
-  else
-    Attention<float, float>(params, splits, partials).run(host);
+  if (p.dtype == DType::f16) return run_typed<Half, Half>(params, splits, partials, context);
+  switch (p.cache_dtype) {
+    case DType::f16: return run_typed<float, Half>(params, splits, partials, context);
+    case DType::i8: return run_typed<float, Int8>(params, splits, partials, context);
+    case DType::f8e4m3: return run_typed<float, Float8>(params, splits, partials, context);
+    default: return run_typed<float, float>(params, splits, partials, context);
+  }
 }
 
 }  // namespace

@@ -9,7 +9,8 @@ namespace fdpp {
 
 // The context of every query row is cut into num_splits pieces; where there are several, partials holds their results:
 // B * S * Hq * num_splits * (D + 2) floats.
-using AttentionKernel = void(const AttentionParams& params, int num_splits, float* partials, const HostRuntime* host);
+using AttentionKernel = void(const AttentionParams& params, int num_splits, float* partials,
+                             const ExecutionContext& context);
 
 AttentionKernel attention_scalar;
 AttentionKernel attention_avx2;

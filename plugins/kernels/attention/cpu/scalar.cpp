@@ -4,8 +4,8 @@
 
 namespace fdpp {
 
-void attention_scalar(const AttentionParams& params, int num_splits, float* partials, const HostRuntime* host) {
-  run_attention_kernel(params, num_splits, partials, host);
+void attention_scalar(const AttentionParams& params, int num_splits, float* partials, const ExecutionContext& context) {
+  run_attention_kernel(params, num_splits, partials, context);
 }
 
 }  // namespace fdpp

@@ -13,11 +13,13 @@ bool supports(const AttentionProblem& p, const DeviceInfo& device, std::string* 
     *why = std::string("needs ") + cpu_isa_name(isa) + ", the processor has " + cpu_isa_name(device.isa);
     return false;
   }
-  const bool known = (p.dtype == DType::f32 && (p.cache_dtype == DType::f32 || p.cache_dtype == DType::f16)) ||
-                     (p.dtype == DType::f16 && p.cache_dtype == DType::f16);
+  const DType c = p.cache_dtype;
+  const bool known = (p.dtype == DType::f32 && (c == DType::f32 || c == DType::f16 || p.quantized())) ||
+                     (p.dtype == DType::f16 && c == DType::f16);
   if (!known)
-    *why = std::string("takes float32 with a float32 or float16 cache, or float16 with a float16 cache, not ") +
-           dtype_name(p.dtype) + " with " + dtype_name(p.cache_dtype);
+    *why = std::string("takes float32 with a float32, float16, int8 or float8e4m3fn cache, or float16 with a float16 "
+                       "cache, not ") +
+           dtype_name(p.dtype) + " with " + dtype_name(c);
   return known;
 }
 
@@ -39,7 +41,7 @@ size_t workspace_bytes(const AttentionProblem& p, int splits) {
 
 template <AttentionKernel kernel>
 Status run(const AttentionParams& params, int splits, void* workspace, const ExecutionContext& context) {
-  kernel(params, splits, static_cast<float*>(workspace), context.host);
+  kernel(params, splits, static_cast<float*>(workspace), context);
   return {};
 }
 

@@ -1,11 +1,14 @@
 // The attention of one warp: 16 query rows against tiles of keys and values in shared memory, with mma m16n8k16,
-// float32 sums and the softmax in registers. D is the head size rounded up to one of the sizes in launch.h; columns
-// beyond the real head size are zero.
+// float32 sums and the softmax in registers. D is the head size rounded up to a tile's width; columns beyond the real
+// head size are zero. 8-bit caches enter tiles as T, unscaled: the key's scale goes into query and scores, the value's
+// into the output.
 #pragma once
 
 #include <cstdint>
 
 #include "kernels/attention/cuda/args.cuh"
+#include "kernels/attention/cuda/eight_bit.cuh"
+#include "kernels/attention/cuda/row_softmax.cuh"
 
 namespace fdpp {
 
@@ -18,42 +21,97 @@ struct TileLayout {
   static constexpr int kChunks = D / 8;
 
   static __device__ __forceinline__ int offset(int row, int chunk) {
-    // Rows of whole 128-byte lines start in the same bank; the others (D = 32, 96) alternate between two.
+    // Rows of whole 128-byte lines start in the same bank; the others (D = 96) alternate between two.
     const int mix = kChunks % 8 == 0 ? row & 7 : (row >> 1) & 3;
     return row * D + (chunk ^ mix) * 8;
   }
 };
 
-// `rows` cache rows from `source` on, by `Threads` threads of which this is `thread`. Rows from `valid_rows` on and
-// columns beyond the head size become zero without being read: an unwritten slot may hold NaN, and 0 * NaN = NaN.
-template <typename T, int D, int Rows, int Threads>
-__device__ __forceinline__ void copy_tile_async(T* tile, const T* source, int row_stride, int valid_rows, int head_size,
-                                                int thread) {
+// Calls f(row, chunk, index of the chunk) for those chunks of a tile of `Rows` rows that are thread `thread`'s share.
+template <int D, int Rows, int Threads, typename F>
+__device__ __forceinline__ void for_chunks(int thread, F&& f) {
   constexpr int kChunks = TileLayout<D>::kChunks;
-  static_assert(Rows * kChunks % Threads == 0, "every thread copies the same number of chunks");
+  static_assert(Rows * kChunks % Threads == 0, "every thread takes the same number of chunks");
 #pragma unroll
   for (int i = 0; i < Rows * kChunks / Threads; ++i) {
     const int index = thread + i * Threads;
-    const int row = index / kChunks, chunk = index % kChunks;
-    const bool valid = row < valid_rows && chunk * 8 < head_size;
-    const T* from = valid ? source + row * row_stride + chunk * 8 : source;
-    cp_async_16(tile + TileLayout<D>::offset(row, chunk), from, valid);
+    f(index / kChunks, index % kChunks, index);
   }
 }
 
-// Query rows first .. first + Rows - 1 of one KV head, rotated, into a tile. Rows without a token become zero.
-template <typename T, int D, int Rows>
-__device__ __forceinline__ void load_query_tile(T* tile, const AttentionArgs<T>& args, const CacheSpan& span, int batch,
-                                                int kv_head, int first) {
+// `Rows` cache rows from `source` on, by `Threads` threads of which this is `thread`: elements of T to their places in
+// the tile, 8-bit ones as they lie to `to`, from where widen_tile takes them. Rows from `valid_rows` on and columns
+// beyond the head size become zero without being read: an unwritten slot may hold NaN, and 0 * NaN = NaN.
+template <int D, int Rows, int Threads, typename C>
+__device__ __forceinline__ void copy_tile_async(C* to, const C* source, int row_stride, int valid_rows, int head_size,
+                                                int thread) {
+  for_chunks<D, Rows, Threads>(thread, [&](int row, int chunk, int index) {
+    const bool valid = row < valid_rows && chunk * 8 < head_size;
+    const C* from = valid ? source + row * row_stride + chunk * 8 : source;
+    if constexpr (sizeof(C) == 2) {
+      cp_async_16(to + TileLayout<D>::offset(row, chunk), from, valid);
+    } else {
+      cp_async_8(to + index * 8, from, valid);
+    }
+  });
+}
+
+// What this thread itself has copied to `codes`, as T to its places in the tile.
+template <typename T, int D, int Rows, int Threads, typename C>
+__device__ __forceinline__ void widen_tile(T* tile, const C* codes, int thread) {
+  for_chunks<D, Rows, Threads>(thread, [&](int row, int chunk, int index) {
+    const uint2 bytes = *reinterpret_cast<const uint2*>(codes + index * 8);
+    *reinterpret_cast<uint4*>(tile + TileLayout<D>::offset(row, chunk)) =
+        make_uint4(widened2<T, C>(bytes.x & 0xffff), widened2<T, C>(bytes.x >> 16), widened2<T, C>(bytes.y & 0xffff),
+                   widened2<T, C>(bytes.y >> 16));
+  });
+}
+
+// The largest key scale of a head, by all lanes of a warp: scores are in its unit, and each column of the query takes
+// the ratio of its own scale to it. 1 where the cache holds values as they are.
+template <typename T, typename C>
+__device__ float largest_key_scale(const AttentionArgs<T, C>& args, int kv_head) {
+  if constexpr (sizeof(C) == 2) return 1;
+  if (!args.key_scale.per_channel) return *args.key_scale.data;
+  float largest = 0;
+  for (int column = threadIdx.x % 32; column < args.head_size; column += 32)
+    largest = fmaxf(largest, fabsf(args.key_scale.at(kv_head, args.head_size, column)));
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2)
+    largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, distance));
+  return largest;
+}
+
+// Query rows first .. first + Rows - 1 of one KV head into a tile, after norm, rotary embedding and the share of
+// `key_scale` (largest_key_scale) that their columns take. Rows without a token become zero. All threads of the block
+// call it; `factors` holds a float for each row in shared memory.
+template <int D, int Rows, typename T, typename C>
+__device__ __forceinline__ void load_query_tile(T* tile, float* factors, const AttentionArgs<T, C>& args,
+                                                const CacheSpan& span, int batch, int kv_head, int first,
+                                                float key_scale) {
+  const auto vector = [&](int row) {
+    return args.query.at(batch, (first + row) / args.group, kv_head * args.group + (first + row) % args.group);
+  };
+  const int real_rows = min(Rows, span.tokens * args.group - first);
+  if (args.q_norm != nullptr) {
+    for (int row = threadIdx.x / 32; row < real_rows; row += blockDim.x / 32)
+      factors[row] = inverse_rms(vector(row), args.q_norm, args.head_size, args.norm_epsilon);
+    __syncthreads();
+  }
+  const bool scales_columns = sizeof(C) == 1 && args.key_scale.per_channel && key_scale > 0;
   constexpr int kChunks = TileLayout<D>::kChunks;
   for (int i = threadIdx.x; i < Rows * kChunks; i += blockDim.x) {
     const int row = i / kChunks, chunk = i % kChunks;
-    const int token = (first + row) / args.group;
     uint4 value = make_uint4(0, 0, 0, 0);
-    if (token < span.tokens && chunk * 8 < args.head_size) {
-      const T* vector = args.query.at(batch, token, kv_head * args.group + (first + row) % args.group);
-      const uint2 low = rotated4(args, vector, chunk * 8, span.first + token);
-      const uint2 high = rotated4(args, vector, chunk * 8 + 4, span.first + token);
+    if (row < real_rows && chunk * 8 < args.head_size) {
+      const int position = args.rotary_dim == 0 ? 0 : rotary_position(args, span, batch, (first + row) / args.group);
+      const float factor = args.q_norm == nullptr ? 1 : factors[row];
+      const auto quad = [&](int column) {
+        float4 x = prepared4(args, vector(row), args.q_norm, factor, column, position);
+        if (scales_columns) x = scaled4(x, args.key_scale.at4(kv_head, args.head_size, column), 1 / key_scale);
+        return pack4<T>(x);
+      };
+      const uint2 low = quad(chunk * 8), high = quad(chunk * 8 + 4);
       value = make_uint4(low.x, low.y, high.x, high.y);
     }
     *reinterpret_cast<uint4*>(tile + TileLayout<D>::offset(row, chunk)) = value;
@@ -71,8 +129,8 @@ struct WarpMask {
 };
 
 // For rows first_row .. first_row + 15; nobody sees keys from `end` on.
-template <typename T>
-__device__ WarpMask make_mask(const AttentionArgs<T>& args, const CacheSpan& span, int first_row, int end) {
+template <typename T, typename C>
+__device__ WarpMask make_mask(const AttentionArgs<T, C>& args, const CacheSpan& span, int first_row, int end) {
   const auto begin_of = [&](int row) {
     return args.window > 0 ? max(span.first + row / args.group - args.window + 1, 0) : 0;
   };
@@ -88,19 +146,11 @@ __device__ WarpMask make_mask(const AttentionArgs<T>& args, const CacheSpan& spa
   return mask;
 }
 
-__device__ __forceinline__ float exp2_approx(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-// What turns a row's sum of weighted values into its output: 1 / l, the sink's share included.
-__device__ __forceinline__ float output_factor(float m, float l, float sink) {
-  if (l == 0) return 0;
-  const float top = fmaxf(m, sink);
-  const float own = exp2_approx(m - top);
-  return __fdividef(own, l * own + exp2_approx(sink - top));
-}
+// What this lane's two rows get added to their scores: element [key]; null: nothing.
+template <typename T>
+struct RowBias {
+  const T* row[2];
+};
 
 template <typename T, int D, int Keys>
 class WarpAttention {
@@ -108,15 +158,23 @@ class WarpAttention {
   using Scores = float[Keys / 8][4];  // accumulator layout: [n-tile][row lane/4: 2 columns, row lane/4 + 8: 2 columns]
 
   float o[D / 8][4];  // sums of values weighted by 2^(score - m), accumulator layout
-  float m[2];         // per row: the maximum that weights refer to, in log2 units
-  float l[2];         // per row: this lane's part of the sum of weights
+  RowReference reference[2];
+  float phi[2];
+  float l[2];  // per row: this lane's part of the sum of weights
 
-  // `query_tile`: the warp's 16 rows.
-  __device__ __forceinline__ explicit WarpAttention(const T* query_tile) : query_tile_(query_tile) {
+  // `query_tile`: the warp's 16 rows. `heads`: the query heads of this lane's rows. Scores are in units of `key_scale`.
+  __device__ __forceinline__ WarpAttention(const T* query_tile, const SoftmaxSettings& settings, const int (&heads)[2],
+                                           float key_scale)
+      : query_tile_(query_tile),
+        to_log2_(settings.cap_factor != 0 ? settings.to_log2 : settings.to_log2 * key_scale),
+        cap_factor_(settings.cap_factor * key_scale) {
 #pragma unroll
     for (int n = 0; n < D / 8; ++n) o[n][0] = o[n][1] = o[n][2] = o[n][3] = 0;
-    m[0] = m[1] = -INFINITY;
-    l[0] = l[1] = 0;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      phi[i] = phi_log2(settings, heads[i]);
+      l[i] = 0;
+    }
     if constexpr (kQueryInRegisters) {
 #pragma unroll
       for (int k = 0; k < D / 16; ++k) load_query(query_[k], k);
@@ -149,17 +207,31 @@ class WarpAttention {
   }
 
   // Scores of keys first_key .. first_key + Keys - 1 become weights 2^(score - m).
-  __device__ __forceinline__ void weigh(Scores& s, int first_key, const WarpMask& mask,
+  __device__ __forceinline__ void weigh(Scores& s, int first_key, const WarpMask& mask, const RowBias<T>& bias,
                                         const SoftmaxSettings& settings) {
-    if (settings.cap_factor != 0) {
+    if (cap_factor_ != 0) {
 #pragma unroll
       for (int n = 0; n < Keys / 8; ++n) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) s[n][i] = 1 - __fdividef(2, 1 + exp2_approx(s[n][i] * settings.cap_factor));
+        for (int i = 0; i < 4; ++i) s[n][i] = 1 - __fdividef(2, 1 + exp2_approx(s[n][i] * cap_factor_));
       }
     }
+    const int key = first_key + threadIdx.x % 4 * 2;
+    float to_log2 = to_log2_;
+    if (bias.row[0] != nullptr || bias.row[1] != nullptr) {
+#pragma unroll
+      for (int n = 0; n < Keys / 8; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int column = key + n * 8 + i % 2;
+          const T* row = bias.row[i / 2];
+          const float added = row != nullptr && column < mask.end[i / 2] ? to_float<T>(row[column]) : 0;
+          s[n][i] = fmaf(s[n][i], to_log2, added * kLog2E);
+        }
+      }
+      to_log2 = 1;
+    }
     if (!mask.covers(first_key, Keys)) {
-      const int key = first_key + threadIdx.x % 4 * 2;
 #pragma unroll
       for (int n = 0; n < Keys / 8; ++n) {
 #pragma unroll
@@ -175,19 +247,17 @@ class WarpAttention {
       top[0] = fmaxf(top[0], fmaxf(s[n][0], s[n][1]));
       top[1] = fmaxf(top[1], fmaxf(s[n][2], s[n][3]));
     }
-    bool grows[2];
+    bool moves[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       top[i] = fmaxf(top[i], __shfl_xor_sync(~0u, top[i], 1));
-      top[i] = fmaxf(top[i], __shfl_xor_sync(~0u, top[i], 2)) * settings.to_log2;
-      grows[i] = top[i] > m[i] + settings.growth;
+      top[i] = fmaxf(top[i], __shfl_xor_sync(~0u, top[i], 2)) * to_log2;
+      moves[i] = reference[i].is_exceeded(top[i]);
     }
-    if (__any_sync(~0u, grows[0] || grows[1])) {
+    if (__any_sync(~0u, moves[0] || moves[1])) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        if (!grows[i]) top[i] = m[i];
-        const float factor = grows[i] ? exp2_approx(m[i] - top[i]) : 1;
-        m[i] = top[i];
+        const float factor = moves[i] ? reference[i].move(top[i], phi[i], settings) : 1;
         l[i] *= factor;
 #pragma unroll
         for (int n = 0; n < D / 8; ++n) {
@@ -196,13 +266,12 @@ class WarpAttention {
         }
       }
     }
-    // A row that has seen no key yet has m = -inf; its weights must come out as 0, not NaN.
-    const float reference[2] = {m[0] == -INFINITY ? 0 : m[0], m[1] == -INFINITY ? 0 : m[1]};
+    const float subtrahend[2] = {reference[0].subtrahend(), reference[1].subtrahend()};
 #pragma unroll
     for (int n = 0; n < Keys / 8; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        s[n][i] = exp2_approx(fmaf(s[n][i], settings.to_log2, -reference[i / 2]));
+        s[n][i] = exp2_approx(fmaf(s[n][i], to_log2, -subtrahend[i / 2]));
         l[i / 2] += s[n][i];
       }
     }
@@ -245,6 +314,7 @@ class WarpAttention {
   }
 
   const T* query_tile_;
+  float to_log2_, cap_factor_;
   uint32_t query_[kQueryInRegisters ? D / 16 : 1][4];
 };
 

@@ -1,5 +1,6 @@
-// Attention of any number of new tokens: one launch rotates and appends them, a second one computes 64 query rows of a
-// KV head per block (16 per warp), streaming the keys those rows may see.
+// Attention of any number of new tokens from sm_80 on: one launch prepares and appends them, a second one computes 64
+// query rows of a KV head per block (16 per warp), streaming the keys those rows may see.
+#include "kernels/attention/cuda/append.cuh"
 #include "kernels/attention/cuda/flash_tile.cuh"
 #include "kernels/attention/cuda/launch.h"
 
@@ -9,32 +10,27 @@ namespace {
 constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kBlockRows = kWarps * kWarpRows;
-constexpr int kStages = 2;
-constexpr int kAppendThreads = 128;
 
-template <int D>
+// Shared memory: the query, a ring of key and value tiles, and for an 8-bit cache (whose ring is one stage) the next
+// tiles as they lie in the cache.
+template <typename C, int D>
 struct Shape {
+  static constexpr bool kWidens = sizeof(C) == 1;
   static constexpr int kKeys = D <= 128 ? 64 : 32;
   static constexpr int kTile = kKeys * D;  // elements
-  static constexpr int kSharedBytes = (kBlockRows * D + kStages * 2 * kTile) * 2;
-  static_assert(kSharedBytes <= 99 * 1024, "fits the shared memory of sm_86 and sm_89");
+  static constexpr int kStages = kWidens ? 1 : 2;
+  static constexpr int kSharedBytes = (kBlockRows * D + kStages * 2 * kTile) * 2 + (kWidens ? 2 * kTile : 0);
+  static_assert(kSharedBytes + kBlockRows * 4 <= 99 * 1024, "fits the shared memory of sm_86 and sm_89");
 };
 
-template <typename T>
-__global__ void __launch_bounds__(kAppendThreads) append_kernel(const __grid_constant__ AttentionArgs<T> args) {
-  const int units = args.head_size / 4;
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * kAppendThreads + threadIdx.x;
-  const CacheSpan span = locate(args, blockIdx.z);
-  if (index < static_cast<int64_t>(span.tokens) * units)
-    append4(args, span, blockIdx.z, blockIdx.y, static_cast<int>(index / units), static_cast<int>(index % units) * 4);
-}
-
-template <typename T, int D>
-__global__ void __launch_bounds__(kThreads) prefill_kernel(const __grid_constant__ AttentionArgs<T> args) {
-  using S = Shape<D>;
+template <typename T, typename C, int D>
+__global__ void __launch_bounds__(kThreads) prefill_kernel(const __grid_constant__ AttentionArgs<T, C> args) {
+  using S = Shape<C, D>;
   extern __shared__ __align__(128) unsigned char shared[];
+  __shared__ float row_factors[kBlockRows];
   T* const query_tile = reinterpret_cast<T*>(shared);
   T* const ring = query_tile + kBlockRows * D;
+  C* const codes = reinterpret_cast<C*>(ring + S::kStages * 2 * S::kTile);
 
   // Later rows see more keys: they start first.
   const int first_row = (gridDim.x - 1 - blockIdx.x) * kBlockRows;
@@ -43,61 +39,91 @@ __global__ void __launch_bounds__(kThreads) prefill_kernel(const __grid_constant
   const int rows = min(args.query_length * args.group - first_row, kBlockRows);
   const CacheSpan span = locate(args, batch);
   if (!span.valid) {
-    if (threadIdx.x == 0) report_bad_length(args);
-    fill_output(args, batch, kv_head, first_row, rows, NAN);
+    if (threadIdx.x == 0) report_fault(args.fault, kBadSeqlens);
+    fill_output(args, batch, kv_head, first_row, rows, NAN, threadIdx.x, kThreads);
     return;
   }
   const int first_token = first_row / args.group;
   const int last_token = min((first_row + rows - 1) / args.group, span.tokens - 1);
   if (first_token > last_token) {
-    fill_output(args, batch, kv_head, first_row, rows, 0);
+    fill_output(args, batch, kv_head, first_row, rows, 0, threadIdx.x, kThreads);
     return;
   }
   const int begin = args.window > 0 ? max(span.first + first_token - args.window + 1, 0) : 0;
   const int end = span.first + last_token + 1;
 
   const auto copy = [&](int first_key, int stage) {
-    T* const tile = ring + stage * 2 * S::kTile;
+    C* to;
+    if constexpr (S::kWidens) {
+      to = codes;
+    } else {
+      to = ring + stage * 2 * S::kTile;
+    }
     const int valid = end - first_key;
-    copy_tile_async<T, D, S::kKeys, kThreads>(tile, args.key.at(batch, kv_head, first_key), args.key.token_stride,
-                                              valid, args.head_size, threadIdx.x);
-    copy_tile_async<T, D, S::kKeys, kThreads>(tile + S::kTile, args.value.at(batch, kv_head, first_key),
-                                              args.value.token_stride, valid, args.head_size, threadIdx.x);
+    copy_tile_async<D, S::kKeys, kThreads>(to, args.key.at(batch, kv_head, first_key), args.key.token_stride, valid,
+                                           args.head_size, threadIdx.x);
+    copy_tile_async<D, S::kKeys, kThreads>(to + S::kTile, args.value.at(batch, kv_head, first_key),
+                                           args.value.token_stride, valid, args.head_size, threadIdx.x);
     cp_async_commit();
   };
 
   copy(begin, 0);
-  load_query_tile<T, D, kBlockRows>(query_tile, args, span, batch, kv_head, first_row);
+  const float key_scale = largest_key_scale(args, kv_head);
+  load_query_tile<D, kBlockRows>(query_tile, row_factors, args, span, batch, kv_head, first_row, key_scale);
   __syncthreads();
   T* const warp_rows = query_tile + warp * kWarpRows * D;
-  WarpAttention<T, D, S::kKeys> attention(warp_rows);
+  const int lane_row = first_row + warp * kWarpRows + lane / 4;
+  const int heads[2] = {kv_head * args.group + lane_row % args.group,
+                        kv_head * args.group + (lane_row + 8) % args.group};
+  const bool real[2] = {lane_row / args.group < span.tokens, (lane_row + 8) / args.group < span.tokens};
+  RowBias<T> bias = {nullptr, nullptr};
+  if (args.bias.data != nullptr) {
+    for (int i = 0; i < 2; ++i)
+      if (real[i]) bias.row[i] = args.bias.at(batch, heads[i], (lane_row + 8 * i) / args.group);
+  }
+  WarpAttention<T, D, S::kKeys> attention(warp_rows, args.softmax, heads, key_scale);
   const WarpMask mask = make_mask(args, span, first_row + warp * kWarpRows, end);
   int stage = 0;
   for (int first_key = begin; first_key < end; first_key += S::kKeys) {
+    T* const tile = ring + stage * 2 * S::kTile;
     cp_async_wait<0>();
-    __syncthreads();  // the tile is here, and every warp is done with the other stage
-    if (first_key + S::kKeys < end) copy(first_key + S::kKeys, stage ^ 1);
-    const T* const tile = ring + stage * 2 * S::kTile;
+    __syncthreads();  // the tile is here (or its codes), and every warp is done with the previous one
+    if constexpr (S::kWidens) {
+      widen_tile<T, D, S::kKeys, kThreads>(tile, codes, threadIdx.x);
+      widen_tile<T, D, S::kKeys, kThreads>(tile + S::kTile, codes + S::kTile, threadIdx.x);
+    }
+    const int next_stage = stage + 1 == S::kStages ? 0 : stage + 1;
+    if (first_key + S::kKeys < end) copy(first_key + S::kKeys, next_stage);
+    if constexpr (S::kWidens) __syncthreads();
     float s[S::kKeys / 8][4];
     attention.score(tile, s);
-    attention.weigh(s, first_key, mask, args.softmax);
+    attention.weigh(s, first_key, mask, bias, args.softmax);
     attention.add_values(s, tile + S::kTile);
-    stage ^= 1;
+    stage = next_stage;
   }
   attention.finish();
+  count_out_of_range(args, lane % 4 == 0 && real[0] && attention.reference[0].has_left(attention.phi[0]),
+                     lane % 4 == 0 && real[1] && attention.reference[1].has_left(attention.phi[1]));
 
   // Each warp lays its rows out in the place of its query, from where they leave 16 bytes at a time.
   __syncwarp();
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int local = lane / 4 + 8 * i;
-    const int row = first_row + warp * kWarpRows + local;
-    const bool real = row / args.group < span.tokens;
-    const float factor = real ? output_factor(attention.m[i], attention.l[i], sink_log2(args, kv_head, row)) : 0;
+    const float sink = sink_log2(args, kv_head, lane_row + 8 * i);
+    const float factor = real[i] ? output_factor(attention.reference[i].m, attention.l[i], sink) : 0;
 #pragma unroll
     for (int n = 0; n < D / 8; ++n) {
-      const uint32_t pair = pack2<T>(attention.o[n][2 * i] * factor, attention.o[n][2 * i + 1] * factor);
-      *reinterpret_cast<uint32_t*>(warp_rows + TileLayout<D>::offset(local, n) + lane % 4 * 2) = real ? pair : 0;
+      const int column = n * 8 + lane % 4 * 2;
+      float2 scale = make_float2(factor, factor);
+      if constexpr (S::kWidens) {
+        if (column < args.head_size) {
+          scale.x *= args.value_scale.at(kv_head, args.head_size, column);
+          scale.y *= args.value_scale.at(kv_head, args.head_size, column + 1);
+        }
+      }
+      const uint32_t pair = pack2<T>(attention.o[n][2 * i] * scale.x, attention.o[n][2 * i + 1] * scale.y);
+      *reinterpret_cast<uint32_t*>(warp_rows + TileLayout<D>::offset(local, n) + lane % 4 * 2) = real[i] ? pair : 0;
     }
   }
   __syncwarp();
@@ -113,19 +139,15 @@ __global__ void __launch_bounds__(kThreads) prefill_kernel(const __grid_constant
 int num_splits(const AttentionProblem&, const DeviceInfo&) { return 1; }
 size_t workspace_bytes(const AttentionProblem&, int) { return 0; }
 
-template <typename T, int D>
-Status launch(const AttentionArgs<T>& args, const AttentionProblem& p, cudaStream_t stream) {
-  const int64_t append_items = p.query_length * (p.head_size / 4);
-  const dim3 append_grid((append_items + kAppendThreads - 1) / kAppendThreads, p.kv_heads, p.batch);
-  append_kernel<T><<<append_grid, kAppendThreads, 0, stream>>>(args);
-  FDPP_RETURN_IF_ERROR(check_launch("append_kernel"));
-
-  using S = Shape<D>;
+template <int D, typename T, typename C>
+Status launch(const AttentionArgs<T, C>& args, const AttentionProblem& p, cudaStream_t stream) {
+  using S = Shape<C, D>;
   static SharedMemoryGrant grant;
-  FDPP_RETURN_IF_ERROR(grant.ensure(reinterpret_cast<const void*>(&prefill_kernel<T, D>), S::kSharedBytes));
+  FDPP_RETURN_IF_ERROR(grant.ensure(reinterpret_cast<const void*>(&prefill_kernel<T, C, D>), S::kSharedBytes));
   const int64_t rows = p.query_length * p.group();
-  const dim3 grid((rows + kBlockRows - 1) / kBlockRows, p.kv_heads, p.batch);
-  prefill_kernel<T, D><<<grid, kThreads, S::kSharedBytes, stream>>>(args);
+  const dim3 grid(static_cast<unsigned>((rows + kBlockRows - 1) / kBlockRows), static_cast<unsigned>(p.kv_heads),
+                  static_cast<unsigned>(p.batch));
+  prefill_kernel<T, C, D><<<grid, kThreads, S::kSharedBytes, stream>>>(args);
   return check_launch("prefill_kernel");
 }
 
@@ -134,9 +156,20 @@ Status run(const AttentionParams& params, int, void*, const ExecutionContext& co
   const auto stream = static_cast<cudaStream_t>(context.stream);
   FDPP_RETURN_IF_ERROR(check_alignment(params));
   FDPP_RETURN_IF_ERROR(copy_past(params, stream));
-  return with_types(p, [&](auto element, auto size) {
+  return with_types(p, [&](auto element, auto cache_element) -> Status {
     using T = typename decltype(element)::type;
-    return launch<T, decltype(size)::value>(make_args<T>(params, context), p, stream);
+    using C = typename decltype(cache_element)::type;
+    const auto args = make_args<T, C>(params, context);
+    FDPP_RETURN_IF_ERROR(launch_append(args, p, true, stream));
+    if (p.head_size <= 64) return launch<64>(args, p, stream);
+    if constexpr (sizeof(C) == 2) {
+      if (p.head_size <= 96) return launch<96>(args, p, stream);
+    }
+    if (p.head_size <= 128) return launch<128>(args, p, stream);
+    if constexpr (sizeof(C) == 2) {
+      if (p.head_size <= 192) return launch<192>(args, p, stream);
+    }
+    return launch<256>(args, p, stream);
   });
 }
 

@@ -1,0 +1,28 @@
+# Template instances as files of their own, so that they compile side by side.
+
+# Sets `out` to generated files of decode kernels: one for each element type of activations and of the cache, and for each
+# way to fill the ring (Bulk: the copy engine; Async: cp.async).
+function(fdpp_decode_instances out)
+  set(type_Half __half)
+  set(type_Bf16 __nv_bfloat16)
+  set(type_Int8 int8_t)
+  set(type_Fp8 __nv_fp8_e4m3)
+  set(flag_Bulk true)
+  set(flag_Async false)
+  set(files)
+  foreach(element Half Bf16)
+    set(type_Same ${type_${element}})
+    foreach(store Same Int8 Fp8)
+      foreach(fill Bulk Async)
+        set(name Decode${element}${store}${fill})
+        set(activation ${type_${element}})
+        set(cache ${type_${store}})
+        set(bulk ${flag_${fill}})
+        set(file ${CMAKE_CURRENT_BINARY_DIR}/instances/${name}.cu)
+        configure_file(${CMAKE_CURRENT_SOURCE_DIR}/attention/cuda/decode_instance.cu.in ${file} @ONLY)
+        list(APPEND files ${file})
+      endforeach()
+    endforeach()
+  endforeach()
+  set(${out} ${files} PARENT_SCOPE)
+endfunction()

@@ -1,0 +1,247 @@
+// Decode attention: up to 16 new tokens a row over a long context. Chooses the kernel instance and how many blocks share the
+// work, and lays out the workspace.
+#include "kernels/attention/cuda/decode.h"
+
+#include <algorithm>
+#include <atomic>
+#include <random>
+#include <string>
+
+#include "kernels/attention/cuda/launch.h"
+#include "kernels/attention/variant.h"
+#include "kernels/common/tensor_map.h"
+
+namespace fdpp {
+
+extern const DecodeInstance* const kDecodeHalfSameBulk;
+extern const DecodeInstance* const kDecodeHalfSameAsync;
+extern const DecodeInstance* const kDecodeHalfInt8Bulk;
+extern const DecodeInstance* const kDecodeHalfInt8Async;
+extern const DecodeInstance* const kDecodeHalfFp8Bulk;
+extern const DecodeInstance* const kDecodeHalfFp8Async;
+extern const DecodeInstance* const kDecodeBf16SameBulk;
+extern const DecodeInstance* const kDecodeBf16SameAsync;
+extern const DecodeInstance* const kDecodeBf16Int8Bulk;
+extern const DecodeInstance* const kDecodeBf16Int8Async;
+extern const DecodeInstance* const kDecodeBf16Fp8Bulk;
+extern const DecodeInstance* const kDecodeBf16Fp8Async;
+
+const DecodeInstance* decode_instances(DType dtype, DType cache_dtype, bool bulk) {
+  const bool half = dtype == DType::f16;
+  switch (cache_dtype) {
+    case DType::i8:
+      return bulk ? (half ? kDecodeHalfInt8Bulk : kDecodeBf16Int8Bulk) : (half ? kDecodeHalfInt8Async : kDecodeBf16Int8Async);
+    case DType::f8e4m3:
+      return bulk ? (half ? kDecodeHalfFp8Bulk : kDecodeBf16Fp8Bulk) : (half ? kDecodeHalfFp8Async : kDecodeBf16Fp8Async);
+    default:
+      return bulk ? (half ? kDecodeHalfSameBulk : kDecodeBf16SameBulk) : (half ? kDecodeHalfSameAsync : kDecodeBf16SameAsync);
+  }
+}
+
+namespace {
+
+constexpr int kFewestSlots = 2;            // keys and values of one tile
+constexpr int64_t kReservedShared = 1024;  // of each block, for the system
+
+// The smallest instance that holds the head and, where one does, all query rows.
+const DecodeInstance& instance_of(const AttentionProblem& p, bool bulk) {
+  const DecodeInstance* best = nullptr;
+  for (const DecodeInstance* i = decode_instances(p.dtype, p.cache_dtype, bulk); i->head_size != 0; ++i) {
+    if (i->head_size < p.head_size || (best != nullptr && i->head_size > best->head_size)) continue;
+    if (best == nullptr || best->rows < p.query_length * p.group()) best = i;
+  }
+  return *best;
+}
+
+// The ring of a block where `blocks` of them share a multiprocessor's shared memory.
+struct Ring {
+  int slots = 0;  // 0: so many do not fit
+  int shared_bytes = 0;
+};
+
+// `shared_memory`: bytes that one block can have.
+Ring ring_of(const DecodeInstance& instance, int64_t shared_memory, int blocks) {
+  const int64_t bytes = (shared_memory + kReservedShared) / blocks - kReservedShared;
+  const int64_t slots = std::min<int64_t>((bytes - instance.fixed_bytes) / instance.tile_bytes, kMaxDecodeSlots);
+  if (slots < kFewestSlots || slots * instance.tile_bytes < instance.sum_bytes) return {};
+  return {static_cast<int>(slots), static_cast<int>(slots) * instance.tile_bytes + instance.fixed_bytes};
+}
+
+// How the work is dealt out.
+struct Deal {
+  int cluster;      // blocks that share a piece
+  int pieces;       // wanted in all
+  int least_tiles;  // of a piece
+  int clusters;     // of the grid
+};
+
+// Tiles of past keys that a unit can have.
+int64_t most_tiles(const AttentionProblem& p, const DecodeInstance& instance) {
+  const int64_t past = p.total_length - p.query_length;
+  const int64_t seen = p.window > 0 ? std::min(past, p.window - 1) : past;
+  return (seen + instance.tile_keys - 1) / instance.tile_keys;
+}
+
+int row_tiles_of(const AttentionProblem& p, const DecodeInstance& instance) {
+  return static_cast<int>((p.query_length * p.group() + instance.rows - 1) / instance.rows);
+}
+
+// About one block a multiprocessor: it takes all the memory's bandwidth, and every further split costs a combination.
+// Clusters combine faster than pieces, so units are spread over clusters first, and cut into pieces where that is not
+// enough and each block still has a long way to go. Rows longer than the average are cut to the average.
+// (Measured on an H200; to be tuned per GPU.)
+Deal deal(const AttentionProblem& p, const DecodeInstance& instance, int multiprocessors) {
+  constexpr int kTilesPerBlock = 2;       // fewer are not worth a block
+  constexpr int kTilesPerPieceBlock = 16; // nor a piece of its own
+  const int64_t units = std::max<int64_t>(p.batch * p.kv_heads * row_tiles_of(p, instance), 1);
+  const int64_t tiles = std::max<int64_t>(most_tiles(p, instance), 1);
+  Deal d{1, 0, 0, 0};
+  if (instance.clusters) {
+    // Nearest to one block a multiprocessor, by ratio.
+    while (d.cluster < kLargestCluster && 2 * units * units * d.cluster * d.cluster <= int64_t{multiprocessors} * multiprocessors &&
+           d.cluster * kTilesPerBlock * 2 <= tiles)
+      d.cluster *= 2;
+  }
+  const int64_t per_unit = std::max<int64_t>(multiprocessors / (units * d.cluster), 1);
+  d.pieces = static_cast<int>(std::min<int64_t>(units * per_unit, int64_t{1} << 20));
+  d.least_tiles = d.cluster * (instance.clusters ? kTilesPerPieceBlock : kTilesPerBlock);
+  const int64_t most_pieces = (tiles + d.least_tiles - 1) / d.least_tiles;
+  d.clusters = static_cast<int>(std::min(units * most_pieces, units + d.pieces));
+  return d;
+}
+
+template <bool kBulk>
+bool supports(const AttentionProblem& p, const DeviceInfo& device, std::string* why) {
+  if (!takes_attention(p, device, why)) return false;
+  if (kBulk && device.compute_capability < 90) {
+    *why = "needs compute capability 9.0";
+  } else if (p.query_length > kMaxDecodeTokens) {
+    *why = "takes at most " + std::to_string(kMaxDecodeTokens) + " new tokens, not " + std::to_string(p.query_length);
+  } else if (ring_of(instance_of(p, kBulk), device.shared_memory_per_block, 1).slots == 0) {
+    *why = "needs more than the " + std::to_string(device.shared_memory_per_block) + " bytes of shared memory of a block";
+  } else {
+    return true;
+  }
+  return false;
+}
+
+int num_splits(const AttentionProblem&, const DeviceInfo& device) { return device.multiprocessors; }
+
+struct Workspace {
+  size_t norms, sums;  // bytes before each
+  size_t bytes;
+};
+
+int partial_rows_of(const AttentionProblem& p, const DecodeInstance& instance) {
+  return static_cast<int>(std::min<int64_t>(p.query_length * p.group(), instance.rows));
+}
+
+Workspace workspace_of(const AttentionProblem& p, const DecodeInstance& instance, const Deal& d) {
+  if (most_tiles(p, instance) <= d.least_tiles) return {};  // every unit is one piece
+  const size_t clusters = static_cast<size_t>(d.clusters), rows = static_cast<size_t>(partial_rows_of(p, instance));
+  const auto whole = [](size_t bytes) { return (bytes + 255) / 256 * 256; };
+  Workspace w{};
+  w.norms = whole(clusters * d.cluster * sizeof(uint64_t));
+  w.sums = w.norms + whole(clusters * d.cluster * rows * sizeof(float2));
+  w.bytes = w.sums + clusters * rows * p.head_size * sizeof(float);
+  return w;
+}
+
+template <bool kBulk>
+size_t workspace_bytes(const AttentionProblem& p, int multiprocessors) {
+  const DecodeInstance& instance = instance_of(p, kBulk);
+  return workspace_of(p, instance, deal(p, instance, multiprocessors)).bytes;
+}
+
+// A number that no other launch has and that memory does not hold by chance.
+uint64_t launch_number() {
+  static std::atomic<uint64_t> next{[] {
+    std::random_device device;
+    return static_cast<uint64_t>(device()) << 32 | device();
+  }()};
+  return next.fetch_add(0x9E3779B97F4A7C15, std::memory_order_relaxed) | 1;  // never 0, the cleared flag
+}
+
+Status make_cache_map(const CacheView& cache, const AttentionProblem& p, int tile_keys, CUtensorMap* map) {
+  const int bytes = static_cast<int>(dtype_size(p.cache_dtype));
+  TensorMapShape shape;
+  shape.element_bytes = bytes;
+  shape.columns = p.head_size;
+  shape.rows = p.capacity;
+  shape.planes = p.batch * p.kv_heads;
+  shape.row_stride = cache.token_stride * bytes;
+  shape.plane_stride = cache.head_stride * bytes;
+  shape.box_columns = 128 / bytes;
+  shape.box_rows = tile_keys;
+  return make_tensor_map(cache.data, shape, map);
+}
+
+template <bool kBulk>
+Status run(const AttentionParams& params, int multiprocessors, void* workspace, const ExecutionContext& context) {
+  const AttentionProblem& p = params.problem;
+  FDPP_RETURN_IF_ERROR(check_alignment(params));
+  FDPP_RETURN_IF_ERROR(copy_past(params, static_cast<cudaStream_t>(context.stream)));
+  const DecodeInstance& instance = instance_of(p, kBulk);
+  const Deal d = deal(p, instance, multiprocessors);
+  const Workspace w = workspace_of(p, instance, d);
+  char* const memory = static_cast<char*>(workspace);
+
+  DecodeLaunch launch{};
+  if (kBulk) {
+    FDPP_RETURN_IF_ERROR(make_cache_map(params.present_key, p, instance.tile_keys, &launch.key_map));
+    FDPP_RETURN_IF_ERROR(make_cache_map(params.present_value, p, instance.tile_keys, &launch.value_map));
+  }
+  launch.flags = reinterpret_cast<uint64_t*>(memory);
+  launch.norms = reinterpret_cast<float2*>(memory + w.norms);
+  launch.sums = reinterpret_cast<float*>(memory + w.sums);
+  launch.number = launch_number();
+  launch.batch = static_cast<int>(p.batch);
+  launch.kv_heads = static_cast<int>(p.kv_heads);
+  launch.rows = static_cast<int>(p.query_length * p.group());
+  launch.row_tiles = row_tiles_of(p, instance);
+  launch.partial_rows = partial_rows_of(p, instance);
+  launch.clusters = d.clusters;
+  launch.pieces = d.pieces;
+  launch.least_tiles = d.least_tiles;
+  int device = 0, shared_memory = 0;
+  FDPP_GPU(cudaGetDevice(&device));
+  FDPP_GPU(cudaDeviceGetAttribute(&shared_memory, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  // As many blocks a multiprocessor as there are to work, within what registers and shared memory allow; the fewer, the
+  // longer their rings. Clusters of blocks do not fit into every corner of the GPU: they get a fifth more room.
+  const int64_t blocks = int64_t{d.pieces} * d.cluster * (d.cluster > 1 ? 6 : 5) / 5;
+  const int wanted = static_cast<int>(std::min<int64_t>((blocks + multiprocessors - 1) / multiprocessors, 16));
+  Ring ring;
+  for (int b = std::min(wanted, instance.blocks_per_multiprocessor); b > 0 && ring.slots == 0; --b)
+    ring = ring_of(instance, shared_memory, b);
+  launch.slots = ring.slots;
+  launch.tile_keys = instance.tile_keys;
+  while ((1 << launch.tile_shift) < launch.tile_keys) ++launch.tile_shift;
+  return instance.launch(params, launch, d.cluster, ring.shared_bytes, context);
+}
+
+}  // namespace
+
+extern const AttentionVariant kCudaDecodeBulkAttention;
+const AttentionVariant kCudaDecodeBulkAttention = {
+    "cuda_decode_hopper",
+    Backend::cuda,
+    "decode: one launch for norm, rotary embedding, append and attention; keys and values through the bulk copy engine, "
+    "blocks joined in clusters",
+    supports<true>,
+    num_splits,
+    workspace_bytes<true>,
+    run<true>,
+};
+
+extern const AttentionVariant kCudaDecodeAttention;
+const AttentionVariant kCudaDecodeAttention = {
+    "cuda_decode",
+    Backend::cuda,
+    "the same on cp.async, for compute capability 8.0 and later",
+    supports<false>,
+    num_splits,
+    workspace_bytes<false>,
+    run<false>,
+};
+
+}  // namespace fdpp

@@ -1,0 +1,50 @@
+// What the host hands to the decode kernels, and the kernels themselves, one instance for each shape.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/attention/params.h"
+#include "kernels/common/gpu.h"
+
+namespace fdpp {
+
+inline constexpr int kMaxDecodeTokens = 16;
+inline constexpr int kMaxDecodeSlots = 16;
+inline constexpr int kLargestCluster = 8;  // what every GPU with clusters grants
+
+struct DecodeLaunch {
+  CUtensorMap key_map, value_map;  // of the caches [B * Hkv, L, D], where the copy engine fills the ring
+  uint64_t* flags;  // [clusters, blocks of a cluster]: arrivals
+  float2* norms;    // [clusters, blocks of a cluster, rows]: reference and sum of weights
+  float* sums;      // [clusters, rows, D]: sums of weighted values
+  uint64_t number;  // of this launch; no other launch has it
+  int batch, kv_heads;
+  int rows;          // query rows of a KV head: S * group
+  int row_tiles;     // tiles of query rows
+  int partial_rows;  // rows of a tile that are there: what norms and sums hold
+  int clusters;      // of the grid: at least as many as there can be pieces
+  int pieces;        // wanted in all
+  int least_tiles;   // of a piece
+  int slots;         // of the ring
+  int tile_keys, tile_shift;  // keys of a tile, and their logarithm
+};
+
+// Sizes of one kernel instance.
+struct DecodeInstance {
+  int head_size;  // template sizes
+  int rows;
+  int tile_keys;
+  int tile_bytes;     // of shared memory: a slot of the ring
+  int fixed_bytes;    // all but the ring
+  int sum_bytes;      // what the ring must hold at least, once the keys are done with
+  int blocks_per_multiprocessor;  // what registers allow
+  bool clusters;
+  Status (*launch)(const AttentionParams& params, const DecodeLaunch& launch, int cluster, int shared_bytes,
+                   const ExecutionContext& context);
+};
+
+// The instances for activations of `dtype` and a cache of `cache_dtype`, smaller ones first; `bulk`: the ring is filled by
+// the bulk copy engine. The list ends with one of head_size 0.
+const DecodeInstance* decode_instances(DType dtype, DType cache_dtype, bool bulk);
+
+}  // namespace fdpp

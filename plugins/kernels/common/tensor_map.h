@@ -1,0 +1,23 @@
+// Descriptors of the bulk tensor copy engine (sm_90 and later).
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/common/gpu.h"
+
+namespace fdpp {
+
+// `planes` matrices of `rows` rows of `columns` elements, contiguous along a row. A box is the part that one copy brings:
+// box_columns * element_bytes is at most 128, a power of two of at least 32, and the swizzle's width: 16-byte chunk c of a
+// box's row r lies at chunk c ^ (r % 8) (128 bytes; 64: c ^ (r / 2 % 4)). What lies outside the tensor arrives as zeros.
+struct TensorMapShape {
+  int element_bytes;  // 1 or 2
+  int64_t columns, rows, planes;
+  int64_t row_stride, plane_stride;  // bytes, multiples of 16
+  int box_columns, box_rows;
+};
+
+// `data` must be a multiple of 16.
+Status make_tensor_map(const void* data, const TensorMapShape& shape, CUtensorMap* map);
+
+}  // namespace fdpp
