@@ -65,6 +65,7 @@ def test_graph_replay_with_growing_lengths(variant: str, case: AttentionCase) ->
     stream = torch.cuda.Stream()
     lengths = torch.tensor([[20, 7], [21, 8], [64, 65], [255, 129], [CAPACITY, 256]], dtype=torch.int32, device=device)
     captured.inputs["seqlens_k"].copy_(lengths[0] - 1)
+    torch.cuda.synchronize()  # what follows runs on a stream of its own
     with torch.cuda.stream(stream):
         plan = captured.run(variant)
         stream.synchronize()

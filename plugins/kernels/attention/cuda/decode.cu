@@ -69,10 +69,9 @@ Ring ring_of(const DecodeInstance& instance, int64_t shared_memory, int blocks) 
 
 // How the work is dealt out.
 struct Deal {
-  int cluster;      // blocks that share a piece
-  int pieces;       // wanted in all
-  int least_tiles;  // of a piece
-  int clusters;     // of the grid
+  int cluster, clusters;
+  int near_pieces, far_pieces, long_way, least_tiles;
+  int blocks_per_multiprocessor;
 };
 
 // Tiles of past keys that a unit can have.
@@ -86,27 +85,50 @@ int row_tiles_of(const AttentionProblem& p, const DecodeInstance& instance) {
   return static_cast<int>((p.query_length * p.group() + instance.rows - 1) / instance.rows);
 }
 
-// About one block a multiprocessor: it takes all the memory's bandwidth, and every further split costs a combination.
-// Clusters combine faster than pieces, so units are spread over clusters first, and cut into pieces where that is not
-// enough and each block still has a long way to go. Rows longer than the average are cut to the average.
-// (Measured on an H200; to be tuned per GPU.)
+// About one block a multiprocessor takes all the memory's bandwidth, and every further split costs a combination. Clusters
+// combine faster than pieces, so units are spread over clusters first, and cut into pieces where that leaves most of the GPU
+// idle or each block a long way to go, over which their speeds drift apart. The thresholds were measured on an H200.
 Deal deal(const AttentionProblem& p, const DecodeInstance& instance, int multiprocessors) {
-  constexpr int kTilesPerBlock = 2;       // fewer are not worth a block
-  constexpr int kTilesPerPieceBlock = 16; // nor a piece of its own
+  constexpr int64_t kLongWay = 128;  // tiles of a block
   const int64_t units = std::max<int64_t>(p.batch * p.kv_heads * row_tiles_of(p, instance), 1);
   const int64_t tiles = std::max<int64_t>(most_tiles(p, instance), 1);
-  Deal d{1, 0, 0, 0};
+  int64_t cluster = 1;
   if (instance.clusters) {
-    // Nearest to one block a multiprocessor, by ratio.
-    while (d.cluster < kLargestCluster && 2 * units * units * d.cluster * d.cluster <= int64_t{multiprocessors} * multiprocessors &&
-           d.cluster * kTilesPerBlock * 2 <= tiles)
-      d.cluster *= 2;
+    // The power of two that comes nearest to one block a multiprocessor, by ratio; clusters of eight need more room.
+    const auto fits = [&](int64_t next) {
+      return next < 8 ? 10 * units * next <= 14 * multiprocessors : 4 * units * next <= 3 * multiprocessors;
+    };
+    while (cluster < kLargestCluster && fits(2 * cluster) && cluster * 4 <= tiles) cluster *= 2;
   }
-  const int64_t per_unit = std::max<int64_t>(multiprocessors / (units * d.cluster), 1);
-  d.pieces = static_cast<int>(std::min<int64_t>(units * per_unit, int64_t{1} << 20));
-  d.least_tiles = d.cluster * (instance.clusters ? kTilesPerPieceBlock : kTilesPerBlock);
-  const int64_t most_pieces = (tiles + d.least_tiles - 1) / d.least_tiles;
-  d.clusters = static_cast<int>(std::min(units * most_pieces, units + d.pieces));
+  const int64_t blocks = units * cluster;
+  int64_t near = 1, far = 1;  // pieces of a unit
+  if (!instance.clusters)
+    near = far = std::max<int64_t>(2 * multiprocessors / units, 1);
+  else if (3 * blocks < multiprocessors)
+    near = std::clamp<int64_t>(tiles / cluster / 4, 1, 6);
+  const bool may_go_far = instance.clusters && tiles >= kLongWay * cluster;
+  if (may_go_far)
+    far = cluster == 8   ? std::max<int64_t>((units <= 4 ? 5 : 8) * multiprocessors / 3 / blocks, 1)
+          : cluster == 4 ? std::max<int64_t>(multiprocessors / blocks, 1)
+                         : std::max<int64_t>(2 * multiprocessors / blocks, 1);
+
+  Deal d{};
+  d.cluster = static_cast<int>(cluster);
+  d.least_tiles = static_cast<int>(4 * cluster);
+  d.long_way = static_cast<int>(kLongWay * cluster);
+  d.clusters = static_cast<int>(std::min<int64_t>(units * (may_go_far ? std::max(near, far) : near), 1 << 20));
+  d.near_pieces = static_cast<int>(std::min<int64_t>(units * near, 1 << 20));
+  d.far_pieces = static_cast<int>(std::min<int64_t>(units * far, 1 << 20));
+  if (p.batch > 1) {
+    // What is a quarter longer than the average is cut, and may be taken in a second round.
+    d.near_pieces = std::max(d.near_pieces * 4 / 5, 1);
+    d.far_pieces = std::max(d.far_pieces * 4 / 5, 1);
+  }
+  // Two blocks a multiprocessor have the longest rings with room for the next launch beside them. Where there are a few
+  // more blocks than multiprocessors, or clusters of four, which leave corners of the GPU empty, a third one spreads better.
+  const bool few_more = near == 1 && !may_go_far && blocks > multiprocessors && 2 * blocks < 3 * multiprocessors;
+  const bool many = d.cluster == 8 && 2 * d.clusters * 8 > 3 * multiprocessors;
+  d.blocks_per_multiprocessor = few_more || many || d.cluster == 4 || tiles <= 4 ? 3 : 2;
   return d;
 }
 
@@ -138,12 +160,15 @@ int partial_rows_of(const AttentionProblem& p, const DecodeInstance& instance) {
 
 Workspace workspace_of(const AttentionProblem& p, const DecodeInstance& instance, const Deal& d) {
   if (most_tiles(p, instance) <= d.least_tiles) return {};  // every unit is one piece
-  const size_t clusters = static_cast<size_t>(d.clusters), rows = static_cast<size_t>(partial_rows_of(p, instance));
+  // Each row of the batch rounds its share up.
+  const size_t pieces = std::max(d.near_pieces, d.far_pieces) +
+                        static_cast<size_t>(p.batch * p.kv_heads * row_tiles_of(p, instance));
+  const size_t rows = static_cast<size_t>(partial_rows_of(p, instance)), cluster = static_cast<size_t>(d.cluster);
   const auto whole = [](size_t bytes) { return (bytes + 255) / 256 * 256; };
   Workspace w{};
-  w.norms = whole(clusters * d.cluster * sizeof(uint64_t));
-  w.sums = w.norms + whole(clusters * d.cluster * rows * sizeof(float2));
-  w.bytes = w.sums + clusters * rows * p.head_size * sizeof(float);
+  w.norms = whole(pieces * cluster * sizeof(uint64_t));
+  w.sums = w.norms + whole(pieces * cluster * rows * sizeof(float2));
+  w.bytes = w.sums + pieces * rows * p.head_size * sizeof(float);
   return w;
 }
 
@@ -200,23 +225,23 @@ Status run(const AttentionParams& params, int multiprocessors, void* workspace, 
   launch.rows = static_cast<int>(p.query_length * p.group());
   launch.row_tiles = row_tiles_of(p, instance);
   launch.partial_rows = partial_rows_of(p, instance);
-  launch.clusters = d.clusters;
-  launch.pieces = d.pieces;
+  launch.near_pieces = d.near_pieces;
+  launch.far_pieces = d.far_pieces;
+  launch.long_way = d.long_way;
   launch.least_tiles = d.least_tiles;
+  launch.clusters = d.clusters;
+  launch.cluster = d.cluster;
+  while ((1 << launch.cluster_shift) < launch.cluster) ++launch.cluster_shift;
   int device = 0, shared_memory = 0;
   FDPP_GPU(cudaGetDevice(&device));
   FDPP_GPU(cudaDeviceGetAttribute(&shared_memory, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-  // As many blocks a multiprocessor as there are to work, within what registers and shared memory allow; the fewer, the
-  // longer their rings. Clusters of blocks do not fit into every corner of the GPU: they get a fifth more room.
-  const int64_t blocks = int64_t{d.pieces} * d.cluster * (d.cluster > 1 ? 6 : 5) / 5;
-  const int wanted = static_cast<int>(std::min<int64_t>((blocks + multiprocessors - 1) / multiprocessors, 16));
   Ring ring;
-  for (int b = std::min(wanted, instance.blocks_per_multiprocessor); b > 0 && ring.slots == 0; --b)
+  for (int b = std::min(d.blocks_per_multiprocessor, instance.blocks_per_multiprocessor); b > 0 && ring.slots == 0; --b)
     ring = ring_of(instance, shared_memory, b);
   launch.slots = ring.slots;
   launch.tile_keys = instance.tile_keys;
   while ((1 << launch.tile_shift) < launch.tile_keys) ++launch.tile_shift;
-  return instance.launch(params, launch, d.cluster, ring.shared_bytes, context);
+  return instance.launch(params, launch, ring.shared_bytes, context);
 }
 
 }  // namespace

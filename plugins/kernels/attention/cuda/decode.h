@@ -14,17 +14,20 @@ inline constexpr int kLargestCluster = 8;  // what every GPU with clusters grant
 
 struct DecodeLaunch {
   CUtensorMap key_map, value_map;  // of the caches [B * Hkv, L, D], where the copy engine fills the ring
-  uint64_t* flags;  // [clusters, blocks of a cluster]: arrivals
-  float2* norms;    // [clusters, blocks of a cluster, rows]: reference and sum of weights
-  float* sums;      // [clusters, rows, D]: sums of weighted values
+  uint64_t* flags;  // [pieces, blocks of a cluster]: arrivals
+  float2* norms;    // [pieces, blocks of a cluster, rows]: reference and sum of weights
+  float* sums;      // [pieces, rows, D]: sums of weighted values
   uint64_t number;  // of this launch; no other launch has it
   int batch, kv_heads;
   int rows;          // query rows of a KV head: S * group
   int row_tiles;     // tiles of query rows
   int partial_rows;  // rows of a tile that are there: what norms and sums hold
-  int clusters;      // of the grid: at least as many as there can be pieces
-  int pieces;        // wanted in all
+  int near_pieces;   // wanted in all, for units shorter than long_way tiles on the average
+  int far_pieces;    // for longer ones
+  int long_way;
   int least_tiles;   // of a piece
+  int clusters;      // of the grid
+  int cluster, cluster_shift;  // blocks of a cluster, and their logarithm
   int slots;         // of the ring
   int tile_keys, tile_shift;  // keys of a tile, and their logarithm
 };
@@ -39,7 +42,7 @@ struct DecodeInstance {
   int sum_bytes;      // what the ring must hold at least, once the keys are done with
   int blocks_per_multiprocessor;  // what registers allow
   bool clusters;
-  Status (*launch)(const AttentionParams& params, const DecodeLaunch& launch, int cluster, int shared_bytes,
+  Status (*launch)(const AttentionParams& params, const DecodeLaunch& launch, int shared_bytes,
                    const ExecutionContext& context);
 };
 

@@ -7,14 +7,14 @@
 namespace fdpp {
 
 template <typename T, typename C, int D, int NT, int WR, bool kBulk>
-Status launch_decode(const AttentionParams& params, const DecodeLaunch& launch, int cluster, int shared_bytes,
+Status launch_decode(const AttentionParams& params, const DecodeLaunch& launch, int shared_bytes,
                      const ExecutionContext& context) {
   const auto kernel = &decode_kernel<T, C, D, NT, WR, kBulk>;
   static SharedMemoryGrant grant;
   FDPP_RETURN_IF_ERROR(grant.ensure(reinterpret_cast<const void*>(kernel)));
   cudaLaunchAttribute attributes[2] = {};
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(launch.clusters * cluster);
+  config.gridDim = dim3(launch.clusters * launch.cluster);
   config.blockDim = dim3(kDecodeThreads);
   config.dynamicSmemBytes = shared_bytes;
   config.stream = static_cast<cudaStream_t>(context.stream);
@@ -23,9 +23,9 @@ Status launch_decode(const AttentionParams& params, const DecodeLaunch& launch, 
     attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[0].val.programmaticStreamSerializationAllowed = 1;
     attributes[1].id = cudaLaunchAttributeClusterDimension;
-    attributes[1].val.clusterDim.x = cluster;
+    attributes[1].val.clusterDim.x = launch.cluster;
     attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
-    config.numAttrs = cluster > 1 ? 2 : 1;
+    config.numAttrs = launch.cluster > 1 ? 2 : 1;
   }
   return check_gpu(cudaLaunchKernelEx(&config, kernel, make_args<T, C>(params, context), launch), "decode_kernel");
 }

@@ -2,9 +2,10 @@
 // streams tiles of keys and values through a ring of shared memory and four consumer warps compute on them; then the blocks
 // of the cluster, and the pieces of a unit, put their sums together.
 //
-// No block waits for another that may not run yet: within a cluster all blocks run at once, and of the pieces of a unit the
-// last one to arrive combines. The arrival flags lie in the workspace, whose contents are arbitrary: a flag counts as set
-// where it holds the launch's own 64-bit number, and who combines clears them for a replay of the same launch.
+// No block waits for another that may not run yet: within a cluster all blocks run at once, and of the pieces of
+// a unit the last one to arrive combines. The arrival flags lie in the workspace, whose contents are arbitrary:
+// a flag counts as set where it holds the launch's own 64-bit number, and who combines clears them for a replay of the same
+// launch.
 #pragma once
 
 #include <cstdint>
@@ -110,13 +111,6 @@ class DecodeBlock {
   __device__ __forceinline__ DecodeBlock(const Args& args, const DecodeLaunch& launch, unsigned char* shared)
       : args_(args), launch_(launch), ring_(shared), sums_(*reinterpret_cast<Sums*>(shared)),
         fixed_(*reinterpret_cast<Fixed*>(shared + launch.slots * Shape::kTileBytes)) {
-    if constexpr (kClusters) {
-      blocks_ = cluster_blocks();
-      rank_ = cluster_rank();
-      id_ = cluster_id();
-    } else {
-      id_ = blockIdx.x;
-    }
   }
 
   __device__ __forceinline__ void run() {
@@ -136,32 +130,48 @@ class DecodeBlock {
     }
     __syncthreads();
     if constexpr (kClusters) {
-      if (blocks_ > 1) cluster_arrive();
+      if (launch_.cluster > 1) cluster_arrive();
     }
     wait_for_predecessor();
     Piece piece;
-    const bool there = find_piece(args_, launch_, id_, &piece);
+    bool there = find_piece(args_, launch_, 0, &piece);
     if constexpr (kClusters) {
-      if (blocks_ > 1) cluster_wait();
+      if (launch_.cluster > 1) cluster_wait();
     }
-    if (!there) return;
+    for (int round = 1; there; ++round) {
+      work(piece);
+      if (!piece.more) return;
+      there = find_piece(args_, launch_, round, &piece);
+      // Now the ring and the inboxes are free; all blocks of a cluster go the same rounds.
+      if constexpr (kClusters) {
+        if (launch_.cluster > 1) {
+          cluster_arrive();
+          cluster_wait();
+        }
+      }
+      __syncthreads();
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void work(const Piece& p) {
+    blocks_ = kClusters ? launch_.cluster : 1;
+    rank_ = blockIdx.x & (blocks_ - 1);
+    id_ = p.id;
+    takes_new_ = p.ends_unit() && rank_ == blocks_ - 1;
     if constexpr (kClusters) {
-      if (blocks_ > 1 && threadIdx.x == 0) {
-        const int rows = min(launch_.rows - piece.row_tile * Shape::kRows, Shape::kRows);
+      if (blocks_ > 1 && threadIdx.x == 0 && p.keys.span.valid) {
+        const int rows = min(launch_.rows - p.row_tile * Shape::kRows, Shape::kRows);
         const int quads = first_quad(rows, rank_ + 1) - first_quad(rows, rank_);
         fixed_.inbox_full.arrive_expecting(quads * blocks_ * static_cast<uint32_t>(sizeof(float4) + sizeof(float2)));
       }
     }
-    tile_begin_ = share_begin(piece, rank_);
-    tile_end_ = share_begin(piece, rank_ + 1);
-    takes_new_ = piece.ends_unit() && rank_ == blocks_ - 1;
     if (threadIdx.x >= kConsumers)
-      produce(piece);
+      produce(p);
     else
-      consume(piece);
+      consume(p);
   }
 
- private:
   // The slot of the ring that comes next, and the parity of its phase.
   struct RingPosition {
     int slot = 0;
@@ -175,37 +185,36 @@ class DecodeBlock {
     }
   };
 
-  // This block's share of a piece's tiles; a cluster has a power of two of blocks.
-  __device__ __forceinline__ int share_begin(const Piece& p, uint32_t rank) const {
-    return p.first_tile + (((p.end_tile - p.first_tile) * rank + blocks_ - 1) >> (__ffs(blocks_) - 1));
-  }
-
   // Query row `row` of a KV head is head first_head + remainder of new token `token`.
   __device__ __forceinline__ int token_of(int row) const { return args_.query_length == 1 ? 0 : row / args_.group; }
 
   // ---- producer
 
   __device__ __forceinline__ void produce(const Piece& p) {
-    RingPosition position;
     // The new tokens' work fits in while the first copies are under way.
-    const int first_round = min(tile_begin_ + launch_.slots / 2, tile_end_);
-    fill_tiles(p, position, tile_begin_, first_round);
+    const int first_round = min(first_tile(p) + launch_.slots / 2 * static_cast<int>(blocks_), p.end_tile);
+    const int next = fill_tiles(p, first_tile(p), first_round);
     if (p.keys.span.valid && takes_new_) take_new_tokens(p);
-    fill_tiles(p, position, first_round, tile_end_);
+    fill_tiles(p, next, p.end_tile);
     release_successor();
   }
 
-  __device__ __forceinline__ void fill_tiles(const Piece& p, RingPosition& position, int begin, int end) {
-    for (int tile = begin; tile < end; ++tile) {
+  // A piece's tiles are dealt to the blocks of the cluster in turn: neighbours read neighbouring memory.
+  __device__ __forceinline__ int first_tile(const Piece& p) const { return p.first_tile + static_cast<int>(rank_); }
+
+  __device__ __forceinline__ int fill_tiles(const Piece& p, int begin, int end) {
+    int tile = begin;
+    for (; tile < end; tile += blocks_) {
       const int first = p.keys.begin + tile * Shape::kTileKeys;
-      fill(position, args_.key, &launch_.key_map, p, first);
-      fill(position, args_.value, &launch_.value_map, p, first);
+      fill(args_.key, &launch_.key_map, p, first);
+      fill(args_.value, &launch_.value_map, p, first);
     }
+    return tile;
   }
 
   // The next slot gets the tile of keys from place `first` on. What lies beyond the past keys may be anything.
-  __device__ __forceinline__ void fill(RingPosition& position, const CacheRows<C>& cache, const CUtensorMap* map,
-                                       const Piece& p, int first) {
+  __device__ __forceinline__ void fill(const CacheRows<C>& cache, const CUtensorMap* map, const Piece& p, int first) {
+    RingPosition& position = position_;
     Barrier& full = fixed_.full[position.slot];
     unsigned char* const to = ring_ + position.slot * Shape::kTileBytes;
     const int lane = threadIdx.x % 32;
@@ -286,9 +295,9 @@ class DecodeBlock {
     tile.start(reinterpret_cast<const T*>(fixed_.query) + row_warp * 8 * NT * Tile::kQueryPitch, warp_rows, args_);
     const int first_subtile = key_warp * Shape::kSubtiles;
     const int first_place = Tile::first_place(first_subtile);
-    RingPosition position;
+    RingPosition& position = position_;
     typename Tile::Scores scores;
-    for (int t = tile_begin_; t < tile_end_; ++t) {
+    for (int t = first_tile(p); t < p.end_tile; t += blocks_) {
       const int first_key = p.keys.begin + t * Shape::kTileKeys;
       const bool edge = first_key + Shape::kTileKeys > span.first ||
                         (args_.window > 0 && first_key <= span.first + span.tokens - args_.window);
@@ -317,7 +326,6 @@ class DecodeBlock {
     if constexpr (kClusters) {
       if (blocks_ > 1) {
         send_sums(rows);
-        fixed_.inbox_full.wait_cluster(0);
       }
     }
     conclude(p, first_row, rows);
@@ -406,12 +414,11 @@ class DecodeBlock {
 
   // Block `rank` of the cluster finishes quads first_quad(rank) .. first_quad(rank + 1) - 1 of rows x units.
   __device__ __forceinline__ int first_quad(int rows, uint32_t rank) const {
-    return (rows * kUnits * rank + blocks_ - 1) >> (__ffs(blocks_) - 1);
+    return (rows * kUnits * rank + blocks_ - 1) >> launch_.cluster_shift;
   }
 
   // Each quad of this block's sums goes to the block that finishes it.
   __device__ __forceinline__ void send_sums(int rows) {
-    const uint32_t barrier = shared_address(&fixed_.inbox_full);
     for (int i = threadIdx.x; i < rows * kUnits; i += kConsumers) {
       const JointSum joint = joined_warps(i / kUnits, i % kUnits * 4);
       const uint32_t owner = i * blocks_ / (rows * kUnits);
@@ -441,7 +448,7 @@ class DecodeBlock {
     return joint;
   }
 
-  // Where the cluster of number `id` leaves what pieces of its unit need.
+  // Where piece number `id` leaves what others of its unit need.
   __device__ __forceinline__ uint64_t* flag_of(int id) const {
     return launch_.flags + static_cast<int64_t>(id) * blocks_ + rank_;
   }
@@ -453,30 +460,64 @@ class DecodeBlock {
                                      (static_cast<int64_t>(id) * launch_.partial_rows + row) * args_.head_size + column);
   }
 
+  // Where a quad of the output goes, and what it is multiplied by.
+  struct Target {
+    T* to;
+    float4 scale;  // of the values
+    float sink;    // log2 units
+    bool padding;
+    bool counts;   // one quad counts for its row
+  };
+  __device__ __forceinline__ Target target_of(const Piece& p, int row, int column) const {
+    const int token = token_of(row), head = p.kv_head * args_.group + row - token * args_.group;
+    Target t;
+    t.to = args_.output.at(p.batch, token, head) + column;
+    t.scale = make_float4(1, 1, 1, 1);
+    if constexpr (sizeof(C) == 1) t.scale = args_.value_scale.at4(p.kv_head, args_.head_size, column);
+    t.sink = args_.head_sink == nullptr ? -INFINITY : to_float<T>(args_.head_sink[head]) * kLog2E;
+    t.padding = token >= p.keys.span.tokens;
+    t.counts = column == 0;
+    return t;
+  }
+
   // This block's part of a piece's sums becomes output, or goes to the other pieces of the unit.
   __device__ __forceinline__ void conclude(const Piece& p, int first_row, int rows) {
     const int begin = first_quad(rows, rank_), end = first_quad(rows, rank_ + 1);
     const bool whole = p.count == 1;
+    bool waits = blocks_ > 1;
     for (int i = begin + threadIdx.x; i < end; i += kConsumers) {
       const int row = i / kUnits, column = i % kUnits * 4;
-      if (column >= args_.head_size) continue;
+      const bool there = column < args_.head_size;
+      // Looked up while the other blocks' sums are under way.
+      const Target target = target_of(p, first_row + row, there ? column : 0);
+      if (waits) wait_for_inbox();
+      waits = false;
+      if (!there) continue;
       const JointSum joint = blocks_ > 1 ? joined_blocks(i - begin, end - begin) : joined_warps(row, column);
       if (whole) {
-        emit(p, first_row + row, column, joint);
+        emit(target, joint);
       } else {
         *sum_of(id_, row, column) = joint.sum;
         if (column == 0 || i == begin) *norm_of(id_, row) = joint.norm();
       }
     }
+    if (waits) wait_for_inbox();  // nobody may still send when this block ends
     bool mine = true;
     if (!whole) {
       if (!arrive_last(p, &mine)) return;
       for (int i = begin + threadIdx.x; i < end; i += kConsumers) {
         const int row = i / kUnits, column = i % kUnits * 4;
-        if (column < args_.head_size) emit(p, first_row + row, column, joined_pieces(p, row, column));
+        if (column < args_.head_size) emit(target_of(p, first_row + row, column), joined_pieces(p, row, column));
       }
     }
     if (args_.softmax.phi != nullptr) count_left(mine);
+  }
+
+  __device__ __forceinline__ void wait_for_inbox() {
+    if constexpr (kClusters) {
+      fixed_.inbox_full.wait_cluster(inbox_parity_);
+      inbox_parity_ ^= 1;
+    }
   }
 
   // Says that this piece's sums are there. True where all pieces' are; two pieces may both find that, then both write the
@@ -518,17 +559,13 @@ class DecodeBlock {
     return joint;
   }
 
-  __device__ __forceinline__ void emit(const Piece& p, int row, int column, const JointSum& joint) {
-    const int token = token_of(row), head = p.kv_head * args_.group + row - token * args_.group;
+  __device__ __forceinline__ void emit(const Target& target, const JointSum& joint) {
     float4 x = make_float4(0, 0, 0, 0);
-    if (token < p.keys.span.tokens) {
-      const float sink = args_.head_sink == nullptr ? -INFINITY : to_float<T>(args_.head_sink[head]) * kLog2E;
-      float4 scale = make_float4(1, 1, 1, 1);
-      if constexpr (sizeof(C) == 1) scale = args_.value_scale.at4(p.kv_head, args_.head_size, column);
-      x = scaled4(joint.sum, scale, output_factor(joint.m, joint.l, sink));
-      if (joint.left && column == 0) atomicAdd(&fixed_.left_rows, 1);
+    if (!target.padding) {
+      x = scaled4(joint.sum, target.scale, output_factor(joint.m, joint.l, target.sink));
+      if (joint.left && target.counts) atomicAdd(&fixed_.left_rows, 1);
     }
-    *reinterpret_cast<uint2*>(args_.output.at(p.batch, token, head) + column) = pack4<T>(x);
+    *reinterpret_cast<uint2*>(target.to) = pack4<T>(x);
   }
 
   __device__ __forceinline__ void count_left(bool mine) {
@@ -547,10 +584,11 @@ class DecodeBlock {
   unsigned char* const ring_;
   Sums& sums_;
   Fixed& fixed_;
+  RingPosition position_;           // the producer's, or a consumer's
+  uint32_t inbox_parity_ = 0;
   uint32_t blocks_ = 1, rank_ = 0;  // of the cluster
-  int id_;                          // the cluster's number, and the piece's
-  int tile_begin_, tile_end_;       // this block's tiles
-  bool takes_new_;                  // and the new tokens
+  int id_;                          // the piece's number
+  bool takes_new_;                  // this block has the new tokens
 };
 
 template <typename T, typename C, int D, int NT, int WR, bool kBulk>

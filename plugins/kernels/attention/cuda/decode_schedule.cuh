@@ -1,9 +1,9 @@
 // Who does what in decode attention, from the true lengths of the rows.
 //
 // A unit is one tile of query rows of one KV head of one row of the batch, with the past keys that these may see. Units are
-// cut into pieces of about equal numbers of key tiles, as many in all as the GPU is to work on, and each cluster of blocks
-// takes one piece. The GPU deals blocks out as others finish, which evens out what multiprocessors get of the memory's
-// bandwidth. Pieces of a unit leave partial sums, and the last of them to arrive puts the result together.
+// cut into pieces of about equal numbers of key tiles, as many in all as the GPU is to work on, and a cluster of blocks
+// takes a piece at a time. Pieces of a unit leave partial sums, and the last of them to arrive puts the result
+// together.
 #pragma once
 
 #include <cstdint>
@@ -45,7 +45,9 @@ struct Piece {
   PastKeys keys;
   int first_tile, end_tile;  // of the unit's tiles
   int index, count;          // among the unit's pieces
-  int first_id, id_stride;   // piece i of the unit has number first_id + i * id_stride
+  int id;                    // among all pieces; piece i of the unit has number first_id + i * id_stride
+  int first_id, id_stride;
+  bool more;                 // there may be another one for this cluster
 
   __device__ int id_of(int piece) const { return first_id + piece * id_stride; }
   __device__ bool ends_unit() const { return index == count - 1; }
@@ -81,7 +83,7 @@ __device__ __forceinline__ Cut cut(int tiles, int piece_tiles) {
   return {pieces, pieces == 1 ? tiles : quotient_up(tiles, pieces)};
 }
 
-__device__ __forceinline__ void set_piece(const PastKeys& keys, const Cut& cut, int local, int units,
+__device__ __forceinline__ void set_piece(const PastKeys& keys, const Cut& cut, int id, int local, int units,
                                           const DecodeLaunch& launch, Piece* p) {
   p->keys = keys;
   p->count = cut.pieces;
@@ -89,28 +91,34 @@ __device__ __forceinline__ void set_piece(const PastKeys& keys, const Cut& cut, 
   const int unit = local - p->index * units;
   p->kv_head = launch.row_tiles == 1 ? unit : quotient(unit, launch.row_tiles);
   p->row_tile = unit - p->kv_head * launch.row_tiles;
+  p->id = id;
+  p->first_id = id - p->index * units;
   p->id_stride = units;
   p->first_tile = min(p->index * cut.size, keys.tiles);
   p->end_tile = min(p->first_tile + cut.size, keys.tiles);
 }
 
-// Piece number `id`, by all lanes of a warp; false where there are fewer.
+// The cluster's piece of round `round`, by all lanes of a warp; false where there is none.
 template <typename T, typename C>
-__device__ __forceinline__ bool find_piece(const AttentionArgs<T, C>& args, const DecodeLaunch& launch, int id,
+__device__ __forceinline__ bool find_piece(const AttentionArgs<T, C>& args, const DecodeLaunch& launch, int round,
                                            Piece* piece) {
   using namespace decode_detail;
   const int units = launch.kv_heads * launch.row_tiles;
-  // Lengths are below 2^31 and tiles of 64 keys: their number is exact enough in float32.
+  const int id = (blockIdx.x >> launch.cluster_shift) + round * launch.clusters;
+  const int next_id = id + launch.clusters;
+  // In float32: a quotient that is whole must not round up.
   const auto tiles_of_piece = [&](int tiles) {
-    return max(static_cast<int>(__fdividef(static_cast<float>(tiles) * units, launch.pieces)) + 1, launch.least_tiles);
+    const int pieces = tiles >= launch.long_way * launch.batch ? launch.far_pieces : launch.near_pieces;
+    const float share = __fdividef(static_cast<float>(tiles) * units, pieces);
+    return max(static_cast<int>(ceilf(share * (1 - 1e-6f))), launch.least_tiles);
   };
   if (launch.batch == 1) {
     const PastKeys keys = past_keys(args, launch, 0);
     const Cut parts = cut(keys.tiles, tiles_of_piece(keys.tiles));
     if (id >= parts.pieces * units) return false;
     piece->batch = 0;
-    set_piece(keys, parts, id, units, launch, piece);
-    piece->first_id = id - piece->index * units;
+    piece->more = false;
+    set_piece(keys, parts, id, id, units, launch, piece);
     return true;
   }
   PastKeys keys = lane_keys(args, launch, 0);
@@ -119,15 +127,15 @@ __device__ __forceinline__ bool find_piece(const AttentionArgs<T, C>& args, cons
     tiles += __reduce_add_sync(~0u, max(lane_keys(args, launch, first).tiles, 0));
   const int piece_tiles = tiles_of_piece(tiles);
   int before = 0;
+  bool found = false;
   for (int first = 0; first < launch.batch; first += 32) {
     if (first > 0) keys = lane_keys(args, launch, first);
     const Cut parts = keys.tiles < 0 ? Cut{0, 0} : cut(keys.tiles, piece_tiles);
     const int end = before + warp_scan(parts.pieces * units);
     const unsigned later = __ballot_sync(~0u, end > id);
-    if (later == 0) {
-      before = __shfl_sync(~0u, end, 31);
-      continue;
-    }
+    before = __shfl_sync(~0u, end, 31);
+    if (later == 0 || found) continue;
+    found = true;
     const int lane = __ffs(later) - 1;
     const Cut own{__shfl_sync(~0u, parts.pieces, lane), __shfl_sync(~0u, parts.size, lane)};
     const int begin = __shfl_sync(~0u, end, lane) - own.pieces * units;
@@ -138,11 +146,10 @@ __device__ __forceinline__ bool find_piece(const AttentionArgs<T, C>& args, cons
     own_keys.begin = __shfl_sync(~0u, keys.begin, lane);
     own_keys.tiles = __shfl_sync(~0u, keys.tiles, lane);
     piece->batch = first + lane;
-    set_piece(own_keys, own, id - begin, units, launch, piece);
-    piece->first_id = id - piece->index * units;
-    return true;
+    set_piece(own_keys, own, id, id - begin, units, launch, piece);
   }
-  return false;
+  piece->more = next_id < before;
+  return found;
 }
 
 }  // namespace fdpp
