@@ -1,5 +1,5 @@
-// The choice among variants, the same for every op: the caller's wish wins, then a standing override, then the least distance from what the table wants,
-// then the order of the registry.
+// The choice among variants, the same for every op: the caller's wish wins, then a standing override, then the least
+// distance from what the table wants, then the order of the registry.
 #pragma once
 
 #include <limits>

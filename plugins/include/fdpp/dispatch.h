@@ -21,8 +21,8 @@ struct VariantInfo {
 // Every variant of this build, in the order of the registry.
 FDPP_API std::vector<VariantInfo> list_variants();
 
-// From now on `op` runs `variant` wherever the variant's backend runs at all; a problem that the variant does not take is
-// then an error. An empty variant lifts it. FDPP_FORCE="FdppFlatGemm=cpu_avx2_gemv,..." does the same from the
+// From now on `op` runs `variant` wherever the variant's backend runs at all; a problem that the variant does not take
+// is then an error. An empty variant lifts it. FDPP_FORCE="FdppFlatGemm=cpu_avx2_gemv,..." does the same from the
 // environment, read once. Thread-safe.
 FDPP_API Status force_variant(const std::string& op, const std::string& variant);
 
@@ -38,15 +38,15 @@ struct PlanRecord {
   uint64_t out_of_range_rows = 0;  // unified softmax: query rows of all calls that left the interval around phi
 };
 
-// Where one node's calls are recorded: cheap enough for every call, safe from several threads. Adapters hold one for each
-// of their nodes. With FDPP_LOG=1 each change of variant is printed to standard error.
+// Where one node's calls are recorded: cheap enough for every call, safe from several threads. Adapters hold one for
+// each of their nodes. With FDPP_LOG=1 each change of variant is printed to standard error.
 class FDPP_API PlanSlot {
  public:
   static PlanSlot& of(const std::string& op, const std::string& node);  // lives as long as the library
   void record(const AttentionProblem& problem, const AttentionPlan& plan);
   void record(const GemmProblem& problem, const GemmPlan& plan);
-  // The node's counter for ExecutionContext::out_of_range_rows on `device` (the current one, if a GPU), made by the first
-  // call. Sessions may have nodes of one name on several devices: each device gets a word of its own.
+  // The node's counter for ExecutionContext::out_of_range_rows on `device` (the current one, if a GPU), made by the
+  // first call. Sessions may have nodes of one name on several devices: each device gets a word of its own.
   Status counter(const DeviceInfo& device, uint64_t** word);
 
   struct State;

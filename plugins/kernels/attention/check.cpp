@@ -75,11 +75,13 @@ Status check_quantization(const AttentionAttributes& attributes, const TensorVie
       return bad(says + " but past_key is " + dtype_name(p->cache_dtype));
     if (!quantized) continue;
     const TensorView& scale = in[side.scale];
-    if (!scale.present()) return bad(std::string(input_name(side.scale)) + " is missing: past_key is " + dtype_name(p->cache_dtype));
+    if (!scale.present())
+      return bad(std::string(input_name(side.scale)) + " is missing: past_key is " + dtype_name(p->cache_dtype));
     const bool per_channel = side.wanted == CacheQuantization::per_channel;
     if (scale.elements() != (per_channel ? p->kv_heads * p->head_size : 1))
       return bad_shape(side.scale, scale,
-                       (per_channel ? list({1, p->kv_heads, 1, p->head_size}) : std::string("one element")) + ", since " + says);
+                       (per_channel ? list({1, p->kv_heads, 1, p->head_size}) : std::string("one element")) +
+                           ", since " + says);
     *side.out = side.wanted;
   }
   return {};

@@ -1,5 +1,5 @@
-// Barriers in shared memory that asynchronous copies complete on, the bulk tensor copy engine, and what blocks of a cluster
-// share. Barriers and cp.async are there from sm_80 on, the rest from sm_90 on.
+// Barriers in shared memory that asynchronous copies complete on, the bulk tensor copy engine, and what blocks of a
+// cluster share. Barriers and cp.async are there from sm_80 on, the rest from sm_90 on.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,8 @@
 
 namespace fdpp {
 
-// An mbarrier. Every phase ends when the counted arrivals (and announced bytes) are there; waiters name the phase's parity.
+// An mbarrier. Every phase ends when the counted arrivals (and announced bytes) are there; waiters name the phase's
+// parity.
 struct Barrier {
   uint64_t word;
 
@@ -94,13 +95,6 @@ __device__ __forceinline__ bool sync_threads_and(int id, int threads, bool value
   return all != 0;
 }
 
-// `bytes`, contiguous on both sides, into shared memory; a multiple of 16, as both addresses. `barrier` is told them.
-__device__ __forceinline__ void copy_bulk(void* to, const void* from, int bytes, Barrier* barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                   shared_address(to)),
-               "l"(from), "r"(bytes), "r"(shared_address(barrier))
-               : "memory");
-}
 // A box of a tensor into shared memory; `barrier` is told its bytes. One thread calls.
 __device__ __forceinline__ void copy_box(void* to, const CUtensorMap* map, int x, int y, int z, Barrier* barrier) {
   asm volatile(
@@ -127,22 +121,6 @@ __device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
-__device__ __forceinline__ uint32_t cluster_blocks() {
-  uint32_t n;
-  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(n));
-  return n;
-}
-__device__ __forceinline__ uint32_t cluster_rank() {
-  uint32_t rank;
-  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
-// The cluster's number within a one-dimensional grid.
-__device__ __forceinline__ uint32_t cluster_id() {
-  uint32_t id;
-  asm("mov.u32 %0, %%clusterid.x;" : "=r"(id));
-  return id;
-}
 __device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.aligned;" ::: "memory"); }
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
 

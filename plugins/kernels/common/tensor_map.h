@@ -7,9 +7,10 @@
 
 namespace fdpp {
 
-// `planes` matrices of `rows` rows of `columns` elements, contiguous along a row. A box is the part that one copy brings:
-// box_columns * element_bytes is at most 128, a power of two of at least 32, and the swizzle's width: 16-byte chunk c of a
-// box's row r lies at chunk c ^ (r % 8) (128 bytes; 64: c ^ (r / 2 % 4)). What lies outside the tensor arrives as zeros.
+// `planes` matrices of `rows` rows of `columns` elements, contiguous along a row. A box is the part that one copy
+// brings: box_columns * element_bytes is at most 128, a power of two of at least 32, and the swizzle's width: 16-byte
+// chunk c of a box's row r lies at chunk c ^ (r % 8) (128 bytes; 64: c ^ (r / 2 % 4)). What lies outside the tensor
+// arrives as zeros.
 struct TensorMapShape {
   int element_bytes;  // 1 or 2
   int64_t columns, rows, planes;

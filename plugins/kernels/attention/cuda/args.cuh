@@ -39,8 +39,8 @@ struct SoftmaxSettings {
   float to_log2;
   float cap_factor;    // 0: no softcap
   float growth;        // log2 units by which a row's reference may be exceeded before its sums are rescaled
-  // Unified: a row starts with its head's phi as reference where its first scores lie in (phi + lower, phi + upper), and
-  // keeps it while none exceeds phi + upper. phi null: the other modes.
+  // Unified: a row starts with its head's phi as reference where its first scores lie in (phi + lower, phi + upper),
+  // and keeps it while none exceeds phi + upper. phi null: the other modes.
   const float* phi;    // [Hq], natural units
   float lower, upper;  // log2 units
 };

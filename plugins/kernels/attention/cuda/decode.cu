@@ -1,5 +1,5 @@
-// Decode attention: up to 16 new tokens a row over a long context. Chooses the kernel instance and how many blocks share the
-// work, and lays out the workspace.
+// Decode attention: up to 16 new tokens a row over a long context. Chooses the kernel instance and how many blocks
+// share the work, and lays out the workspace.
 #include "kernels/attention/cuda/decode.h"
 
 #include <algorithm>
@@ -28,13 +28,18 @@ extern const DecodeInstance* const kDecodeBf16Fp8Async;
 
 const DecodeInstance* decode_instances(DType dtype, DType cache_dtype, bool bulk) {
   const bool half = dtype == DType::f16;
+  const auto pick = [&](const DecodeInstance* half_bulk, const DecodeInstance* half_async, const DecodeInstance* bf16_bulk,
+                        const DecodeInstance* bf16_async) {
+    if (half) return bulk ? half_bulk : half_async;
+    return bulk ? bf16_bulk : bf16_async;
+  };
   switch (cache_dtype) {
     case DType::i8:
-      return bulk ? (half ? kDecodeHalfInt8Bulk : kDecodeBf16Int8Bulk) : (half ? kDecodeHalfInt8Async : kDecodeBf16Int8Async);
+      return pick(kDecodeHalfInt8Bulk, kDecodeHalfInt8Async, kDecodeBf16Int8Bulk, kDecodeBf16Int8Async);
     case DType::f8e4m3:
-      return bulk ? (half ? kDecodeHalfFp8Bulk : kDecodeBf16Fp8Bulk) : (half ? kDecodeHalfFp8Async : kDecodeBf16Fp8Async);
+      return pick(kDecodeHalfFp8Bulk, kDecodeHalfFp8Async, kDecodeBf16Fp8Bulk, kDecodeBf16Fp8Async);
     default:
-      return bulk ? (half ? kDecodeHalfSameBulk : kDecodeBf16SameBulk) : (half ? kDecodeHalfSameAsync : kDecodeBf16SameAsync);
+      return pick(kDecodeHalfSameBulk, kDecodeHalfSameAsync, kDecodeBf16SameBulk, kDecodeBf16SameAsync);
   }
 }
 
@@ -85,9 +90,10 @@ int row_tiles_of(const AttentionProblem& p, const DecodeInstance& instance) {
   return static_cast<int>((p.query_length * p.group() + instance.rows - 1) / instance.rows);
 }
 
-// About one block a multiprocessor takes all the memory's bandwidth, and every further split costs a combination. Clusters
-// combine faster than pieces, so units are spread over clusters first, and cut into pieces where that leaves most of the GPU
-// idle or each block a long way to go, over which their speeds drift apart. The thresholds were measured on an H200.
+// About one block a multiprocessor takes all the memory's bandwidth, and every further split costs a combination.
+// Clusters combine faster than pieces, so units are spread over clusters first, and cut into pieces where that leaves
+// most of the GPU idle or each block a long way to go, over which their speeds drift apart. The thresholds were
+// measured on an H200.
 Deal deal(const AttentionProblem& p, const DecodeInstance& instance, int multiprocessors) {
   constexpr int64_t kLongWay = 128;  // tiles of a block
   const int64_t units = std::max<int64_t>(p.batch * p.kv_heads * row_tiles_of(p, instance), 1);
@@ -125,7 +131,8 @@ Deal deal(const AttentionProblem& p, const DecodeInstance& instance, int multipr
     d.far_pieces = std::max(d.far_pieces * 4 / 5, 1);
   }
   // Two blocks a multiprocessor have the longest rings with room for the next launch beside them. Where there are a few
-  // more blocks than multiprocessors, or clusters of four, which leave corners of the GPU empty, a third one spreads better.
+  // more blocks than multiprocessors, or clusters of four, which leave corners of the GPU empty, a third one spreads
+  // better.
   const bool few_more = near == 1 && !may_go_far && blocks > multiprocessors && 2 * blocks < 3 * multiprocessors;
   const bool many = d.cluster == 8 && 2 * d.clusters * 8 > 3 * multiprocessors;
   d.blocks_per_multiprocessor = few_more || many || d.cluster == 4 || tiles <= 4 ? 3 : 2;
@@ -140,7 +147,7 @@ bool supports(const AttentionProblem& p, const DeviceInfo& device, std::string* 
   } else if (p.query_length > kMaxDecodeTokens) {
     *why = "takes at most " + std::to_string(kMaxDecodeTokens) + " new tokens, not " + std::to_string(p.query_length);
   } else if (ring_of(instance_of(p, kBulk), device.shared_memory_per_block, 1).slots == 0) {
-    *why = "needs more than the " + std::to_string(device.shared_memory_per_block) + " bytes of shared memory of a block";
+    *why = "needs more shared memory than the " + std::to_string(device.shared_memory_per_block) + " bytes of a block";
   } else {
     return true;
   }

@@ -46,8 +46,8 @@ struct DecodeInstance {
                    const ExecutionContext& context);
 };
 
-// The instances for activations of `dtype` and a cache of `cache_dtype`, smaller ones first; `bulk`: the ring is filled by
-// the bulk copy engine. The list ends with one of head_size 0.
+// The instances for activations of `dtype` and a cache of `cache_dtype`, smaller ones first; `bulk`: the ring is filled
+// by the bulk copy engine. The list ends with one of head_size 0.
 const DecodeInstance* decode_instances(DType dtype, DType cache_dtype, bool bulk);
 
 }  // namespace fdpp

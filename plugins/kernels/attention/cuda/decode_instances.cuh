@@ -1,4 +1,5 @@
-// The decode kernels for one pair of element types, as a table. One generated file for each pair (cmake/KernelInstances).
+// The decode kernels for one pair of element types, as a table. One generated file for each pair
+// (cmake/KernelInstances).
 #pragma once
 
 #include "kernels/attention/cuda/decode_kernel.cuh"

@@ -1,11 +1,10 @@
-// Decode attention in one launch. A cluster of blocks works on one piece (decode_schedule.cuh): in each block a producer warp
-// streams tiles of keys and values through a ring of shared memory and four consumer warps compute on them; then the blocks
-// of the cluster, and the pieces of a unit, put their sums together.
+// Decode attention in one launch. A cluster of blocks works on one piece (decode_schedule.cuh): in each block a
+// producer warp streams tiles of keys and values through a ring of shared memory and four consumer warps compute on
+// them; then the blocks of the cluster, and the pieces of a unit, put their sums together.
 //
-// No block waits for another that may not run yet: within a cluster all blocks run at once, and of the pieces of
-// a unit the last one to arrive combines. The arrival flags lie in the workspace, whose contents are arbitrary:
-// a flag counts as set where it holds the launch's own 64-bit number, and who combines clears them for a replay of the same
-// launch.
+// No block waits for another that may not run yet: within a cluster all blocks run at once, and of the pieces of a unit
+// the last one to arrive combines. The arrival flags lie in the workspace, whose contents are arbitrary: a flag counts
+// as set where it holds the launch's own 64-bit number, and who combines clears them for a replay of the same launch.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +26,8 @@ template <typename C, int D, int NT, int WR>
 struct DecodeShape {
   static constexpr int kRows = 8 * NT * WR;
   static constexpr int kKeyWarps = kConsumerWarps / WR;
-  static constexpr int kTileKeys = D * sizeof(C) <= kPanelRow ? 128 : 64;
+  // Short rows make long tiles, unless many query rows need the registers.
+  static constexpr int kTileKeys = NT == 1 && D * sizeof(C) <= kPanelRow ? 128 : 64;
   static constexpr int kSubtiles = kTileKeys / kSubtileKeys / kKeyWarps;  // of a tile, for one warp
   static constexpr int kPanels = D * sizeof(C) / kPanelRow;
   static constexpr int kPanelColumns = kPanelRow / sizeof(C);
@@ -134,26 +134,30 @@ class DecodeBlock {
     }
     wait_for_predecessor();
     Piece piece;
-    bool there = find_piece(args_, launch_, 0, &piece);
-    if constexpr (kClusters) {
-      if (launch_.cluster > 1) cluster_wait();
-    }
-    for (int round = 1; there; ++round) {
+    for (int round = 0;; ++round) {
+      const bool there = find_piece(args_, launch_, round, &piece);
+      if (round == 0) wait_for_cluster();
+      if (!there) return;
+      if (round > 0) {
+        // The ring and the inboxes are free once all are done with them; all blocks of a cluster go the same rounds.
+        if constexpr (kClusters) {
+          if (launch_.cluster > 1) cluster_arrive();
+        }
+        wait_for_cluster();
+        __syncthreads();
+      }
       work(piece);
       if (!piece.more) return;
-      there = find_piece(args_, launch_, round, &piece);
-      // Now the ring and the inboxes are free; all blocks of a cluster go the same rounds.
-      if constexpr (kClusters) {
-        if (launch_.cluster > 1) {
-          cluster_arrive();
-          cluster_wait();
-        }
-      }
-      __syncthreads();
     }
   }
 
  private:
+  __device__ __forceinline__ void wait_for_cluster() {
+    if constexpr (kClusters) {
+      if (launch_.cluster > 1) cluster_wait();
+    }
+  }
+
   __device__ __forceinline__ void work(const Piece& p) {
     blocks_ = kClusters ? launch_.cluster : 1;
     rank_ = blockIdx.x & (blocks_ - 1);
@@ -302,7 +306,8 @@ class DecodeBlock {
       const bool edge = first_key + Shape::kTileKeys > span.first ||
                         (args_.window > 0 && first_key <= span.first + span.tokens - args_.window);
       fixed_.full[position.slot].wait(position.parity);
-      tile.score({ring_ + position.slot * Shape::kTileBytes, Shape::kTilePanel}, first_subtile, Shape::kSubtiles, scores);
+      tile.score({ring_ + position.slot * Shape::kTileBytes, Shape::kTilePanel}, first_subtile, Shape::kSubtiles,
+                 scores);
       release(position);
       tile.weigh(scores, first_key + first_place, span.first, edge, Shape::kSubtiles, factor, warp_rows, args_);
       fixed_.full[position.slot].wait(position.parity);
@@ -378,7 +383,8 @@ class DecodeBlock {
     for (int column = threadIdx.x % 32; column < args_.head_size; column += 32)
       largest = fmaxf(largest, fabsf(args_.key_scale.at(kv_head, args_.head_size, column)));
 #pragma unroll
-    for (int distance = 16; distance > 0; distance /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, distance));
+    for (int distance = 16; distance > 0; distance /= 2)
+      largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, distance));
     return largest > 0 ? largest : 1;
   }
 
@@ -520,8 +526,8 @@ class DecodeBlock {
     }
   }
 
-  // Says that this piece's sums are there. True where all pieces' are; two pieces may both find that, then both write the
-  // same output, and `mine` is true, in thread 0, in one of them.
+  // Says that this piece's sums are there. True where all pieces' are; two pieces may both find that, then both write
+  // the same output, and `mine` is true, in thread 0, in one of them.
   __device__ __forceinline__ bool arrive_last(const Piece& p, bool* mine) {
     __threadfence();
     sync_threads(kConsumerBarrier, kConsumers);

@@ -1,8 +1,8 @@
 // Who does what in decode attention, from the true lengths of the rows.
 //
-// A unit is one tile of query rows of one KV head of one row of the batch, with the past keys that these may see. Units are
-// cut into pieces of about equal numbers of key tiles, as many in all as the GPU is to work on, and a cluster of blocks
-// takes a piece at a time. Pieces of a unit leave partial sums, and the last of them to arrive puts the result
+// A unit is one tile of query rows of one KV head of one row of the batch, with the past keys that these may see. Units
+// are cut into pieces of about equal numbers of key tiles, as many in all as the GPU is to work on, and a cluster of
+// blocks takes a piece at a time. Pieces of a unit leave partial sums, and the last of them to arrive puts the result
 // together.
 #pragma once
 

@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "kernels/attention/cuda/args.cuh"
+#include "kernels/attention/cuda/eight_bit.cuh"
 
 namespace fdpp {
 
@@ -22,26 +23,6 @@ __device__ __forceinline__ uint32_t transpose8x8(uint32_t fragment) {
   uint32_t transposed;
   asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(fragment));
   return transposed;
-}
-
-// The two elements in the low 16 bits of `bytes` as a pair of T.
-template <typename T, typename C>
-__device__ __forceinline__ uint32_t widen2(uint32_t bytes) {
-  __half2 pair;
-  if constexpr (std::is_same_v<C, int8_t>) {
-    // 0x6400 | u is 1024 + u in float16.
-    const uint32_t biased = __byte_perm(bytes ^ 0x8080, 0x64646464, 0x4140);
-    pair = __hsub2(*reinterpret_cast<const __half2*>(&biased), __float2half2_rn(1024 + 128));
-  } else {
-    const __half2_raw raw = __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(bytes), __NV_E4M3);
-    pair = raw;
-  }
-  if constexpr (std::is_same_v<T, __half>) {
-    return *reinterpret_cast<const uint32_t*>(&pair);
-  } else {
-    const float2 wide = __half22float2(pair);
-    return pack2<T>(wide.x, wide.y);
-  }
 }
 
 // What one warp needs to know of a piece of work besides tiles.
@@ -133,8 +114,8 @@ class DecodeTile {
         } else {
 #pragma unroll
           for (int h = 0; h < 2; ++h) {
-            const uint32_t a[4] = {widen2<T, C>(r[2 * h] & 0xffff), widen2<T, C>(r[2 * h + 1] & 0xffff),
-                                   widen2<T, C>(r[2 * h] >> 16), widen2<T, C>(r[2 * h + 1] >> 16)};
+            const uint32_t a[4] = {widened2<T, C>(r[2 * h] & 0xffff), widened2<T, C>(r[2 * h + 1] & 0xffff),
+                                   widened2<T, C>(r[2 * h] >> 16), widened2<T, C>(r[2 * h + 1] >> 16)};
 #pragma unroll
             for (int n = 0; n < NT; ++n) mma_m16n8k16<T>(into[n], a, q[h][n][0], q[h][n][1]);
           }
@@ -146,14 +127,17 @@ class DecodeTile {
 #pragma unroll
       for (int n = 0; n < NT; ++n) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) s[u][n][i] = kChains == 2 ? sums[0][u][n][i] + sums[kChains - 1][u][n][i] : sums[0][u][n][i];
+        for (int i = 0; i < 4; ++i) {
+          s[u][n][i] = sums[0][u][n][i];
+          if (kChains == 2) s[u][n][i] += sums[kChains - 1][u][n][i];
+        }
       }
     }
   }
 
-  // Scores become weights 2^(score - reference). `place`: of the first key of this lane in the cache, key u, i of the scores
-  // stands at key_place(place, u, i); places from `end` on count as not there. `edge`: some row may not see all of these
-  // keys. `factor`: of raw scores, where the cache is scaled.
+  // Scores become weights 2^(score - reference). `place`: of the first key of this lane in the cache, key u, i of the
+  // scores stands at key_place(place, u, i); places from `end` on count as not there. `edge`: some row may not see all
+  // of these keys. `factor`: of raw scores, where the cache is scaled.
   __device__ __forceinline__ void weigh(Scores& s, int place, int end, bool edge, int subtiles, float factor,
                                         const DecodeRows& rows, const AttentionArgs<T, C>& args) {
     float unit = args.softmax.to_log2;
@@ -208,8 +192,8 @@ class DecodeTile {
     return first_subtile * kSubtileKeys + threadIdx.x % 32 / 4;
   }
 
-  // Adds the values of the same keys. The tile's keys from `valid` on are taken as 0, whatever lies there: 0 * NaN would be
-  // NaN.
+  // Adds the values of the same keys. The tile's keys from `valid` on are taken as 0, whatever lies there: 0 * NaN
+  // would be NaN.
   __device__ __forceinline__ void add_values(const Scores& weights, const TileView& values, int first_subtile,
                                              int subtiles, int valid) {
     // Matrices 2, 3: keys 8-15; 1, 3: the second chunk.
@@ -243,8 +227,8 @@ class DecodeTile {
           for (int h = 0; h < 2; ++h) {
             // Bytes: columns 2 c and 2 c + 1 of one key, then of the next; paired by column they are two rows of V^T.
             const uint32_t low = __byte_perm(r[h], 0, 0x3120), high = __byte_perm(r[h + 2], 0, 0x3120);
-            const uint32_t a[4] = {widen2<T, C>(low & 0xffff), widen2<T, C>(low >> 16), widen2<T, C>(high & 0xffff),
-                                   widen2<T, C>(high >> 16)};
+            const uint32_t a[4] = {widened2<T, C>(low & 0xffff), widened2<T, C>(low >> 16), widened2<T, C>(high & 0xffff),
+                                   widened2<T, C>(high >> 16)};
 #pragma unroll
             for (int n = 0; n < NT; ++n) mma_m16n8k16<T>(o[2 * load + h][n], a, p[n][0], p[n][1]);
           }
@@ -265,8 +249,8 @@ class DecodeTile {
     }
   }
 
-  // A row's reference (-inf where it saw no key) and sum of weights, the latter negative where the row left the interval
-  // around phi.
+  // A row's reference (-inf where it saw no key) and sum of weights, the latter negative where the row left the
+  // interval around phi.
   __device__ __forceinline__ float2 norm(int n, int i) const {
     if (limit_[n][i] == -INFINITY && l[n][i] == 0) return make_float2(-INFINITY, 0);  // l may be NaN, which must show
     const bool left = unified_ && !(reference[n][i] == phi_[n][i]);

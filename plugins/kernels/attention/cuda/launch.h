@@ -48,8 +48,8 @@ Status with_types(const AttentionProblem& p, F&& f) {
 // The settings of the problem's softmax mode; `weights` is the type in which weights meet values.
 inline SoftmaxSettings softmax_settings(const AttentionParams& params, DType weights) {
   constexpr float kLazyGrowth = 8;  // weights stay below 2^8, far from float16's limit
-  // float16 keeps its precision from 2^-14 to 2^16, so the largest weight of a row stays within 2^-10 and 2^15; bfloat16
-  // has float32's range, where the sum of a long row must still fit.
+  // float16 keeps its precision from 2^-14 to 2^16, so the largest weight of a row stays within 2^-10 and 2^15;
+  // bfloat16 has float32's range, where the sum of a long row must still fit.
   const float lowest = weights == DType::f16 ? -10.0f : -60.0f;
   const float highest = weights == DType::f16 ? 15.0f : 60.0f;
   const AttentionProblem& p = params.problem;
