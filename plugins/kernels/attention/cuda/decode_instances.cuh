@@ -40,7 +40,7 @@ constexpr DecodeInstance decode_instance() {
           Shape::kTileBytes,
           static_cast<int>(sizeof(typename Shape::Fixed)),
           static_cast<int>(sizeof(typename Shape::Sums)),
-          kDecodeBlocks<C, D, NT, WR>,
+          kDecodeBlocks<D, NT, WR, kBulk>,
           kBulk && Shape::kClusters,
           launch_decode<T, C, D, NT, WR, kBulk>};
 }

@@ -7,6 +7,7 @@
 // as set where it holds the launch's own 64-bit number, and who combines clears them for a replay of the same launch.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "kernels/attention/cuda/decode.h"
@@ -59,9 +60,11 @@ struct DecodeShape {
   static_assert(kMaxDecodeTokens == kSubtileKeys, "new tokens are one subtile");
 };
 
-// Blocks that a multiprocessor's registers are to hold: while one starts or ends, others stream.
-template <typename C, int D, int NT, int WR>
-inline constexpr int kDecodeBlocks = WR > 1 || NT * D > 384 ? 1 : NT * D <= 64 ? 4 : NT * D <= 128 ? 3 : 2;
+// Blocks that a multiprocessor's registers are to hold without spilling: while one starts or ends, others stream. Filling
+// the ring with cp.async takes more registers than telling the copy engine.
+template <int D, int NT, int WR, bool kBulk>
+inline constexpr int kDecodeBlocks = std::max(
+    (WR > 1 || NT * D > 384 ? 1 : NT * D <= 64 ? 4 : NT * D <= 128 ? 3 : 2) - (kBulk ? 0 : 1), 1);
 
 // Sums with one reference: m, the reference; l, the sum of weights; left: some part left phi's interval.
 struct JointSum {
@@ -598,7 +601,7 @@ class DecodeBlock {
 };
 
 template <typename T, typename C, int D, int NT, int WR, bool kBulk>
-__global__ void __launch_bounds__(kDecodeThreads, kDecodeBlocks<C, D, NT, WR>)
+__global__ void __launch_bounds__(kDecodeThreads, kDecodeBlocks<D, NT, WR, kBulk>)
     decode_kernel(const __grid_constant__ AttentionArgs<T, C> args, const __grid_constant__ DecodeLaunch launch) {
 #if __CUDA_ARCH__ >= 900
   constexpr bool kRuns = true;
