@@ -1,4 +1,4 @@
-"""What the compiler gave each GPU kernel of the library: registers, stack, shared memory. Stack means spilled registers.
+"""What the compiler gave each GPU kernel of the library: registers and stack. A stack means spilled registers.
 
     kernel_resources.py [LIBRARY] [--match TEXT]
 

@@ -52,16 +52,32 @@ AttentionParams make_params(const AttentionProblem& p, const TensorView* in, con
   return params;
 }
 
+Status check_split(const AttentionSplit& s) {
+  constexpr int kMost = 1 << 16;
+  const auto bad = [](const char* name, int value, const char* expected) {
+    return invalid_argument(std::string("FdppAttention: split's ") + name + " is " + std::to_string(value) +
+                            ", expected " + expected);
+  };
+  if (s.pieces < 1 || s.pieces > kMost) return bad("pieces", s.pieces, "1 to 65536");
+  if (s.far_pieces < 1 || s.far_pieces > kMost) return bad("far_pieces", s.far_pieces, "1 to 65536");
+  if (s.cluster != 1 && s.cluster != 2 && s.cluster != 4 && s.cluster != 8)
+    return bad("cluster", s.cluster, "1, 2, 4 or 8");
+  if (s.blocks_per_multiprocessor < 1)
+    return bad("blocks_per_multiprocessor", s.blocks_per_multiprocessor, "at least 1");
+  return {};
+}
+
 }  // namespace
 
 Status plan_attention(const AttentionProblem& problem, const DeviceInfo& device, AttentionPlan* plan,
-                      const std::string& variant) {
+                      const std::string& variant, const AttentionSplit* split) {
   AttentionPlan chosen;
   FDPP_RETURN_IF_ERROR(select_variant(attention_spec().name, attention_variants(), problem, device, variant,
                                       [](const AttentionVariant&) { return 0; }, "first in the registry that takes it",
                                       &chosen.variant, &chosen.reason));
-  chosen.num_splits = chosen.variant->num_splits(problem, device);
-  chosen.workspace_bytes = chosen.variant->workspace_bytes(problem, chosen.num_splits);
+  if (split != nullptr) FDPP_RETURN_IF_ERROR(check_split(*split));
+  chosen.split = split != nullptr ? *split : chosen.variant->split(problem, device);
+  chosen.workspace_bytes = chosen.variant->workspace_bytes(problem, chosen.split);
   *plan = chosen;
   return {};
 }
@@ -71,7 +87,7 @@ const char* variant_name(const AttentionPlan& plan) { return plan.variant->name;
 Status run_attention(const AttentionProblem& problem, const AttentionPlan& plan, const TensorView* inputs,
                      const TensorView* outputs, void* workspace, const ExecutionContext& context) {
   if (problem.batch == 0 || problem.query_length == 0) return {};
-  return plan.variant->run(make_params(problem, inputs, outputs), plan.num_splits, workspace, context);
+  return plan.variant->run(make_params(problem, inputs, outputs), plan.split, workspace, context);
 }
 
 }  // namespace fdpp

@@ -13,6 +13,13 @@
 
 namespace fdpp {
 
+namespace {
+
+int splits_of(const AttentionPlan& plan) { return plan.num_splits(); }
+int splits_of(const GemmPlan& plan) { return plan.num_splits; }
+
+}  // namespace
+
 struct PlanSlot::State {
   std::string op;
   std::string node;
@@ -36,7 +43,7 @@ struct PlanSlot::State {
     problem = new_problem;
     variant = plan.variant->name;
     reason = plan.reason;
-    num_splits = plan.num_splits;
+    num_splits = splits_of(plan);
     workspace_bytes = plan.workspace_bytes;
     if (log && changed)
       std::fprintf(stderr, "fdpp: %s %s: %s x%d (%s) for %s\n", op.c_str(), node.c_str(), variant, num_splits, reason,

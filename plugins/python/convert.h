@@ -23,6 +23,9 @@ void parse_attributes(const pybind11::dict& attributes, GemmAttributes* out);
 Backend parse_backend(const std::string& text);
 
 // Keys as DeviceInfo's members; those left out keep its defaults, so a device that is not there can be made up.
+// A split as split_dict() gives it; keys left out keep their defaults.
+AttentionSplit parse_split(const pybind11::dict& split);
+pybind11::dict split_dict(const AttentionSplit& split);
 DeviceInfo parse_device(const pybind11::dict& device);
 pybind11::dict device_dict(const DeviceInfo& device);
 

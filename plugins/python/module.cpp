@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "convert.h"
@@ -88,7 +89,6 @@ struct Attention {
   using Plan = AttentionPlan;
   static const OpSpec& spec() { return attention_spec(); }
   static constexpr auto check = check_attention;
-  static constexpr auto plan = plan_attention;
   static constexpr auto run = run_attention;
   static Status check_values(const Problem& p, const Tensors& in) {
     FDPP_RETURN_IF_ERROR(check_seqlens(p, static_cast<const int32_t*>(in.views[kAttnSeqlensK].data)));
@@ -108,7 +108,6 @@ struct Gemm {
   using Plan = GemmPlan;
   static const OpSpec& spec() { return gemm_spec(); }
   static constexpr auto check = check_gemm;
-  static constexpr auto plan = plan_gemm;
   static constexpr auto run = run_gemm;
   static Status check_values(const Problem&, const Tensors&) { return {}; }
   static void check_outputs(const Problem& p, const Tensors& in, const Tensors& out) {
@@ -124,17 +123,31 @@ template <typename Plan>
 py::dict plan_dict(const Plan& plan) {
   py::dict d;
   d["variant"] = variant_name(plan);
-  d["num_splits"] = plan.num_splits;
+  if constexpr (std::is_same_v<Plan, AttentionPlan>) {
+    d["num_splits"] = plan.num_splits();
+    d["split"] = split_dict(plan.split);
+  } else {
+    d["num_splits"] = plan.num_splits;
+  }
   d["workspace_bytes"] = plan.workspace_bytes;
   d["reason"] = plan.reason;
   return d;
 }
 
+using Wish = std::optional<std::string>;     // of a variant
+using SplitWish = std::optional<py::dict>;
+
 template <typename Op>
-typename Op::Plan make_plan(const typename Op::Problem& problem, const DeviceInfo& device,
-                            const std::optional<std::string>& variant) {
+typename Op::Plan make_plan(const typename Op::Problem& problem, const DeviceInfo& device, const Wish& variant,
+                            const SplitWish& split) {
   typename Op::Plan plan;
-  raise_if_error(Op::plan(problem, device, &plan, variant.value_or("")));
+  if constexpr (std::is_same_v<Op, Attention>) {
+    const AttentionSplit own = parse_split(split.value_or(py::dict()));
+    raise_if_error(plan_attention(problem, device, &plan, variant.value_or(""), split ? &own : nullptr));
+  } else {
+    if (split) throw py::value_error(std::string(Op::spec().name) + " takes no split");
+    raise_if_error(plan_gemm(problem, device, &plan, variant.value_or("")));
+  }
   PlanSlot::of(Op::spec().name, "").record(problem, plan);
   return plan;
 }
@@ -149,10 +162,10 @@ typename Op::Problem make_problem(const py::dict& attributes, const Tensors& inp
 }
 
 template <typename Op>
-py::dict plan_op(const py::dict& attributes, const py::dict& inputs, const py::dict& device,
-                 const std::optional<std::string>& variant) {
+py::dict plan_op(const py::dict& attributes, const py::dict& inputs, const py::dict& device, const Wish& variant,
+                 const SplitWish& split) {
   const Tensors in = borrow(Op::spec().name, Op::spec().inputs, inputs);
-  return plan_dict(make_plan<Op>(make_problem<Op>(attributes, in), parse_device(device), variant));
+  return plan_dict(make_plan<Op>(make_problem<Op>(attributes, in), parse_device(device), variant, split));
 }
 
 template <typename Op>
@@ -162,7 +175,11 @@ std::pair<bool, std::string> supports_op(const py::dict& attributes, const py::d
   const auto problem = make_problem<Op>(attributes, in);
   const DeviceInfo info = parse_device(device);
   typename Op::Plan plan;
-  const Status status = Op::plan(problem, info, &plan, variant);
+  Status status;
+  if constexpr (std::is_same_v<Op, Attention>)
+    status = plan_attention(problem, info, &plan, variant);
+  else
+    status = plan_gemm(problem, info, &plan, variant);
   if (status.code() == StatusCode::not_supported) return {false, status.message()};
   raise_if_error(status);
   return {true, ""};
@@ -254,7 +271,7 @@ class Counter {
 
 template <typename Op>
 py::dict run_op(const py::dict& attributes, const py::dict& inputs, const py::dict& outputs,
-                const py::object& workspace, uintptr_t stream, const std::optional<std::string>& variant,
+                const py::object& workspace, uintptr_t stream, const Wish& variant, const SplitWish& split,
                 const std::optional<int>& threads, DeviceFault* fault, const Counter* counter) {
   const Tensors in = borrow(Op::spec().name, Op::spec().inputs, inputs);
   const auto problem = make_problem<Op>(attributes, in);
@@ -282,7 +299,7 @@ py::dict run_op(const py::dict& attributes, const py::dict& inputs, const py::di
 
   if (counter != nullptr) context.out_of_range_rows = counter->word_on(device);
 
-  const typename Op::Plan plan = make_plan<Op>(problem, device, variant);
+  const typename Op::Plan plan = make_plan<Op>(problem, device, variant, split);
   const Workspace memory(plan.workspace_bytes, *in.device, workspace);
   Status status;
   {
@@ -345,25 +362,26 @@ constexpr const char* kRunHelp = R"(Check, plan and run on the device that the t
 `inputs` and `outputs` map the names of the op's spec to dense row-major tensors that speak DLPack; None and left-out
 names are absent; total_sequence_length may be an int. All outputs are the caller's (pass one tensor as past and present
 to append in place). `workspace`: on a GPU a uint8 tensor of at least the plan's workspace_bytes; on the CPU not needed.
-`stream`: the CUDA stream's handle as an int. `variant` names the variant for this call; `threads` sets the number of
+`stream`: the CUDA stream's handle as an int. `variant` names the variant for this call; `split`, for attention, stands
+in for the variant's own choice of {pieces, far_pieces, cluster, blocks_per_multiprocessor}; `threads` sets the number of
 CPU threads; `fault` receives what only the GPU can see. `counter` counts the query rows of attention (tokens times
 query heads) whose scores left the interval of the unified softmax.
 
-Returns the plan: {variant, num_splits, workspace_bytes, reason}. Raises ValueError for wrong tensors or attributes,
+Returns the plan: {variant, num_splits, workspace_bytes, reason}, for attention with its split. Raises ValueError for wrong tensors or attributes,
 NotImplementedError where no kernel takes them, RuntimeError for errors of the GPU.)";
 
 constexpr const char* kPlanHelp = R"(Check and plan for `device` (cpu_device(), gpu_device(i), or such a dict made up).
 
 Only shapes, types and total_sequence_length are read, so the tensors may lie anywhere. Returns and raises as the run
-does; `variant` names the variant to plan for.)";
+does; `variant` and `split` as there.)";
 
 template <typename Op>
 void bind_op(py::module_& m, const char* run_name, const char* plan_name) {
   m.def(run_name, &run_op<Op>, py::arg("attributes"), py::arg("inputs"), py::arg("outputs"), py::kw_only(),
         py::arg("workspace") = py::none(), py::arg("stream") = 0, py::arg("variant") = py::none(),
-        py::arg("threads") = py::none(), py::arg("fault") = nullptr, py::arg("counter") = nullptr, kRunHelp);
+        py::arg("split") = py::none(), py::arg("threads") = py::none(), py::arg("fault") = nullptr, py::arg("counter") = nullptr, kRunHelp);
   m.def(plan_name, &plan_op<Op>, py::arg("attributes"), py::arg("inputs"), py::arg("device"), py::kw_only(),
-        py::arg("variant") = py::none(), kPlanHelp);
+        py::arg("variant") = py::none(), py::arg("split") = py::none(), kPlanHelp);
 }
 
 }  // namespace

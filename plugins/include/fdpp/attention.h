@@ -118,17 +118,27 @@ FDPP_API Status check_position_ids(const AttentionProblem& problem, const int64_
 
 struct AttentionVariant;
 
+// How a call's work is shared out; which fields count is the variant's.
+struct AttentionSplit {
+  int pieces = 1;                     // of a KV head's context, worked on side by side
+  int far_pieces = 1;                 // the same where the lengths, which only the device sees, turn out to be long
+  int cluster = 1;                    // blocks that share a piece: 1, 2, 4 or 8
+  int blocks_per_multiprocessor = 1;  // at most
+};
+
 struct AttentionPlan {
   const AttentionVariant* variant = nullptr;
-  int num_splits = 1;           // pieces of the context that are worked on side by side
+  AttentionSplit split;
   size_t workspace_bytes = 0;   // in the device's memory, 256-byte aligned, contents arbitrary
   const char* reason = "";      // why this variant; static text
+
+  int num_splits() const { return split.pieces * split.cluster; }
 };
 
 // `variant` names the variant to take, an error where it does not take the problem; empty: force_variant(), then the
-// dispatch table decide.
+// dispatch table decide. `split` stands in for the variant's own choice; null: that choice.
 FDPP_API Status plan_attention(const AttentionProblem& problem, const DeviceInfo& device, AttentionPlan* plan,
-                               const std::string& variant = "");
+                               const std::string& variant = "", const AttentionSplit* split = nullptr);
 FDPP_API const char* variant_name(const AttentionPlan& plan);
 
 // `inputs` and `outputs` in the order of the op; the tensors checked and planned for. past and present may be the same

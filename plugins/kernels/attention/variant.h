@@ -15,11 +15,11 @@ struct AttentionVariant {
   const char* summary;
   // Whether the variant computes `problem` on `device`; where not, `why` (never null) says what stands against it.
   bool (*supports)(const AttentionProblem& problem, const DeviceInfo& device, std::string* why);
-  // Pieces of the context to work on side by side, or how many blocks are to share the work where lengths say which.
-  int (*num_splits)(const AttentionProblem& problem, const DeviceInfo& device);
+  AttentionSplit (*split)(const AttentionProblem& problem, const DeviceInfo& device);
   // An upper bound that holds for every content of seqlens_k.
-  size_t (*workspace_bytes)(const AttentionProblem& problem, int num_splits);
-  Status (*run)(const AttentionParams& params, int num_splits, void* workspace, const ExecutionContext& context);
+  size_t (*workspace_bytes)(const AttentionProblem& problem, const AttentionSplit& split);
+  Status (*run)(const AttentionParams& params, const AttentionSplit& split, void* workspace,
+                const ExecutionContext& context);
 };
 
 }  // namespace fdpp

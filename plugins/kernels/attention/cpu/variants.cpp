@@ -24,30 +24,34 @@ bool supports(const AttentionProblem& p, const DeviceInfo& device, std::string* 
 }
 
 // Splits only where batch and heads alone do not keep the threads busy; pieces shorter than this cost more in merging.
-int num_splits(const AttentionProblem& p, const DeviceInfo& device) {
+AttentionSplit split(const AttentionProblem& p, const DeviceInfo& device) {
   constexpr int64_t kShortestPiece = 128;
   constexpr int64_t kRowsOfTile = 64;
-  if (device.threads <= 1 || p.batch == 0) return 1;
+  if (device.threads <= 1 || p.batch == 0) return {};
   const int64_t tiles = p.batch * p.kv_heads * ((p.query_length * p.group() + kRowsOfTile - 1) / kRowsOfTile);
   const int64_t wanted = (4 * device.threads + tiles - 1) / std::max<int64_t>(tiles, 1);
   const int64_t context = p.window > 0 ? std::min(p.total_length, p.window + p.query_length) : p.total_length;
-  return static_cast<int>(std::clamp<int64_t>(wanted, 1, std::max<int64_t>(context / kShortestPiece, 1)));
+  AttentionSplit s;
+  s.pieces = static_cast<int>(std::clamp<int64_t>(wanted, 1, std::max<int64_t>(context / kShortestPiece, 1)));
+  return s;
 }
 
-size_t workspace_bytes(const AttentionProblem& p, int splits) {
+size_t workspace_bytes(const AttentionProblem& p, const AttentionSplit& split) {
+  const int64_t splits = split.pieces;
   if (splits == 1) return 0;
   return sizeof(float) * static_cast<size_t>(p.batch * p.query_length * p.q_heads * splits * (p.head_size + 2));
 }
 
 template <AttentionKernel kernel>
-Status run(const AttentionParams& params, int splits, void* workspace, const ExecutionContext& context) {
-  kernel(params, splits, static_cast<float*>(workspace), context);
+Status run(const AttentionParams& params, const AttentionSplit& split, void* workspace,
+           const ExecutionContext& context) {
+  kernel(params, split.pieces, static_cast<float*>(workspace), context);
   return {};
 }
 
 template <CpuIsa isa, AttentionKernel kernel>
 constexpr AttentionVariant variant(const char* name, const char* summary) {
-  return {name, Backend::cpu, summary, supports<isa>, num_splits, workspace_bytes, run<kernel>};
+  return {name, Backend::cpu, summary, supports<isa>, split, workspace_bytes, run<kernel>};
 }
 
 }  // namespace

@@ -72,13 +72,6 @@ Ring ring_of(const DecodeInstance& instance, int64_t shared_memory, int blocks) 
   return {static_cast<int>(slots), static_cast<int>(slots) * instance.tile_bytes + instance.fixed_bytes};
 }
 
-// How the work is dealt out.
-struct Deal {
-  int cluster, clusters;
-  int near_pieces, far_pieces, long_way, least_tiles;
-  int blocks_per_multiprocessor;
-};
-
 // Tiles of past keys that a unit can have.
 int64_t most_tiles(const AttentionProblem& p, const DecodeInstance& instance) {
   const int64_t past = p.total_length - p.query_length;
@@ -90,52 +83,81 @@ int row_tiles_of(const AttentionProblem& p, const DecodeInstance& instance) {
   return static_cast<int>((p.query_length * p.group() + instance.rows - 1) / instance.rows);
 }
 
-// About one block a multiprocessor takes all the memory's bandwidth, and every further split costs a combination.
-// Clusters combine faster than pieces, so units are spread over clusters first, and cut into pieces where that leaves
-// most of the GPU idle or each block a long way to go, over which their speeds drift apart. The thresholds were
-// measured on an H200.
-Deal deal(const AttentionProblem& p, const DecodeInstance& instance, int multiprocessors) {
-  constexpr int64_t kLongWay = 128;  // tiles of a block
-  const int64_t units = std::max<int64_t>(p.batch * p.kv_heads * row_tiles_of(p, instance), 1);
-  const int64_t tiles = std::max<int64_t>(most_tiles(p, instance), 1);
-  int64_t cluster = 1;
-  if (instance.clusters) {
-    // The power of two that comes nearest to one block a multiprocessor, by ratio; clusters of eight need more room.
-    const auto fits = [&](int64_t next) {
-      return next < 8 ? 10 * units * next <= 14 * multiprocessors : 4 * units * next <= 3 * multiprocessors;
-    };
-    while (cluster < kLargestCluster && fits(2 * cluster) && cluster * 4 <= tiles) cluster *= 2;
-  }
-  const int64_t blocks = units * cluster;
-  int64_t near = 1, far = 1;  // pieces of a unit
-  if (!instance.clusters)
-    near = far = std::max<int64_t>(2 * multiprocessors / units, 1);
-  else if (3 * blocks < multiprocessors)
-    near = std::clamp<int64_t>(tiles / cluster / 4, 1, 6);
-  const bool may_go_far = instance.clusters && tiles >= kLongWay * cluster;
-  if (may_go_far)
-    far = cluster == 8   ? std::max<int64_t>((units <= 4 ? 5 : 8) * multiprocessors / 3 / blocks, 1)
-          : cluster == 4 ? std::max<int64_t>(multiprocessors / blocks, 1)
-                         : std::max<int64_t>(2 * multiprocessors / blocks, 1);
+int64_t units_of(const AttentionProblem& p, const DecodeInstance& instance) {
+  return std::max<int64_t>(p.batch * p.kv_heads * row_tiles_of(p, instance), 1);
+}
 
+// Tiles of a unit from which on far_pieces hold.
+int64_t long_way_of(const AttentionSplit& split) {
+  constexpr int64_t kLongWay = 128;  // tiles of a block
+  return kLongWay * split.cluster;
+}
+
+bool may_go_far(const AttentionProblem& p, const DecodeInstance& instance, const AttentionSplit& split) {
+  return most_tiles(p, instance) >= long_way_of(split);
+}
+
+// About one block a multiprocessor takes all the memory's bandwidth, and every further split costs a combination.
+// Clusters combine faster than pieces, so units are spread over clusters first, and cut into pieces where that leaves most
+// of the GPU idle or each block a long way to go, over which their speeds drift apart. The thresholds were measured on an
+// H200.
+template <bool kBulk>
+AttentionSplit split(const AttentionProblem& p, const DeviceInfo& device) {
+  const DecodeInstance& instance = instance_of(p, kBulk);
+  const int64_t multiprocessors = device.multiprocessors, units = units_of(p, instance);
+  const int64_t tiles = std::max<int64_t>(most_tiles(p, instance), 1);
+  AttentionSplit d;
+  if (!instance.clusters) {
+    d.pieces = d.far_pieces = static_cast<int>(std::max<int64_t>(2 * multiprocessors / units, 1));
+    d.blocks_per_multiprocessor = 2;
+    return d;
+  }
+  // The power of two that comes nearest to one block a multiprocessor, by ratio; clusters of eight need more room.
+  const auto fits = [&](int64_t next) {
+    return next < 8 ? 10 * units * next <= 14 * multiprocessors : 4 * units * next <= 3 * multiprocessors;
+  };
+  while (d.cluster < kLargestCluster && fits(2 * d.cluster) && d.cluster * 4 <= tiles) d.cluster *= 2;
+  const int64_t blocks = units * d.cluster;
+  if (3 * blocks < multiprocessors)
+    d.pieces = static_cast<int>(std::clamp<int64_t>(tiles / d.cluster / 4, 1, 6));
+  const bool far = may_go_far(p, instance, d);
+  if (far) {
+    const int64_t wanted = d.cluster == 8   ? (units <= 4 ? 5 : 8) * multiprocessors / 3
+                           : d.cluster == 4 ? multiprocessors
+                                            : 2 * multiprocessors;
+    d.far_pieces = static_cast<int>(std::max<int64_t>(wanted / blocks, 1));
+  }
+  // Two blocks a multiprocessor have the longest rings with room for the next launch beside them. Where there are a few
+  // more blocks than multiprocessors, or clusters of four, which leave corners of the GPU empty, a third one spreads
+  // better.
+  const int64_t most = blocks * std::max(d.pieces, d.far_pieces);
+  const bool few_more = d.pieces == 1 && !far && blocks > multiprocessors && 2 * blocks < 3 * multiprocessors;
+  const bool many = d.cluster == 8 && 2 * most > 3 * multiprocessors;
+  d.blocks_per_multiprocessor = few_more || many || d.cluster == 4 || tiles <= 4 ? 3 : 2;
+  return d;
+}
+
+// The launch's share of what a split says.
+struct Deal {
+  int cluster, clusters;
+  int near_pieces, far_pieces, least_tiles;
+};
+
+Deal deal(const AttentionProblem& p, const DecodeInstance& instance, const AttentionSplit& split) {
+  constexpr int64_t kMost = 1 << 20;
+  const int64_t units = units_of(p, instance);
+  const int most = may_go_far(p, instance, split) ? std::max(split.pieces, split.far_pieces) : split.pieces;
   Deal d{};
-  d.cluster = static_cast<int>(cluster);
-  d.least_tiles = static_cast<int>(4 * cluster);
-  d.long_way = static_cast<int>(kLongWay * cluster);
-  d.clusters = static_cast<int>(std::min<int64_t>(units * (may_go_far ? std::max(near, far) : near), 1 << 20));
-  d.near_pieces = static_cast<int>(std::min<int64_t>(units * near, 1 << 20));
-  d.far_pieces = static_cast<int>(std::min<int64_t>(units * far, 1 << 20));
+  d.cluster = instance.clusters ? split.cluster : 1;
+  d.clusters = static_cast<int>(std::min(units * most, kMost));
+  d.near_pieces = static_cast<int>(std::min(units * split.pieces, kMost));
+  d.far_pieces = static_cast<int>(std::min(units * split.far_pieces, kMost));
+  d.least_tiles = 4 * d.cluster;
   if (p.batch > 1) {
     // What is a quarter longer than the average is cut, and may be taken in a second round.
     d.near_pieces = std::max(d.near_pieces * 4 / 5, 1);
     d.far_pieces = std::max(d.far_pieces * 4 / 5, 1);
   }
-  // Two blocks a multiprocessor have the longest rings with room for the next launch beside them. Where there are a few
-  // more blocks than multiprocessors, or clusters of four, which leave corners of the GPU empty, a third one spreads
-  // better.
-  const bool few_more = near == 1 && !may_go_far && blocks > multiprocessors && 2 * blocks < 3 * multiprocessors;
-  const bool many = d.cluster == 8 && 2 * d.clusters * 8 > 3 * multiprocessors;
-  d.blocks_per_multiprocessor = few_more || many || d.cluster == 4 || tiles <= 4 ? 3 : 2;
   return d;
 }
 
@@ -154,8 +176,6 @@ bool supports(const AttentionProblem& p, const DeviceInfo& device, std::string* 
   return false;
 }
 
-int num_splits(const AttentionProblem&, const DeviceInfo& device) { return device.multiprocessors; }
-
 struct Workspace {
   size_t norms, sums;  // bytes before each
   size_t bytes;
@@ -169,7 +189,7 @@ Workspace workspace_of(const AttentionProblem& p, const DecodeInstance& instance
   if (most_tiles(p, instance) <= d.least_tiles) return {};  // every unit is one piece
   // Each row of the batch rounds its share up.
   const size_t pieces = std::max(d.near_pieces, d.far_pieces) +
-                        static_cast<size_t>(p.batch * p.kv_heads * row_tiles_of(p, instance));
+                        static_cast<size_t>(units_of(p, instance));
   const size_t rows = static_cast<size_t>(partial_rows_of(p, instance)), cluster = static_cast<size_t>(d.cluster);
   const auto whole = [](size_t bytes) { return (bytes + 255) / 256 * 256; };
   Workspace w{};
@@ -180,9 +200,9 @@ Workspace workspace_of(const AttentionProblem& p, const DecodeInstance& instance
 }
 
 template <bool kBulk>
-size_t workspace_bytes(const AttentionProblem& p, int multiprocessors) {
+size_t workspace_bytes(const AttentionProblem& p, const AttentionSplit& split) {
   const DecodeInstance& instance = instance_of(p, kBulk);
-  return workspace_of(p, instance, deal(p, instance, multiprocessors)).bytes;
+  return workspace_of(p, instance, deal(p, instance, split)).bytes;
 }
 
 // A number that no other launch has and that memory does not hold by chance.
@@ -209,12 +229,13 @@ Status make_cache_map(const CacheView& cache, const AttentionProblem& p, int til
 }
 
 template <bool kBulk>
-Status run(const AttentionParams& params, int multiprocessors, void* workspace, const ExecutionContext& context) {
+Status run(const AttentionParams& params, const AttentionSplit& split, void* workspace,
+           const ExecutionContext& context) {
   const AttentionProblem& p = params.problem;
   FDPP_RETURN_IF_ERROR(check_alignment(params));
   FDPP_RETURN_IF_ERROR(copy_past(params, static_cast<cudaStream_t>(context.stream)));
   const DecodeInstance& instance = instance_of(p, kBulk);
-  const Deal d = deal(p, instance, multiprocessors);
+  const Deal d = deal(p, instance, split);
   const Workspace w = workspace_of(p, instance, d);
   char* const memory = static_cast<char*>(workspace);
 
@@ -234,7 +255,7 @@ Status run(const AttentionParams& params, int multiprocessors, void* workspace, 
   launch.partial_rows = partial_rows_of(p, instance);
   launch.near_pieces = d.near_pieces;
   launch.far_pieces = d.far_pieces;
-  launch.long_way = d.long_way;
+  launch.long_way = static_cast<int>(long_way_of(split));
   launch.least_tiles = d.least_tiles;
   launch.clusters = d.clusters;
   launch.cluster = d.cluster;
@@ -243,7 +264,7 @@ Status run(const AttentionParams& params, int multiprocessors, void* workspace, 
   FDPP_GPU(cudaGetDevice(&device));
   FDPP_GPU(cudaDeviceGetAttribute(&shared_memory, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   Ring ring;
-  for (int b = std::min(d.blocks_per_multiprocessor, instance.blocks_per_multiprocessor); b > 0 && ring.slots == 0; --b)
+  for (int b = std::min(split.blocks_per_multiprocessor, instance.blocks_per_multiprocessor); b > 0 && ring.slots == 0; --b)
     ring = ring_of(instance, shared_memory, b);
   launch.slots = ring.slots;
   launch.tile_keys = instance.tile_keys;
@@ -260,7 +281,7 @@ const AttentionVariant kCudaDecodeBulkAttention = {
     "decode: one launch for norm, rotary embedding, append and attention; keys and values through the bulk copy engine, "
     "blocks joined in clusters",
     supports<true>,
-    num_splits,
+    split<true>,
     workspace_bytes<true>,
     run<true>,
 };
@@ -271,7 +292,7 @@ const AttentionVariant kCudaDecodeAttention = {
     Backend::cuda,
     "the same on cp.async, for compute capability 8.0 and later",
     supports<false>,
-    num_splits,
+    split<false>,
     workspace_bytes<false>,
     run<false>,
 };

@@ -136,8 +136,8 @@ __global__ void __launch_bounds__(kThreads) prefill_kernel(const __grid_constant
   }
 }
 
-int num_splits(const AttentionProblem&, const DeviceInfo&) { return 1; }
-size_t workspace_bytes(const AttentionProblem&, int) { return 0; }
+AttentionSplit split(const AttentionProblem&, const DeviceInfo&) { return {}; }
+size_t workspace_bytes(const AttentionProblem&, const AttentionSplit&) { return 0; }
 
 template <int D, typename T, typename C>
 Status launch(const AttentionArgs<T, C>& args, const AttentionProblem& p, cudaStream_t stream) {
@@ -151,7 +151,7 @@ Status launch(const AttentionArgs<T, C>& args, const AttentionProblem& p, cudaSt
   return check_launch("prefill_kernel");
 }
 
-Status run(const AttentionParams& params, int, void*, const ExecutionContext& context) {
+Status run(const AttentionParams& params, const AttentionSplit&, void*, const ExecutionContext& context) {
   const AttentionProblem& p = params.problem;
   const auto stream = static_cast<cudaStream_t>(context.stream);
   FDPP_RETURN_IF_ERROR(check_alignment(params));
@@ -181,7 +181,7 @@ const AttentionVariant kCudaPrefillAttention = {
     Backend::cuda,
     "any number of new tokens: 64 query rows a block, tiles of keys through shared memory, tensor cores",
     takes_attention,
-    num_splits,
+    split,
     workspace_bytes,
     run,
 };

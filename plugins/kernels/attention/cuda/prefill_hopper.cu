@@ -427,8 +427,8 @@ bool supports(const AttentionProblem& p, const DeviceInfo& device, std::string* 
   return false;
 }
 
-int num_splits(const AttentionProblem&, const DeviceInfo&) { return 1; }
-size_t workspace_bytes(const AttentionProblem&, int) { return 0; }
+AttentionSplit split(const AttentionProblem&, const DeviceInfo&) { return {}; }
+size_t workspace_bytes(const AttentionProblem&, const AttentionSplit&) { return 0; }
 
 Status map_tokens(const TokenView& view, const AttentionProblem& p, int64_t heads, int box_rows, CUtensorMap* map) {
   const int64_t size = 2;
@@ -507,7 +507,7 @@ Status launch_kernel(const AttentionParams& params, const ExecutionContext& cont
   return check_gpu(cudaLaunchKernelEx(&config, kernel, args, launch), "prefill_hopper_kernel");
 }
 
-Status run(const AttentionParams& params, int, void*, const ExecutionContext& context) {
+Status run(const AttentionParams& params, const AttentionSplit&, void*, const ExecutionContext& context) {
   FDPP_RETURN_IF_ERROR(check_alignment(params));
   FDPP_RETURN_IF_ERROR(copy_past(params, static_cast<cudaStream_t>(context.stream)));
   const AttentionProblem& p = params.problem;
@@ -530,7 +530,7 @@ const AttentionVariant kCudaPrefillHopperAttention = {
     Backend::cuda,
     "many new tokens on sm_90a: tiles of 128 or 192 query rows, copy engine and asynchronous tensor-core products",
     supports,
-    num_splits,
+    split,
     workspace_bytes,
     run,
 };

@@ -1,0 +1,96 @@
+"""How attention's work is shared out: the choice for a GPU that is not there, and a caller's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import H200
+
+from fdpp_ort import _core
+
+CUDA = [v["name"] for v in _core.variants() if v["backend"] == "cuda" and v["op"] == "FdppAttention"]
+
+
+def call(
+    batch: int, q_heads: int, kv_heads: int, context: int, head_size: int = 128, dtype: torch.dtype = torch.float16
+) -> tuple[dict[str, object], dict[str, object]]:
+    cache = torch.empty(batch, kv_heads, context, head_size, dtype=dtype)
+    inputs = {
+        "query": torch.zeros(batch, 1, (q_heads + 2 * kv_heads) * head_size, dtype=dtype),
+        "past_key": cache,
+        "past_value": cache,
+        "seqlens_k": torch.full((batch,), context - 1, dtype=torch.int32),
+        "total_sequence_length": context,
+    }
+    return {"num_heads": q_heads, "kv_num_heads": kv_heads}, inputs
+
+
+def plan_for_h200(*arguments: int, split: dict[str, int] | None = None, head_size: int = 128) -> dict | None:
+    """The plan; None where this build has no CUDA kernels and says so."""
+    inputs = call(*arguments, head_size=head_size)
+    if CUDA:
+        return _core.plan_attention(*inputs, H200, split=split)
+    with pytest.raises(NotImplementedError, match="this build has none for that backend"):
+        _core.plan_attention(*inputs, H200, split=split)
+    return None
+
+
+@pytest.mark.parametrize("context", [8192, 32768])
+@pytest.mark.parametrize(("batch", "q_heads", "kv_heads"), [(1, 32, 8), (1, 32, 32), (1, 40, 40), (8, 32, 8)])
+def test_decode_fills_an_h200(batch: int, q_heads: int, kv_heads: int, context: int) -> None:
+    plan = plan_for_h200(batch, q_heads, kv_heads, context)
+    if plan is None:
+        return
+    assert plan["variant"] == "cuda_decode_hopper"
+    split = plan["split"]
+    pieces = max(split["pieces"], split["far_pieces"])
+    blocks = batch * kv_heads * split["cluster"] * pieces
+    assert H200["multiprocessors"] / 3 <= blocks <= 3 * H200["multiprocessors"]
+    assert plan["num_splits"] == split["pieces"] * split["cluster"]
+
+
+def test_short_contexts_and_many_heads_stay_whole() -> None:
+    for arguments in ((1, 32, 8, 128), (64, 32, 32, 4096)):
+        plan = plan_for_h200(*arguments, head_size=64)
+        assert plan is None or plan["num_splits"] == 1
+
+
+def test_workspace_follows_the_split() -> None:
+    one, four = (plan_for_h200(1, 32, 8, 8192, split={"pieces": n, "cluster": 2}) for n in (1, 4))
+    assert one is None or four["workspace_bytes"] > one["workspace_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ({"pieces": 0}, "split's pieces is 0, expected 1 to 65536"),
+        ({"far_pieces": 70000}, "split's far_pieces is 70000, expected 1 to 65536"),
+        ({"cluster": 3}, "split's cluster is 3, expected 1, 2, 4 or 8"),
+        ({"blocks_per_multiprocessor": 0}, "split's blocks_per_multiprocessor is 0, expected at least 1"),
+        ({"pices": 2}, 'unknown split key "pices"'),
+    ],
+)
+def test_wrong_splits(split: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _core.plan_attention(*call(1, 4, 2, 256, dtype=torch.float32), _core.cpu_device(), split=split)
+
+
+def test_gemm_takes_none() -> None:
+    inputs = {"A": torch.zeros(1, 8), "B": torch.zeros(8, 8)}
+    with pytest.raises(ValueError, match="FdppFlatGemm takes no split"):
+        _core.plan_gemm({"N": 8, "K": 8, "weight_format": "f32"}, inputs, _core.cpu_device(), split={"pieces": 2})
+
+
+def test_a_callers_split_is_followed() -> None:
+    attributes, inputs = call(1, 4, 2, 600, dtype=torch.float32)
+    cache = torch.randn(1, 2, 600, 128)
+    outputs = []
+    for pieces in (1, 3):
+        past = [cache.clone(), cache.clone()]
+        out = torch.empty(1, 1, 4 * 128)
+        inputs |= {"query": torch.arange(8 * 128.0).sin().reshape(1, 1, -1), "past_key": past[0], "past_value": past[1]}
+        result = {"output": out, "present_key": past[0], "present_value": past[1]}
+        plan = _core.attention(attributes, inputs, result, split={"pieces": pieces})
+        assert plan["num_splits"] == pieces
+        outputs.append(out)
+    torch.testing.assert_close(*outputs)
