@@ -87,10 +87,16 @@ Status allocate_gpu_counter(uint64_t** word) {
 }
 
 Status read_gpu_counter(const uint64_t* word, uint64_t* count) {
+  cudaPointerAttributes attributes;
+  FDPP_GPU(cudaPointerGetAttributes(&attributes, word));
+  int current = 0;
+  FDPP_GPU(cudaGetDevice(&current));
+  FDPP_GPU(cudaSetDevice(attributes.device));
   // The kernels that add to it run on streams of their own, which the copy does not wait for.
-  FDPP_GPU(cudaDeviceSynchronize());
-  FDPP_GPU(cudaMemcpy(count, word, sizeof(uint64_t), cudaMemcpyDeviceToHost));
-  return {};
+  Status status = check_gpu(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+  if (status.ok()) status = check_gpu(cudaMemcpy(count, word, sizeof(uint64_t), cudaMemcpyDeviceToHost), "cudaMemcpy");
+  FDPP_GPU(cudaSetDevice(current));
+  return status;
 }
 
 void free_gpu_counter(uint64_t* word) {
