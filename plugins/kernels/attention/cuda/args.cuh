@@ -253,6 +253,21 @@ __device__ Quad<C> new_value4(const AttentionArgs<T, C>& args, int batch, int kv
   return encode4<T, C>(x, args.value_scale, kv_head, args.head_size, column);
 }
 
+// The unit that scores of a head come in, by all lanes of a warp: the scale of its keys. Where each column has one, the
+// largest, and each column of the query takes the ratio of its own scale to it: so queries stay in T's range.
+template <typename T, typename C>
+__device__ float key_unit(const AttentionArgs<T, C>& args, int kv_head) {
+  if constexpr (sizeof(C) == 2) return 1;
+  if (!args.key_scale.per_channel) return *args.key_scale.data;
+  float largest = 0;
+  for (int column = threadIdx.x % 32; column < args.head_size; column += 32)
+    largest = fmaxf(largest, fabsf(args.key_scale.at(kv_head, args.head_size, column)));
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2)
+    largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, distance));
+  return largest > 0 ? largest : 1;
+}
+
 // ---- arithmetic of the softmax
 
 __device__ __forceinline__ float exp2_approx(float x) {

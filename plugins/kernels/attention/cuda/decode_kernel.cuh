@@ -44,7 +44,7 @@ struct DecodeShape {
   struct Fixed {
     unsigned char new_keys[kPanels * kNewPanel], new_values[kPanels * kNewPanel];
     alignas(16) unsigned char query[kRows * (D + 8) * 2];
-    float query_rms[kRows], key_rms[kMaxDecodeTokens];
+    float query_rms[kRows];
     int left_rows;
     alignas(8) Barrier full[kMaxDecodeSlots], empty[kMaxDecodeSlots];
     Barrier inbox_full;
@@ -60,8 +60,8 @@ struct DecodeShape {
   static_assert(kMaxDecodeTokens == kSubtileKeys, "new tokens are one subtile");
 };
 
-// Blocks that a multiprocessor's registers are to hold without spilling: while one starts or ends, others stream. Filling
-// the ring with cp.async takes more registers than telling the copy engine.
+// Blocks that a multiprocessor's registers are to hold without spilling: while one starts or ends, others stream.
+// Filling the ring with cp.async takes more registers than telling the copy engine.
 template <int D, int NT, int WR, bool kBulk>
 inline constexpr int kDecodeBlocks = std::max(
     (WR > 1 || NT * D > 384 ? 1 : NT * D <= 64 ? 4 : NT * D <= 128 ? 3 : 2) - (kBulk ? 0 : 1), 1);
@@ -113,8 +113,7 @@ class DecodeBlock {
 
   __device__ __forceinline__ DecodeBlock(const Args& args, const DecodeLaunch& launch, unsigned char* shared)
       : args_(args), launch_(launch), ring_(shared), sums_(*reinterpret_cast<Sums*>(shared)),
-        fixed_(*reinterpret_cast<Fixed*>(shared + launch.slots * Shape::kTileBytes)) {
-  }
+        fixed_(*reinterpret_cast<Fixed*>(shared + launch.slots * Shape::kTileBytes)) {}
 
   __device__ __forceinline__ void run() {
     if (threadIdx.x < launch_.slots) {
@@ -192,7 +191,7 @@ class DecodeBlock {
     }
   };
 
-  // Query row `row` of a KV head is head first_head + remainder of new token `token`.
+  // The new token of query row `row`; one token, the usual case, needs no division.
   __device__ __forceinline__ int token_of(int row) const { return args_.query_length == 1 ? 0 : row / args_.group; }
 
   // ---- producer
@@ -332,9 +331,7 @@ class DecodeBlock {
     leave_sums(tile, row_warp, key_warp);
     sync_threads(kConsumerBarrier, kConsumers);
     if constexpr (kClusters) {
-      if (blocks_ > 1) {
-        send_sums(rows);
-      }
+      if (blocks_ > 1) send_sums(rows);
     }
     conclude(p, first_row, rows);
   }
@@ -358,7 +355,7 @@ class DecodeBlock {
       }
       sync_threads(kConsumerBarrier, kConsumers);
     }
-    const float factor = key_factor(p.kv_head);
+    const float factor = key_unit(args_, p.kv_head);
 
 #pragma unroll 2
     for (int i = threadIdx.x; i < Shape::kRows * kUnits; i += kConsumers) {
@@ -375,20 +372,6 @@ class DecodeBlock {
     }
     sync_threads(kConsumerBarrier, kConsumers);
     return factor;
-  }
-
-  // Scores are to be multiplied by the scale of the keys. Where each column has one, queries get it, relative to the
-  // largest, so that they stay in T's range.
-  __device__ __forceinline__ float key_factor(int kv_head) const {
-    if constexpr (sizeof(C) != 1) return 1;
-    if (!args_.key_scale.per_channel) return *args_.key_scale.data;
-    float largest = 0;
-    for (int column = threadIdx.x % 32; column < args_.head_size; column += 32)
-      largest = fmaxf(largest, fabsf(args_.key_scale.at(kv_head, args_.head_size, column)));
-#pragma unroll
-    for (int distance = 16; distance > 0; distance /= 2)
-      largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, distance));
-    return largest > 0 ? largest : 1;
   }
 
   __device__ __forceinline__ void leave_sums(const Tile& tile, int row_warp, int key_warp) {
@@ -483,7 +466,7 @@ class DecodeBlock {
     t.to = args_.output.at(p.batch, token, head) + column;
     t.scale = make_float4(1, 1, 1, 1);
     if constexpr (sizeof(C) == 1) t.scale = args_.value_scale.at4(p.kv_head, args_.head_size, column);
-    t.sink = args_.head_sink == nullptr ? -INFINITY : to_float<T>(args_.head_sink[head]) * kLog2E;
+    t.sink = sink_log2(args_, p.kv_head, row);
     t.padding = token >= p.keys.span.tokens;
     t.counts = column == 0;
     return t;
@@ -583,6 +566,7 @@ class DecodeBlock {
     if (mine && args_.out_of_range_rows != nullptr)
       atomicAdd(reinterpret_cast<unsigned long long*>(args_.out_of_range_rows),
                 static_cast<unsigned long long>(fixed_.left_rows));
+    fixed_.left_rows = 0;  // the block's next piece counts its own
   }
 
   static constexpr int kUnits = Shape::kUnits;

@@ -67,23 +67,8 @@ __device__ __forceinline__ void widen_tile(T* tile, const C* codes, int thread) 
   });
 }
 
-// The largest key scale of a head, by all lanes of a warp: scores are in its unit, and each column of the query takes
-// the ratio of its own scale to it. 1 where the cache holds values as they are.
-template <typename T, typename C>
-__device__ float largest_key_scale(const AttentionArgs<T, C>& args, int kv_head) {
-  if constexpr (sizeof(C) == 2) return 1;
-  if (!args.key_scale.per_channel) return *args.key_scale.data;
-  float largest = 0;
-  for (int column = threadIdx.x % 32; column < args.head_size; column += 32)
-    largest = fmaxf(largest, fabsf(args.key_scale.at(kv_head, args.head_size, column)));
-#pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2)
-    largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, distance));
-  return largest;
-}
-
 // Query rows first .. first + Rows - 1 of one KV head into a tile, after norm, rotary embedding and the share of
-// `key_scale` (largest_key_scale) that their columns take. Rows without a token become zero. All threads of the block
+// `key_scale` (key_unit) that their columns take. Rows without a token become zero. All threads of the block
 // call it; `factors` holds a float for each row in shared memory.
 template <int D, int Rows, typename T, typename C>
 __device__ __forceinline__ void load_query_tile(T* tile, float* factors, const AttentionArgs<T, C>& args,
@@ -98,7 +83,7 @@ __device__ __forceinline__ void load_query_tile(T* tile, float* factors, const A
       factors[row] = inverse_rms(vector(row), args.q_norm, args.head_size, args.norm_epsilon);
     __syncthreads();
   }
-  const bool scales_columns = sizeof(C) == 1 && args.key_scale.per_channel && key_scale > 0;
+  const bool scales_columns = sizeof(C) == 1 && args.key_scale.per_channel;
   constexpr int kChunks = TileLayout<D>::kChunks;
   for (int i = threadIdx.x; i < Rows * kChunks; i += blockDim.x) {
     const int row = i / kChunks, chunk = i % kChunks;
@@ -298,10 +283,7 @@ class WarpAttention {
   // The sums of weights become those of whole rows, in every lane that holds a part of the row.
   __device__ __forceinline__ void finish() {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      l[i] += __shfl_xor_sync(~0u, l[i], 1);
-      l[i] += __shfl_xor_sync(~0u, l[i], 2);
-    }
+    for (int i = 0; i < 2; ++i) l[i] = quad_sum(l[i]);
   }
 
  private:

@@ -207,12 +207,10 @@ class GroupAttention {
     }
   }
 
+  // The sums of weights become those of whole rows, in every lane that holds a part of the row.
   __device__ __forceinline__ void finish() {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      l[i] += __shfl_xor_sync(~0u, l[i], 1);
-      l[i] += __shfl_xor_sync(~0u, l[i], 2);
-    }
+    for (int i = 0; i < 2; ++i) l[i] = quad_sum(l[i]);
   }
 
  private:

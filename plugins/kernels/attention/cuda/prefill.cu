@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kThreads) prefill_kernel(const __grid_constant
   };
 
   copy(begin, 0);
-  const float key_scale = largest_key_scale(args, kv_head);
+  const float key_scale = key_unit(args, kv_head);
   load_query_tile<D, kBlockRows>(query_tile, row_factors, args, span, batch, kv_head, first_row, key_scale);
   __syncthreads();
   T* const warp_rows = query_tile + warp * kWarpRows * D;

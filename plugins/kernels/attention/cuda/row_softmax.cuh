@@ -35,6 +35,12 @@ struct RowReference {
   __device__ __forceinline__ bool has_left(float phi) const { return m != -INFINITY && m != phi; }
 };
 
+// The sum over the four lanes that hold parts of one row of an mma accumulator.
+__device__ __forceinline__ float quad_sum(float x) {
+  x += __shfl_xor_sync(~0u, x, 1);
+  return x + __shfl_xor_sync(~0u, x, 2);
+}
+
 // Adds rows that left phi to the counter; all lanes of a warp call it, and each row counts in one of them.
 template <typename T, typename C>
 __device__ __forceinline__ void count_out_of_range(const AttentionArgs<T, C>& args, bool first_counts,
