@@ -135,7 +135,8 @@ Status check_rotary(const AttentionAttributes& attributes, const TensorView* in,
   const TensorView& sin = in[kAttnSinCache];
   if (!cos.present()) return bad("do_rotary is 1 but cos_cache and sin_cache are missing");
   if (cos.rank != 2) return bad_shape(kAttnCosCache, cos, "rank 2: [positions, rotary_dim / 2]");
-  if (!is_shape(sin, {cos.dims[0], cos.dims[1]})) return bad_shape(kAttnSinCache, sin, "cos_cache's " + shape_string(cos));
+  if (!is_shape(sin, {cos.dims[0], cos.dims[1]}))
+    return bad_shape(kAttnSinCache, sin, "cos_cache's " + shape_string(cos));
   p->rotary_dim = 2 * cos.dims[1];
   if (attributes.rotary_embedding_dim != 0 && attributes.rotary_embedding_dim != p->rotary_dim)
     return bad("rotary_embedding_dim is " + std::to_string(attributes.rotary_embedding_dim) + " but cos_cache " +
@@ -216,9 +217,10 @@ Status check_attention(const AttentionAttributes& attributes, const TensorView* 
   p.query_length = query.dims[1];
   p.packed_qkv = !in[kAttnKey].present();
   const int64_t heads = p.packed_qkv ? p.q_heads + 2 * p.kv_heads : p.q_heads;
-  if (query.dims[2] <= 0 || query.dims[2] % heads != 0)
-    return bad_shape(kAttnQuery, query,
-                     "a last dimension that " + std::to_string(heads) + (p.packed_qkv ? " packed" : "") + " heads divide");
+  if (query.dims[2] <= 0 || query.dims[2] % heads != 0) {
+    const std::string divisor = std::to_string(heads) + (p.packed_qkv ? " packed" : "") + " heads";
+    return bad_shape(kAttnQuery, query, "a last dimension that " + divisor + " divide");
+  }
   p.head_size = query.dims[2] / heads;
   if (p.head_size % 8 != 0 || p.head_size > kMaxHeadSize)
     return not_supported("FdppAttention: head size " + std::to_string(p.head_size) + " (query " + shape_string(query) +

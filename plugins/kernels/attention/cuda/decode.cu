@@ -28,8 +28,8 @@ extern const DecodeInstance* const kDecodeBf16Fp8Async;
 
 const DecodeInstance* decode_instances(DType dtype, DType cache_dtype, bool bulk) {
   const bool half = dtype == DType::f16;
-  const auto pick = [&](const DecodeInstance* half_bulk, const DecodeInstance* half_async, const DecodeInstance* bf16_bulk,
-                        const DecodeInstance* bf16_async) {
+  const auto pick = [&](const DecodeInstance* half_bulk, const DecodeInstance* half_async,
+                        const DecodeInstance* bf16_bulk, const DecodeInstance* bf16_async) {
     if (half) return bulk ? half_bulk : half_async;
     return bulk ? bf16_bulk : bf16_async;
   };
@@ -98,9 +98,9 @@ bool may_go_far(const AttentionProblem& p, const DecodeInstance& instance, const
 }
 
 // About one block a multiprocessor takes all the memory's bandwidth, and every further split costs a combination.
-// Clusters combine faster than pieces, so units are spread over clusters first, and cut into pieces where that leaves most
-// of the GPU idle or each block a long way to go, over which their speeds drift apart. The thresholds were measured on an
-// H200.
+// Clusters combine faster than pieces, so units are spread over clusters first, and cut into pieces where that leaves
+// most of the GPU idle or each block a long way to go, over which their speeds drift apart. The thresholds were measured
+// on an H200 with 16-bit caches; 8-bit ones use the same.
 template <bool kBulk>
 AttentionSplit split(const AttentionProblem& p, const DeviceInfo& device) {
   const DecodeInstance& instance = instance_of(p, kBulk);
@@ -264,8 +264,8 @@ Status run(const AttentionParams& params, const AttentionSplit& split, void* wor
   FDPP_GPU(cudaGetDevice(&device));
   FDPP_GPU(cudaDeviceGetAttribute(&shared_memory, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   Ring ring;
-  for (int b = std::min(split.blocks_per_multiprocessor, instance.blocks_per_multiprocessor); b > 0 && ring.slots == 0; --b)
-    ring = ring_of(instance, shared_memory, b);
+  int blocks = std::min(split.blocks_per_multiprocessor, instance.blocks_per_multiprocessor);
+  for (; blocks > 0 && ring.slots == 0; --blocks) ring = ring_of(instance, shared_memory, blocks);
   launch.slots = ring.slots;
   launch.tile_keys = instance.tile_keys;
   while ((1 << launch.tile_shift) < launch.tile_keys) ++launch.tile_shift;

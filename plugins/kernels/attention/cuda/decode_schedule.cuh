@@ -66,7 +66,8 @@ __device__ __forceinline__ int warp_scan(int x) {
 
 // Rows first_row .. first_row + 31 of the batch, one a lane; rows beyond the batch have no tiles.
 template <typename T, typename C>
-__device__ __forceinline__ PastKeys lane_keys(const AttentionArgs<T, C>& args, const DecodeLaunch& launch, int first_row) {
+__device__ __forceinline__ PastKeys lane_keys(const AttentionArgs<T, C>& args, const DecodeLaunch& launch,
+                                              int first_row) {
   const int row = first_row + threadIdx.x % 32;
   return row < launch.batch ? past_keys(args, launch, row) : PastKeys{{false, 0, 0}, 0, -1};
 }

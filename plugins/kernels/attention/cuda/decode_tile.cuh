@@ -1,17 +1,18 @@
-// The decode attention of one warp: few query rows against subtiles of 16 keys, with mma m16n8k16. Keys and values are the
-// 16-wide side and query rows the 8-wide one, so that up to 8 rows cost no more than 8:
+// The decode attention of one warp: few query rows against subtiles of 16 keys, with mma m16n8k16. Keys and values are
+// the 16-wide side and query rows the 8-wide one, so that up to 8 rows cost no more than 8:
 //   scores   S^T[16 keys, 8 rows] = K[16 keys, d] · Q^T[d, 8 rows]
 //   output   O^T[16 columns, 8 rows] += V^T[16 columns, 16 keys] · P^T[16 keys, 8 rows]
 //
-// Tiles lie in shared memory as the copy engine swizzles them: panels of 128 bytes a key, the 16-byte chunk c of key r at
-// chunk c ^ (r % 8). 8-bit elements become T in registers; as the reduction over d may take any order and the columns of
-// the output any place, each lane converts the bytes it gets and no byte moves between lanes.
+// Tiles lie in shared memory as the copy engine swizzles them: panels of 128 bytes a key, the 16-byte chunk c of key r
+// at chunk c ^ (r % 8). 8-bit elements become T in registers; as the reduction over d may take any order and the columns
+// of the output any place, each lane converts the bytes it gets and no byte moves between lanes.
 #pragma once
 
 #include <cstdint>
 
 #include "kernels/attention/cuda/args.cuh"
 #include "kernels/attention/cuda/eight_bit.cuh"
+#include "kernels/attention/cuda/row_softmax.cuh"
 
 namespace fdpp {
 
@@ -51,7 +52,6 @@ class DecodeTile {
   using Scores = float[SUB][NT][4];
 
   float o[kSteps][NT][4];  // columns column(j, 0), the same rows; [2], [3]: column(j, 1)
-  float reference[NT][2];  // what weights of a row are measured against, log2 units; 0 while unset
   float l[NT][2];          // this lane's part of the sum of weights
 
   // `query`: this warp's rows, rotated and scaled.
@@ -62,13 +62,9 @@ class DecodeTile {
     for (int n = 0; n < NT; ++n) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        reference[n][i] = l[n][i] = 0;
-        limit_[n][i] = -INFINITY;
+        l[n][i] = 0;
         const int row = min(row_of(rows, n, i), rows.rows - 1);
-        // Without phi nothing compares as within its interval.
-        phi_[n][i] = args.softmax.phi == nullptr
-                         ? NAN
-                         : args.softmax.phi[rows.kv_head * args.group + row % args.group] * kLog2E;
+        phi_[n][i] = phi_log2(args.softmax, rows.kv_head * args.group + row % args.group);
       }
 #pragma unroll
       for (int j = 0; j < kSteps; ++j) o[j][n][0] = o[j][n][1] = o[j][n][2] = o[j][n][3] = 0;
@@ -176,12 +172,18 @@ class DecodeTile {
 #pragma unroll
         for (int u = 0; u < SUB; ++u) top[n][i] = fmaxf(top[n][i], fmaxf(s[u][n][i], s[u][n][i + 2]));
         top[n][i] *= unit;
-        grows = grows || top[n][i] > limit_[n][i];
+        grows = grows || reference_[n][i].is_exceeded(top[n][i]);
       }
     }
-    if (__any_sync(~0u, grows)) raise(top, args.softmax);
+    if (__any_sync(~0u, grows)) move_references(top, args.softmax);
+    float subtrahend[NT][2];
+#pragma unroll
+    for (int n = 0; n < NT; ++n) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) subtrahend[n][i] = reference_[n][i].subtrahend();
+    }
     for_each(s, [&](int, int n, int i, float x) {
-      const float weight = exp2_approx(fmaf(x, unit, -reference[n][i % 2]));
+      const float weight = exp2_approx(fmaf(x, unit, -subtrahend[n][i % 2]));
       l[n][i % 2] += weight;
       return weight;
     });
@@ -227,8 +229,8 @@ class DecodeTile {
           for (int h = 0; h < 2; ++h) {
             // Bytes: columns 2 c and 2 c + 1 of one key, then of the next; paired by column they are two rows of V^T.
             const uint32_t low = __byte_perm(r[h], 0, 0x3120), high = __byte_perm(r[h + 2], 0, 0x3120);
-            const uint32_t a[4] = {widened2<T, C>(low & 0xffff), widened2<T, C>(low >> 16), widened2<T, C>(high & 0xffff),
-                                   widened2<T, C>(high >> 16)};
+            const uint32_t a[4] = {widened2<T, C>(low & 0xffff), widened2<T, C>(low >> 16),
+                                   widened2<T, C>(high & 0xffff), widened2<T, C>(high >> 16)};
 #pragma unroll
             for (int n = 0; n < NT; ++n) mma_m16n8k16<T>(o[2 * load + h][n], a, p[n][0], p[n][1]);
           }
@@ -252,9 +254,11 @@ class DecodeTile {
   // A row's reference (-inf where it saw no key) and sum of weights, the latter negative where the row left the
   // interval around phi.
   __device__ __forceinline__ float2 norm(int n, int i) const {
-    if (limit_[n][i] == -INFINITY && l[n][i] == 0) return make_float2(-INFINITY, 0);  // l may be NaN, which must show
-    const bool left = unified_ && !(reference[n][i] == phi_[n][i]);
-    return make_float2(reference[n][i], left ? -l[n][i] : l[n][i]);
+    const RowReference& reference = reference_[n][i];
+    if (l[n][i] == 0) return make_float2(reference.m, 0);
+    const bool left = unified_ && reference.has_left(phi_[n][i]);
+    // Without a finite score l may be NaN, which must show: a part at -inf would count as none.
+    return make_float2(reference.subtrahend(), left ? -l[n][i] : l[n][i]);
   }
 
   // The query row of this lane's accumulator n, i within the warp's rows, and the column of o[j][...][2 * half].
@@ -289,7 +293,7 @@ class DecodeTile {
   }
 
   // Some row's scores exceed its limit: such rows get a new reference.
-  __device__ __forceinline__ void raise(float (&top)[NT][2], const SoftmaxSettings& settings) {
+  __device__ __forceinline__ void move_references(float (&top)[NT][2], const SoftmaxSettings& settings) {
 #pragma unroll
     for (int n = 0; n < NT; ++n) {
 #pragma unroll
@@ -297,14 +301,8 @@ class DecodeTile {
 #pragma unroll
         for (int distance = 4; distance < 32; distance *= 2)
           top[n][i] = fmaxf(top[n][i], __shfl_xor_sync(~0u, top[n][i], distance));
-        if (!(top[n][i] > limit_[n][i])) continue;
-        const bool unset = limit_[n][i] == -INFINITY;
-        const float phi = phi_[n][i];
-        const bool within = unset && top[n][i] > phi + settings.lower && top[n][i] < phi + settings.upper;
-        const float next = within ? phi : top[n][i];
-        const float factor = unset ? 1 : exp2_approx(reference[n][i] - next);
-        reference[n][i] = next;
-        limit_[n][i] = next + (within ? settings.upper : settings.growth);
+        if (!reference_[n][i].is_exceeded(top[n][i])) continue;
+        const float factor = reference_[n][i].move(top[n][i], phi_[n][i], settings);
         l[n][i] *= factor;
 #pragma unroll
         for (int j = 0; j < kSteps; ++j) {
@@ -367,7 +365,7 @@ class DecodeTile {
 
   const T* query_;
   uint32_t query_fragments_[kQueryInRegisters ? kSteps : 1][NT][2];
-  float limit_[NT][2];  // a score above it moves the reference; -inf while unset
+  RowReference reference_[NT][2];
   float phi_[NT][2];    // log2 units; NaN outside the unified mode
   bool unified_;
 };
