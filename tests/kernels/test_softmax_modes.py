@@ -33,6 +33,7 @@ SHAPES = {
     "prompt": AttentionCase((70, 41), 70, 1, 3, 64, "", "", prompt=True),
     "split": AttentionCase((3000, 700), 1, 1, 4, 128, "", "", "grown"),
 }
+RAGGED = {"lengths": (90,) * 24 + (2000,)}  # the long row's pieces outnumber the blocks: some take two
 FAR = 50.0  # an offset outside the interval
 SPREAD = 3.0  # largest term of a key
 OUTLIER = 120.0
@@ -132,6 +133,13 @@ def test_rows_that_leave_are_counted_and_right(variant: str, case: AttentionCase
     call, counted = run(variant, case, build(case, offsets, key_terms(case)))
     assert counted == count
     assert_equals_online(call, variant)
+
+
+@pytest.mark.parametrize(("variant", "case"), parameters("decode", **RAGGED))
+def test_ragged_batches_count_each_row_once(variant: str, case: AttentionCase) -> None:
+    offsets = torch.full(query_rows(case), FAR)
+    _, counted = run(variant, case, build(case, offsets, key_terms(case)))
+    assert counted == offsets.numel()
 
 
 @pytest.mark.parametrize("early", [True, False], ids=["early", "late"])
