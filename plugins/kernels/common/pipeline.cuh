@@ -103,6 +103,14 @@ __device__ __forceinline__ void copy_box(void* to, const CUtensorMap* map, int x
       "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z)
       : "memory");
 }
+// The same for a map with panels.
+__device__ __forceinline__ void copy_panels(void* to, const CUtensorMap* map, int y, int z, Barrier* barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %3, %5}], [%2];" ::"r"(
+          shared_address(to)),
+      "l"(map), "r"(shared_address(barrier)), "r"(0), "r"(y), "r"(z)
+      : "memory");
+}
 // A box of shared memory into a tensor, but for what lies outside it. One thread calls, commits and waits.
 __device__ __forceinline__ void store_box(const CUtensorMap* map, int x, int y, int z, const void* from) {
   asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(map),
@@ -117,10 +125,22 @@ __device__ __forceinline__ void wait_for_stores() { asm volatile("cp.async.bulk.
 // Shared memory written by ordinary stores becomes visible to the copy engine and to products of warpgroups.
 __device__ __forceinline__ void publish_to_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
+// The box that copy_box or copy_panels would bring, into the L2. Harmless where someone is about to write there.
+__device__ __forceinline__ void prefetch_box(const CUtensorMap* map, int x, int y, int z) {
+  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global [%0, {%1, %2, %3}];" ::"l"(map), "r"(x), "r"(y), "r"(z)
+               : "memory");
+}
+__device__ __forceinline__ void prefetch_panels(const CUtensorMap* map, int y, int z) {
+  asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global [%0, {%1, %2, %1, %3}];" ::"l"(map), "r"(0), "r"(y), "r"(z)
+               : "memory");
+}
+
 __device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
+// Without making ordinary stores visible: enough after publish_barriers().
+__device__ __forceinline__ void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 __device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.aligned;" ::: "memory"); }
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
 

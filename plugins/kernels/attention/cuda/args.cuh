@@ -95,7 +95,7 @@ struct AttentionArgs {
   bool rotary_interleaved, prompt;
 };
 
-// Batch row `b`: its new tokens take places first .. first + tokens - 1 of the cache.
+// A row of the batch: its new tokens take places first .. first + tokens - 1 of the cache.
 struct CacheSpan {
   bool valid;   // seqlens_k holds a length that the tensors allow
   int first;
@@ -104,13 +104,18 @@ struct CacheSpan {
   __device__ int length() const { return first + tokens; }
 };
 
+// `last`: the row's element of seqlens_k.
 template <typename T, typename C>
-__device__ CacheSpan locate(const AttentionArgs<T, C>& args, int batch) {
-  const int64_t length = static_cast<int64_t>(args.seqlens_k[batch]) + 1;
+__device__ CacheSpan span_of(const AttentionArgs<T, C>& args, int32_t last) {
+  const int64_t length = static_cast<int64_t>(last) + 1;
   const bool valid = length >= (args.prompt ? 1 : args.query_length) && length <= args.total_length;
   if (!valid) return {false, 0, 0};
   const int n = static_cast<int>(length);
   return args.prompt ? CacheSpan{true, 0, n} : CacheSpan{true, n - args.query_length, args.query_length};
+}
+template <typename T, typename C>
+__device__ CacheSpan locate(const AttentionArgs<T, C>& args, int batch) {
+  return span_of(args, args.seqlens_k[batch]);
 }
 
 __device__ __forceinline__ void report_fault(int32_t* fault, FaultCode code) {

@@ -214,6 +214,12 @@ uint64_t launch_number() {
   return next.fetch_add(0x9E3779B97F4A7C15, std::memory_order_relaxed) | 1;  // never 0, the cleared flag
 }
 
+// Panels of a tile that one copy brings: all where the head is whole panels.
+int tile_panels(const AttentionProblem& p) {
+  const int64_t bytes = p.head_size * static_cast<int64_t>(dtype_size(p.cache_dtype));
+  return bytes % 128 == 0 ? static_cast<int>(bytes / 128) : 1;
+}
+
 Status make_cache_map(const CacheView& cache, const AttentionProblem& p, int tile_keys, CUtensorMap* map) {
   const int bytes = static_cast<int>(dtype_size(p.cache_dtype));
   TensorMapShape shape;
@@ -225,6 +231,7 @@ Status make_cache_map(const CacheView& cache, const AttentionProblem& p, int til
   shape.plane_stride = cache.head_stride * bytes;
   shape.box_columns = 128 / bytes;
   shape.box_rows = tile_keys;
+  shape.box_panels = tile_panels(p);
   return make_tensor_map(cache.data, shape, map);
 }
 
@@ -257,6 +264,7 @@ Status run(const AttentionParams& params, const AttentionSplit& split, void* wor
   launch.far_pieces = d.far_pieces;
   launch.long_way = static_cast<int>(long_way_of(split));
   launch.least_tiles = d.least_tiles;
+  launch.whole_units = most_tiles(p, instance) <= d.least_tiles && d.clusters == units_of(p, instance);
   launch.clusters = d.clusters;
   launch.cluster = d.cluster;
   while ((1 << launch.cluster_shift) < launch.cluster) ++launch.cluster_shift;
@@ -267,6 +275,7 @@ Status run(const AttentionParams& params, const AttentionSplit& split, void* wor
   int blocks = std::min(split.blocks_per_multiprocessor, instance.blocks_per_multiprocessor);
   for (; blocks > 0 && ring.slots == 0; --blocks) ring = ring_of(instance, shared_memory, blocks);
   launch.slots = ring.slots;
+  launch.whole_rows = tile_panels(p) > 1;
   launch.tile_keys = instance.tile_keys;
   while ((1 << launch.tile_shift) < launch.tile_keys) ++launch.tile_shift;
   return instance.launch(params, launch, ring.shared_bytes, context);

@@ -26,9 +26,11 @@ struct DecodeLaunch {
   int far_pieces;    // for longer ones
   int long_way;
   int least_tiles;   // of a piece
+  bool whole_units;  // no unit can have more: unit u is piece u, and there are no others
   int clusters;      // of the grid
   int cluster, cluster_shift;  // blocks of a cluster, and their logarithm
   int slots;         // of the ring
+  bool whole_rows;   // the maps have panels: one copy brings a tile
   int tile_keys, tile_shift;  // keys of a tile, and their logarithm
 };
 

@@ -20,7 +20,7 @@ namespace fdpp {
 inline constexpr int kConsumerWarps = 4;
 inline constexpr int kConsumers = 32 * kConsumerWarps;
 inline constexpr int kDecodeThreads = kConsumers + 32;
-inline constexpr int kConsumerBarrier = 1, kNewTokensBarrier = 2;  // 0 is __syncthreads()'s
+inline constexpr int kConsumerBarrier = 1, kNewTokensBarrier = 2, kStartBarrier = 3;  // 0 is __syncthreads()'s
 
 // NT groups of 8 query rows a warp, WR warps side by side over rows, the others over keys.
 template <typename C, int D, int NT, int WR>
@@ -46,6 +46,7 @@ struct DecodeShape {
     alignas(16) unsigned char query[kRows * (D + 8) * 2];
     float query_rms[kRows];
     int left_rows;
+    int wasted_slots;
     alignas(8) Barrier full[kMaxDecodeSlots], empty[kMaxDecodeSlots];
     Barrier inbox_full;
     // What the blocks of the cluster send of the part of the sums that this one is to finish, block after block.
@@ -64,7 +65,7 @@ struct DecodeShape {
 // Filling the ring with cp.async takes more registers than telling the copy engine.
 template <int D, int NT, int WR, bool kBulk>
 inline constexpr int kDecodeBlocks = std::max(
-    (WR > 1 || NT * D > 384 ? 1 : NT * D <= 64 ? 4 : NT * D <= 128 ? 3 : 2) - (kBulk ? 0 : 1), 1);
+    (WR > 1 || NT * D >= 384 ? 1 : NT * D <= 64 ? 4 : NT * D <= 128 ? 3 : 2) - (kBulk ? 0 : 1), 1);
 
 // Sums with one reference: m, the reference; l, the sum of weights; left: some part left phi's interval.
 struct JointSum {
@@ -132,39 +133,95 @@ class DecodeBlock {
     }
     __syncthreads();
     if constexpr (kClusters) {
-      if (launch_.cluster > 1) cluster_arrive();
+      if (launch_.cluster > 1) cluster_arrive_relaxed();
     }
-    wait_for_predecessor();
-    Piece piece;
-    for (int round = 0;; ++round) {
-      const bool there = find_piece(args_, launch_, round, &piece);
-      if (round == 0) wait_for_cluster();
-      if (!there) return;
-      if (round > 0) {
+    blocks_ = kClusters ? launch_.cluster : 1;
+    rank_ = blockIdx.x & (blocks_ - 1);
+
+    // The first piece is looked for, and its keys and values are brought into the L2, while the predecessor may still be
+    // working: from lengths that it may be about to change. Then all but what changes memory is begun, and only then
+    // it is seen whether the lengths have stayed.
+    bool guesses = kBulk, begun = false;
+    Piece guess;
+    int32_t seqlens = first_seqlens(args_, launch_, 0);
+#pragma unroll 1
+    for (int round = 0;;) {
+      Piece piece;
+      const bool there = find_piece(args_, launch_, round, seqlens, &piece);
+      const bool as_guessed = begun && there && piece == guess;
+      int wasted_slots = 0;
+      if (guesses) {
+        if (there && is_producer()) prefetch_first_tile(piece);
+        wait_for_predecessor();
+      } else if (round > 0) {
         // The ring and the inboxes are free once all are done with them; all blocks of a cluster go the same rounds.
-        if constexpr (kClusters) {
-          if (launch_.cluster > 1) cluster_arrive();
-        }
+        if (!there) return;
+        if constexpr (kBulk) publish_to_async_proxy();  // of insert_new()
+        arrive_at_cluster();
         wait_for_cluster();
         __syncthreads();
+      } else if (begun && !as_guessed) {
+        wasted_slots = filled_slots_;
+        if (!is_producer()) sync_threads(kConsumerBarrier, kConsumers);  // nobody reads what prepare() left
       }
-      work(piece);
+      const int32_t new_seqlens = first_seqlens(args_, launch_, round);
+      if (there && !as_guessed) begin(piece);
+      if (guesses) {
+        guesses = false;
+        if (!there || !first_seqlens_suffice(launch_) || !__all_sync(~0u, seqlens == new_seqlens)) {
+          begun = there;
+          guess = piece;
+          seqlens = new_seqlens;
+          continue;
+        }
+      }
+      if (round == 0) wait_for_cluster();
+      if (!there) {
+        // What was fetched for nothing must have arrived before the block ends.
+        if (is_producer()) {
+          for (int slot = 0; slot < wasted_slots; ++slot) fixed_.full[slot].wait(0);
+        }
+        return;
+      }
+      work(piece, wasted_slots);
       if (!piece.more) return;
+      ++round;
+      begun = false;
+      guess = {};
+      seqlens = first_seqlens(args_, launch_, round);
     }
   }
 
  private:
+  static __device__ __forceinline__ bool is_producer() { return threadIdx.x >= kConsumers; }
+
+  __device__ __forceinline__ void arrive_at_cluster() {
+    if constexpr (kClusters) {
+      if (launch_.cluster > 1) cluster_arrive();
+    }
+  }
   __device__ __forceinline__ void wait_for_cluster() {
     if constexpr (kClusters) {
       if (launch_.cluster > 1) cluster_wait();
     }
   }
 
-  __device__ __forceinline__ void work(const Piece& p) {
-    blocks_ = kClusters ? launch_.cluster : 1;
-    rank_ = blockIdx.x & (blocks_ - 1);
+  // What can be done for a piece that may turn out to be another one.
+  __device__ __forceinline__ void begin(const Piece& p) {
+    if (is_producer()) {
+      next_tile_ = fill_tiles(p, first_tile(p), end_of_first_lap(p));
+      filled_slots_ = 2 * ((next_tile_ - first_tile(p)) >> launch_.cluster_shift);
+    } else if (p.keys.span.valid) {
+      factor_ = prepare(p);
+    }
+  }
+
+  // `wasted_slots`: in the producer, slots that were filled for another piece.
+  __device__ __forceinline__ void work(const Piece& p, int wasted_slots) {
     id_ = p.id;
-    takes_new_ = p.ends_unit() && rank_ == blocks_ - 1;
+    // The new tokens go with the last tile of past keys, into whose unused rows they mostly fit.
+    const int tiles = p.end_tile - p.first_tile;
+    takes_new_ = p.ends_unit() && rank_ == (tiles > 0 ? (tiles - 1) & (blocks_ - 1) : 0);
     if constexpr (kClusters) {
       if (blocks_ > 1 && threadIdx.x == 0 && p.keys.span.valid) {
         const int rows = min(launch_.rows - p.row_tile * Shape::kRows, Shape::kRows);
@@ -172,8 +229,8 @@ class DecodeBlock {
         fixed_.inbox_full.arrive_expecting(quads * blocks_ * static_cast<uint32_t>(sizeof(float4) + sizeof(float2)));
       }
     }
-    if (threadIdx.x >= kConsumers)
-      produce(p);
+    if (is_producer())
+      produce(p, wasted_slots);
     else
       consume(p);
   }
@@ -196,17 +253,38 @@ class DecodeBlock {
 
   // ---- producer
 
-  __device__ __forceinline__ void produce(const Piece& p) {
+  __device__ __forceinline__ void produce(const Piece& p, int wasted_slots) {
+    if (!p.keys.span.valid) return;
+    if (threadIdx.x == kConsumers) fixed_.wasted_slots = wasted_slots;
+    arrive_threads(kStartBarrier, kDecodeThreads);
     // The new tokens' work fits in while the first copies are under way.
-    const int first_round = min(first_tile(p) + launch_.slots / 2 * static_cast<int>(blocks_), p.end_tile);
-    const int next = fill_tiles(p, first_tile(p), first_round);
-    if (p.keys.span.valid && takes_new_) take_new_tokens(p);
-    fill_tiles(p, next, p.end_tile);
+    if (takes_new_) take_new_tokens(p);
     release_successor();
+    fill_tiles(p, next_tile_, p.end_tile);
   }
 
   // A piece's tiles are dealt to the blocks of the cluster in turn: neighbours read neighbouring memory.
   __device__ __forceinline__ int first_tile(const Piece& p) const { return p.first_tile + static_cast<int>(rank_); }
+  // The first tile that comes once the ring was filled.
+  __device__ __forceinline__ int end_of_first_lap(const Piece& p) const {
+    return min(first_tile(p) + (launch_.slots / 2 << launch_.cluster_shift), p.end_tile);
+  }
+
+  // The first tile of keys and values, into the L2.
+  __device__ __forceinline__ void prefetch_first_tile(const Piece& p) const {
+    if (threadIdx.x % 32 != 0 || first_tile(p) >= p.end_tile) return;
+    const int first = p.keys.begin + first_tile(p) * Shape::kTileKeys, plane = plane_of(p);
+    for (const CUtensorMap* map : {&launch_.key_map, &launch_.value_map}) {
+      if (Shape::kPanels > 1 && launch_.whole_rows) {
+        prefetch_panels(map, first, plane);
+      } else {
+#pragma unroll
+        for (int panel = 0; panel < Shape::kPanels; ++panel)
+          prefetch_box(map, panel * Shape::kPanelColumns, first, plane);
+      }
+    }
+  }
+  __device__ __forceinline__ int plane_of(const Piece& p) const { return p.batch * launch_.kv_heads + p.kv_head; }
 
   __device__ __forceinline__ int fill_tiles(const Piece& p, int begin, int end) {
     int tile = begin;
@@ -228,10 +306,14 @@ class DecodeBlock {
       if (lane == 0) {
         fixed_.empty[position.slot].wait(position.parity ^ 1);
         full.arrive_expecting(Shape::kTileBytes);
+        const int plane = plane_of(p);
+        if (Shape::kPanels > 1 && launch_.whole_rows) {
+          copy_panels(to, map, first, plane, &full);
+        } else {
 #pragma unroll
-        for (int panel = 0; panel < Shape::kPanels; ++panel)
-          copy_box(to + panel * Shape::kTilePanel, map, panel * Shape::kPanelColumns, first,
-                   p.batch * launch_.kv_heads + p.kv_head, &full);
+          for (int panel = 0; panel < Shape::kPanels; ++panel)
+            copy_box(to + panel * Shape::kTilePanel, map, panel * Shape::kPanelColumns, first, plane, &full);
+        }
       }
     } else {
       fixed_.empty[position.slot].wait(position.parity ^ 1);
@@ -294,30 +376,42 @@ class DecodeBlock {
       }
       return;
     }
-    const float factor = prepare(p, first_row, rows);
-
+    const float factor = factor_;
     const DecodeRows warp_rows{p.batch, p.kv_head, first_row + row_warp * 8 * NT, launch_.rows, span.first};
     Tile tile;
-    tile.start(reinterpret_cast<const T*>(fixed_.query) + row_warp * 8 * NT * Tile::kQueryPitch, warp_rows, args_);
+    tile.start(warp_rows, args_);
+    sync_threads(kStartBarrier, kDecodeThreads);
+    tile.take_query(reinterpret_cast<const T*>(fixed_.query) + row_warp * 8 * NT * Tile::kQueryPitch);
     const int first_subtile = key_warp * Shape::kSubtiles;
     const int first_place = Tile::first_place(first_subtile);
     RingPosition& position = position_;
+    for (int i = fixed_.wasted_slots; i > 0; --i) {
+      fixed_.full[position.slot].wait(position.parity);
+      release(position);
+    }
     typename Tile::Scores scores;
+    const int last_key = p.keys.begin + (p.end_tile - 1) * Shape::kTileKeys;
+    const bool joins = takes_new_ && p.end_tile > p.first_tile && span.length() <= last_key + Shape::kTileKeys;
     for (int t = first_tile(p); t < p.end_tile; t += blocks_) {
       const int first_key = p.keys.begin + t * Shape::kTileKeys;
+      const bool with_new = joins && t == p.end_tile - 1;
+      const int end = with_new ? span.length() : span.first;
       const bool edge = first_key + Shape::kTileKeys > span.first ||
                         (args_.window > 0 && first_key <= span.first + span.tokens - args_.window);
       fixed_.full[position.slot].wait(position.parity);
-      tile.score({ring_ + position.slot * Shape::kTileBytes, Shape::kTilePanel}, first_subtile, Shape::kSubtiles,
-                 scores);
+      unsigned char* slot = ring_ + position.slot * Shape::kTileBytes;
+      if (with_new) sync_threads(kNewTokensBarrier, kDecodeThreads);
+      if (with_new) insert_new(slot, fixed_.new_keys, span, first_key, first_subtile);
+      tile.score({slot, Shape::kTilePanel}, first_subtile, Shape::kSubtiles, scores);
       release(position);
-      tile.weigh(scores, first_key + first_place, span.first, edge, Shape::kSubtiles, factor, warp_rows, args_);
+      tile.weigh(scores, first_key + first_place, end, edge, Shape::kSubtiles, factor, warp_rows, args_);
       fixed_.full[position.slot].wait(position.parity);
-      tile.add_values(scores, {ring_ + position.slot * Shape::kTileBytes, Shape::kTilePanel}, first_subtile,
-                      Shape::kSubtiles, span.first - first_key);
+      slot = ring_ + position.slot * Shape::kTileBytes;
+      if (with_new) insert_new(slot, fixed_.new_values, span, first_key, first_subtile);
+      tile.add_values(scores, {slot, Shape::kTilePanel}, first_subtile, Shape::kSubtiles, end - first_key);
       release(position);
     }
-    if (takes_new_) {
+    if (takes_new_ && !joins) {
       sync_threads(kNewTokensBarrier, kDecodeThreads);
       if (key_warp == Shape::kKeyWarps - 1) {
         tile.score({fixed_.new_keys, Shape::kNewPanel}, 0, 1, scores);
@@ -336,6 +430,24 @@ class DecodeBlock {
     conclude(p, first_row, rows);
   }
 
+  // New tokens into the rows of a tile that follow its past keys, as far as they are this warp's to work on.
+  __device__ __forceinline__ void insert_new(unsigned char* slot, const unsigned char* from, const CacheSpan& span,
+                                             int first_key, int first_subtile) {
+    const int own_rows = first_key + first_subtile * kSubtileKeys;
+    const int begin = max(span.first, own_rows), end = min(span.length(), own_rows + Shape::kSubtiles * kSubtileKeys);
+#pragma unroll 1
+    for (int key = begin; key < end; ++key) {
+      const int row = key - first_key, token = key - span.first;
+#pragma unroll
+      for (int chunk = threadIdx.x % 32; chunk < Shape::kPanels * 8; chunk += 32) {  // of 16 bytes
+        *reinterpret_cast<uint4*>(slot + chunk / 8 * Shape::kTilePanel + row * kPanelRow + ((chunk ^ row) % 8) * 16) =
+            *reinterpret_cast<const uint4*>(from + chunk / 8 * Shape::kNewPanel + token * kPanelRow +
+                                            ((chunk ^ token) % 8) * 16);
+      }
+    }
+    __syncwarp();
+  }
+
   __device__ __forceinline__ void release(RingPosition& position) {
     __syncwarp();
     if (threadIdx.x % 32 == 0) fixed_.empty[position.slot].arrive();
@@ -343,8 +455,10 @@ class DecodeBlock {
   }
 
   // Queries into shared memory, rotated. Returns what scores are to be multiplied by.
-  __device__ __forceinline__ float prepare(const Piece& p, int first_row, int rows) {
+  __device__ __forceinline__ float prepare(const Piece& p) {
     const CacheSpan& span = p.keys.span;
+    const int first_row = p.row_tile * Shape::kRows;
+    const int rows = min(launch_.rows - first_row, Shape::kRows);
     const int group = args_.group;
     if (args_.q_norm != nullptr) {
       for (int row = threadIdx.x / 32; row < rows; row += kConsumerWarps) {
@@ -357,9 +471,10 @@ class DecodeBlock {
     }
     const float factor = key_unit(args_, p.kv_head);
 
-#pragma unroll 2
-    for (int i = threadIdx.x; i < Shape::kRows * kUnits; i += kConsumers) {
-      const int row = i / kUnits, column = i % kUnits * 4;
+    static_assert(Shape::kRows * kUnits % kConsumers == 0);
+#pragma unroll 1
+    for (int step = 0; step < Shape::kRows * kUnits / kConsumers; ++step) {
+      const int i = step * kConsumers + threadIdx.x, row = i / kUnits, column = i % kUnits * 4;
       const int token = token_of(first_row + row), head = first_row + row - token * group;
       float4 x = make_float4(0, 0, 0, 0);
       if (row < rows && token < span.tokens && column < args_.head_size) {
@@ -370,7 +485,6 @@ class DecodeBlock {
       }
       *reinterpret_cast<uint2*>(reinterpret_cast<T*>(fixed_.query) + row * Tile::kQueryPitch + column) = pack4<T>(x);
     }
-    sync_threads(kConsumerBarrier, kConsumers);
     return factor;
   }
 
@@ -578,6 +692,8 @@ class DecodeBlock {
   Sums& sums_;
   Fixed& fixed_;
   RingPosition position_;           // the producer's, or a consumer's
+  int next_tile_, filled_slots_;    // the producer's: where it goes on, and what it filled for the piece so far
+  float factor_;                    // of raw scores
   uint32_t inbox_parity_ = 0;
   uint32_t blocks_ = 1, rank_ = 0;  // of the cluster
   int id_;                          // the piece's number

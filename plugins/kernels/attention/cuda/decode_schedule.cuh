@@ -30,10 +30,18 @@ struct PastKeys {
   int tiles;
 };
 
+// An element of seqlens_k. Not through the L1, which may hold what stood there before the predecessor wrote.
 template <typename T, typename C>
-__device__ __forceinline__ PastKeys past_keys(const AttentionArgs<T, C>& args, const DecodeLaunch& launch, int batch) {
+__device__ __forceinline__ int32_t seqlen(const AttentionArgs<T, C>& args, int batch) {
+  return __ldcg(args.seqlens_k + batch);
+}
+
+// `last`: the row's seqlen().
+template <typename T, typename C>
+__device__ __forceinline__ PastKeys past_keys(const AttentionArgs<T, C>& args, const DecodeLaunch& launch,
+                                              int32_t last) {
   PastKeys keys;
-  keys.span = locate(args, batch);
+  keys.span = span_of(args, last);
   keys.begin = args.window > 0 ? max(keys.span.first - args.window + 1, 0) : 0;
   keys.tiles = (keys.span.first - keys.begin + launch.tile_keys - 1) >> launch.tile_shift;
   return keys;
@@ -49,6 +57,12 @@ struct Piece {
   int first_id, id_stride;
   bool more;                 // there may be another one for this cluster
 
+  __device__ bool operator==(const Piece& p) const {
+    return batch == p.batch && kv_head == p.kv_head && row_tile == p.row_tile && keys.span.valid == p.keys.span.valid &&
+           keys.span.first == p.keys.span.first && keys.span.tokens == p.keys.span.tokens &&
+           keys.begin == p.keys.begin && first_tile == p.first_tile && end_tile == p.end_tile && index == p.index &&
+           count == p.count && id == p.id && more == p.more;
+  }
   __device__ int id_of(int piece) const { return first_id + piece * id_stride; }
   __device__ bool ends_unit() const { return index == count - 1; }
 };
@@ -67,12 +81,33 @@ __device__ __forceinline__ int warp_scan(int x) {
 // Rows first_row .. first_row + 31 of the batch, one a lane; rows beyond the batch have no tiles.
 template <typename T, typename C>
 __device__ __forceinline__ PastKeys lane_keys(const AttentionArgs<T, C>& args, const DecodeLaunch& launch,
-                                              int first_row) {
+                                              int first_row, int32_t first_seqlen) {
   const int row = first_row + threadIdx.x % 32;
-  return row < launch.batch ? past_keys(args, launch, row) : PastKeys{{false, 0, 0}, 0, -1};
+  if (row >= launch.batch) return {{false, 0, 0}, 0, -1};
+  return past_keys(args, launch, first_row == 0 ? first_seqlen : seqlen(args, row));
 }
 
 }  // namespace decode_detail
+
+// The number of this cluster's piece of round `round`.
+__device__ __forceinline__ int piece_number(const DecodeLaunch& launch, int round) {
+  return (blockIdx.x >> launch.cluster_shift) + round * launch.clusters;
+}
+
+// Where pieces are whole units, the seqlen() of the piece's row; else of the first 32 rows, one a lane, beyond the batch
+// that of its last row.
+template <typename T, typename C>
+__device__ __forceinline__ int32_t first_seqlens(const AttentionArgs<T, C>& args, const DecodeLaunch& launch,
+                                                 int round) {
+  const int row = launch.whole_units ? quotient(piece_number(launch, round), launch.kv_heads * launch.row_tiles)
+                                     : static_cast<int>(threadIdx.x % 32);
+  return seqlen(args, min(row, launch.batch - 1));
+}
+
+// Whether find_piece() needs no other lengths than those of first_seqlens().
+__device__ __forceinline__ bool first_seqlens_suffice(const DecodeLaunch& launch) {
+  return launch.whole_units || launch.batch <= 32;
+}
 
 // What of a unit of `tiles` tiles goes to which piece.
 struct Cut {
@@ -99,13 +134,14 @@ __device__ __forceinline__ void set_piece(const PastKeys& keys, const Cut& cut, 
   p->end_tile = min(p->first_tile + cut.size, keys.tiles);
 }
 
-// The cluster's piece of round `round`, by all lanes of a warp; false where there is none.
+// The cluster's piece of round `round`, by all lanes of a warp; false where there is none. `first_seqlen`: of
+// first_seqlens().
 template <typename T, typename C>
 __device__ __forceinline__ bool find_piece(const AttentionArgs<T, C>& args, const DecodeLaunch& launch, int round,
-                                           Piece* piece) {
+                                           int32_t first_seqlen, Piece* piece) {
   using namespace decode_detail;
   const int units = launch.kv_heads * launch.row_tiles;
-  const int id = (blockIdx.x >> launch.cluster_shift) + round * launch.clusters;
+  const int id = piece_number(launch, round);
   const int next_id = id + launch.clusters;
   // In float32: a quotient that is whole must not round up.
   const auto tiles_of_piece = [&](int tiles) {
@@ -113,24 +149,25 @@ __device__ __forceinline__ bool find_piece(const AttentionArgs<T, C>& args, cons
     const float share = __fdividef(static_cast<float>(tiles) * units, pieces);
     return max(static_cast<int>(ceilf(share * (1 - 1e-6f))), launch.least_tiles);
   };
-  if (launch.batch == 1) {
-    const PastKeys keys = past_keys(args, launch, 0);
-    const Cut parts = cut(keys.tiles, tiles_of_piece(keys.tiles));
-    if (id >= parts.pieces * units) return false;
-    piece->batch = 0;
+  if (launch.whole_units || launch.batch == 1) {
+    const PastKeys keys = past_keys(args, launch, first_seqlen);
+    const Cut parts = cut(keys.tiles, launch.whole_units ? keys.tiles : tiles_of_piece(keys.tiles));
+    piece->batch = launch.whole_units ? quotient(id, units) : 0;
     piece->more = false;
-    set_piece(keys, parts, id, id, units, launch, piece);
+    const int local = id - piece->batch * units;
+    if (piece->batch >= launch.batch || local >= parts.pieces * units) return false;
+    set_piece(keys, parts, id, local, units, launch, piece);
     return true;
   }
-  PastKeys keys = lane_keys(args, launch, 0);
+  PastKeys keys = lane_keys(args, launch, 0, first_seqlen);
   int tiles = __reduce_add_sync(~0u, max(keys.tiles, 0));
   for (int first = 32; first < launch.batch; first += 32)
-    tiles += __reduce_add_sync(~0u, max(lane_keys(args, launch, first).tiles, 0));
+    tiles += __reduce_add_sync(~0u, max(lane_keys(args, launch, first, first_seqlen).tiles, 0));
   const int piece_tiles = tiles_of_piece(tiles);
   int before = 0;
   bool found = false;
   for (int first = 0; first < launch.batch; first += 32) {
-    if (first > 0) keys = lane_keys(args, launch, first);
+    if (first > 0) keys = lane_keys(args, launch, first, first_seqlen);
     const Cut parts = keys.tiles < 0 ? Cut{0, 0} : cut(keys.tiles, piece_tiles);
     const int end = before + warp_scan(parts.pieces * units);
     const unsigned later = __ballot_sync(~0u, end > id);

@@ -54,21 +54,27 @@ class DecodeTile {
   float o[kSteps][NT][4];  // columns column(j, 0), the same rows; [2], [3]: column(j, 1)
   float l[NT][2];          // this lane's part of the sum of weights
 
-  // `query`: this warp's rows, rotated and scaled.
-  __device__ __forceinline__ void start(const T* query, const DecodeRows& rows, const AttentionArgs<T, C>& args) {
-    query_ = query;
+  __device__ __forceinline__ void start(const DecodeRows& rows, const AttentionArgs<T, C>& args) {
     unified_ = args.softmax.phi != nullptr;
+    tokens_ = 0;
 #pragma unroll
     for (int n = 0; n < NT; ++n) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         l[n][i] = 0;
         const int row = min(row_of(rows, n, i), rows.rows - 1);
-        phi_[n][i] = phi_log2(args.softmax, rows.kv_head * args.group + row % args.group);
+        const int token = args.query_length == 1 ? 0 : row / args.group;
+        phi_[n][i] = phi_log2(args.softmax, rows.kv_head * args.group + row - token * args.group);
+        tokens_ |= token << 8 * (2 * n + i);
       }
 #pragma unroll
       for (int j = 0; j < kSteps; ++j) o[j][n][0] = o[j][n][1] = o[j][n][2] = o[j][n][3] = 0;
     }
+  }
+
+  // `query`: this warp's rows, rotated and scaled.
+  __device__ __forceinline__ void take_query(const T* query) {
+    query_ = query;
     if constexpr (kQueryInRegisters) {
 #pragma unroll
       for (int step = 0; step < kSteps; step += 2) load_query(step, query_fragments_ + step);
@@ -157,7 +163,7 @@ class DecodeTile {
     if (edge) {
       for_each(s, [&](int u, int n, int i, float x) {
         const int key = key_place(place, u, i);
-        const int own = rows.first + row_of(rows, n, i % 2) / args.group;
+        const int own = rows.first + static_cast<int>(tokens_ >> 8 * (2 * n + i % 2) & 0xff);
         const bool seen = u < subtiles && key < end && key <= own && (args.window == 0 || key > own - args.window);
         return seen ? x : -INFINITY;
       });
@@ -367,6 +373,7 @@ class DecodeTile {
   uint32_t query_fragments_[kQueryInRegisters ? kSteps : 1][NT][2];
   RowReference reference_[NT][2];
   float phi_[NT][2];    // log2 units; NaN outside the unified mode
+  uint32_t tokens_;     // the new token of row n, i in byte 2 n + i
   bool unified_;
 };
 
