@@ -97,9 +97,11 @@ struct AttentionArgs {
 
 // A row of the batch: its new tokens take places first .. first + tokens - 1 of the cache.
 struct CacheSpan {
-  bool valid;   // seqlens_k holds a length that the tensors allow
   int first;
   int tokens;
+
+  // Whether seqlens_k holds a length that the tensors allow.
+  __device__ bool valid() const { return tokens > 0; }
 
   __device__ int length() const { return first + tokens; }
 };
@@ -109,9 +111,9 @@ template <typename T, typename C>
 __device__ CacheSpan span_of(const AttentionArgs<T, C>& args, int32_t last) {
   const int64_t length = static_cast<int64_t>(last) + 1;
   const bool valid = length >= (args.prompt ? 1 : args.query_length) && length <= args.total_length;
-  if (!valid) return {false, 0, 0};
+  if (!valid) return {};
   const int n = static_cast<int>(length);
-  return args.prompt ? CacheSpan{true, 0, n} : CacheSpan{true, n - args.query_length, args.query_length};
+  return args.prompt ? CacheSpan{0, n} : CacheSpan{n - args.query_length, args.query_length};
 }
 template <typename T, typename C>
 __device__ CacheSpan locate(const AttentionArgs<T, C>& args, int batch) {
@@ -184,33 +186,60 @@ __device__ float inverse_rms(const T* vector, const T* norm, int head_size, floa
   return rsqrtf(sum / head_size + epsilon);
 }
 
-// Columns `column` .. `column` + 3 (a multiple of 4) of a query or key head after norm and rotary embedding. `norm` may
-// be null; `factor` is its inverse_rms. A position of -1 gives NaN.
+// What norm and rotary embedding need of columns `column` .. `column` + 3 (a multiple of 4) of a query or key head at a
+// position of rotary_position(), as memory has it: loads of several such quads can be under way at once.
+struct RawQuad {
+  uint2 x;
+  uint2 partner;   // of half rotation: the quad of the other half
+  uint2 cos, sin;  // interleaved: .x alone
+};
 template <typename T, typename C>
-__device__ float4 prepared4(const AttentionArgs<T, C>& args, const T* vector, const T* norm, float factor, int column,
-                            int position) {
-  const auto normed = [&](int at) {
-    const float4 x = load4(vector + at);
+__device__ __forceinline__ RawQuad raw_quad(const AttentionArgs<T, C>& args, const T* vector, int column,
+                                            int position) {
+  RawQuad raw{};
+  raw.x = *reinterpret_cast<const uint2*>(vector + column);
+  if (column >= args.rotary_dim || position < 0) return raw;
+  const int half = args.rotary_dim / 2;
+  const int64_t row = static_cast<int64_t>(position) * half;
+  if (args.rotary_interleaved) {
+    raw.cos.x = *reinterpret_cast<const uint32_t*>(args.cos_cache + row + column / 2);
+    raw.sin.x = *reinterpret_cast<const uint32_t*>(args.sin_cache + row + column / 2);
+    return raw;
+  }
+  const int angle = column < half ? column : column - half;
+  raw.partner = *reinterpret_cast<const uint2*>(vector + (column < half ? column + half : angle));
+  raw.cos = *reinterpret_cast<const uint2*>(args.cos_cache + row + angle);
+  raw.sin = *reinterpret_cast<const uint2*>(args.sin_cache + row + angle);
+  return raw;
+}
+
+// The quad after norm and rotary embedding. `norm` may be null; `factor` is its inverse_rms. A position of -1 gives NaN.
+template <typename T, typename C>
+__device__ __forceinline__ float4 prepared4(const AttentionArgs<T, C>& args, const RawQuad& raw, const T* norm,
+                                            float factor, int column, int position) {
+  const auto normed = [&](uint2 packed, int at) {
+    const float4 x = unpack4<T>(packed);
     return norm == nullptr ? x : scaled4(x, load4(norm + at), factor);
   };
-  const float4 x = normed(column);
+  const float4 x = normed(raw.x, column);
   if (column >= args.rotary_dim) return x;
   if (position < 0) return make_float4(NAN, NAN, NAN, NAN);
-  const int half = args.rotary_dim / 2;
-  const T* cos_row = args.cos_cache + static_cast<int64_t>(position) * half;
-  const T* sin_row = args.sin_cache + static_cast<int64_t>(position) * half;
   if (args.rotary_interleaved) {
-    const float2 c = unpack2<T>(*reinterpret_cast<const uint32_t*>(cos_row + column / 2));
-    const float2 s = unpack2<T>(*reinterpret_cast<const uint32_t*>(sin_row + column / 2));
+    const float2 c = unpack2<T>(raw.cos.x), s = unpack2<T>(raw.sin.x);
     return make_float4(x.x * c.x - x.y * s.x, x.y * c.x + x.x * s.x, x.z * c.y - x.w * s.y, x.w * c.y + x.z * s.y);
   }
+  const int half = args.rotary_dim / 2;
   const bool low = column < half;
-  const int angle = low ? column : column - half;
-  const float4 y = normed(low ? column + half : angle);
-  const float4 c = load4(cos_row + angle);
-  float4 s = load4(sin_row + angle);
+  const float4 y = normed(raw.partner, low ? column + half : column - half);
+  const float4 c = unpack4<T>(raw.cos);
+  float4 s = unpack4<T>(raw.sin);
   if (low) s = make_float4(-s.x, -s.y, -s.z, -s.w);
   return make_float4(x.x * c.x + y.x * s.x, x.y * c.y + y.y * s.y, x.z * c.z + y.z * s.z, x.w * c.w + y.w * s.w);
+}
+template <typename T, typename C>
+__device__ __forceinline__ float4 prepared4(const AttentionArgs<T, C>& args, const T* vector, const T* norm,
+                                            float factor, int column, int position) {
+  return prepared4(args, raw_quad(args, vector, column, position), norm, factor, column, position);
 }
 
 template <typename T>

@@ -65,11 +65,13 @@ struct Ring {
 };
 
 // `shared_memory`: bytes that one block can have.
-Ring ring_of(const DecodeInstance& instance, int64_t shared_memory, int blocks) {
+Ring ring_of(const AttentionProblem& p, const DecodeInstance& instance, int64_t shared_memory, int blocks) {
   const int64_t bytes = (shared_memory + kReservedShared) / blocks - kReservedShared;
-  const int64_t slots = std::min<int64_t>((bytes - instance.fixed_bytes) / instance.tile_bytes, kMaxDecodeSlots);
+  const int64_t row_bytes = instance.tile_bytes / instance.tile_keys;
+  const int64_t other_bytes = instance.fixed_bytes + 2 * p.query_length * row_bytes;  // and new keys and values
+  const int64_t slots = std::min<int64_t>((bytes - other_bytes) / instance.tile_bytes, kMaxDecodeSlots);
   if (slots < kFewestSlots || slots * instance.tile_bytes < instance.sum_bytes) return {};
-  return {static_cast<int>(slots), static_cast<int>(slots) * instance.tile_bytes + instance.fixed_bytes};
+  return {static_cast<int>(slots), static_cast<int>(slots * instance.tile_bytes + other_bytes)};
 }
 
 // Tiles of past keys that a unit can have.
@@ -168,7 +170,7 @@ bool supports(const AttentionProblem& p, const DeviceInfo& device, std::string* 
     *why = "needs compute capability 9.0";
   } else if (p.query_length > kMaxDecodeTokens) {
     *why = "takes at most " + std::to_string(kMaxDecodeTokens) + " new tokens, not " + std::to_string(p.query_length);
-  } else if (ring_of(instance_of(p, kBulk), device.shared_memory_per_block, 1).slots == 0) {
+  } else if (ring_of(p, instance_of(p, kBulk), device.shared_memory_per_block, 1).slots == 0) {
     *why = "needs more shared memory than the " + std::to_string(device.shared_memory_per_block) + " bytes of a block";
   } else {
     return true;
@@ -273,7 +275,7 @@ Status run(const AttentionParams& params, const AttentionSplit& split, void* wor
   FDPP_GPU(cudaDeviceGetAttribute(&shared_memory, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   Ring ring;
   int blocks = std::min(split.blocks_per_multiprocessor, instance.blocks_per_multiprocessor);
-  for (; blocks > 0 && ring.slots == 0; --blocks) ring = ring_of(instance, shared_memory, blocks);
+  for (; blocks > 0 && ring.slots == 0; --blocks) ring = ring_of(p, instance, shared_memory, blocks);
   launch.slots = ring.slots;
   launch.whole_rows = tile_panels(p) > 1;
   launch.tile_keys = instance.tile_keys;

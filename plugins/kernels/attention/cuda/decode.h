@@ -40,7 +40,7 @@ struct DecodeInstance {
   int rows;
   int tile_keys;
   int tile_bytes;     // of shared memory: a slot of the ring
-  int fixed_bytes;    // all but the ring
+  int fixed_bytes;    // all but the ring and the new tokens
   int sum_bytes;      // what the ring must hold at least, once the keys are done with
   int blocks_per_multiprocessor;  // what registers allow
   bool clusters;

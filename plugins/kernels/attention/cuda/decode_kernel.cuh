@@ -20,6 +20,7 @@ namespace fdpp {
 inline constexpr int kConsumerWarps = 4;
 inline constexpr int kConsumers = 32 * kConsumerWarps;
 inline constexpr int kDecodeThreads = kConsumers + 32;
+inline constexpr int kStagedRows = 128;
 inline constexpr int kConsumerBarrier = 1, kNewTokensBarrier = 2, kStartBarrier = 3;  // 0 is __syncthreads()'s
 
 // NT groups of 8 query rows a warp, WR warps side by side over rows, the others over keys.
@@ -34,24 +35,27 @@ struct DecodeShape {
   static constexpr int kPanelColumns = kPanelRow / sizeof(C);
   static constexpr int kTilePanel = kTileKeys * kPanelRow;
   static constexpr int kTileBytes = kPanels * kTilePanel;
-  static constexpr int kNewPanel = kMaxDecodeTokens * kPanelRow;
   static constexpr int kUnits = D / 4;    // quads of columns
   // Many rows give many blocks enough to do by themselves: they need no clusters.
   static constexpr bool kClusters = WR == 1;
   static constexpr int kInbox = kClusters ? kRows * kUnits + kLargestCluster : 1;
   static constexpr int kSumPitch = D + 4;  // rows 2 t and 2 t + 1 of four lanes fall into different banks
 
+  // Shared memory holds the ring, the new tokens' keys and values, and this. Tiles of new tokens have fewer rows than a
+  // subtile: what is read beyond them, of this, counts for nothing.
   struct Fixed {
-    unsigned char new_keys[kPanels * kNewPanel], new_values[kPanels * kNewPanel];
     alignas(16) unsigned char query[kRows * (D + 8) * 2];
     float query_rms[kRows];
+    DecodeRow rows[kRows];
     int left_rows;
     int wasted_slots;
+    bool more[kDecodeThreads / 32];  // of a warp's piece: here, since registers are for the keys
+    int32_t seqlens[kStagedRows];  // of rows 32 .. of the batch
     alignas(8) Barrier full[kMaxDecodeSlots], empty[kMaxDecodeSlots];
     Barrier inbox_full;
     // What the blocks of the cluster send of the part of the sums that this one is to finish, block after block.
     alignas(16) float4 inbox[kInbox];
-    float2 inbox_norms[kInbox];
+    float2 inbox_norms[kClusters ? kLargestCluster : 1][kRows];
   };
   // Takes the place of the ring once the keys are done with.
   struct Sums {
@@ -59,13 +63,14 @@ struct DecodeShape {
     float2 norms[kKeyWarps][kRows];
   };
   static_assert(kMaxDecodeTokens == kSubtileKeys, "new tokens are one subtile");
+  static_assert(sizeof(Fixed) >= kSubtileKeys * kPanelRow, "what is read beyond the new tokens is there");
 };
 
 // Blocks that a multiprocessor's registers are to hold without spilling: while one starts or ends, others stream.
 // Filling the ring with cp.async takes more registers than telling the copy engine.
 template <int D, int NT, int WR, bool kBulk>
 inline constexpr int kDecodeBlocks = std::max(
-    (WR > 1 || NT * D >= 384 ? 1 : NT * D <= 64 ? 4 : NT * D <= 128 ? 3 : 2) - (kBulk ? 0 : 1), 1);
+    (WR > 1 || NT * D >= 384 ? 1 : NT * D <= 128 ? 3 : 2) - (kBulk ? 0 : 1), 1);
 
 // Sums with one reference: m, the reference; l, the sum of weights; left: some part left phi's interval.
 struct JointSum {
@@ -113,10 +118,18 @@ class DecodeBlock {
   static constexpr bool kClusters = kBulk && Shape::kClusters;
 
   __device__ __forceinline__ DecodeBlock(const Args& args, const DecodeLaunch& launch, unsigned char* shared)
-      : args_(args), launch_(launch), ring_(shared), sums_(*reinterpret_cast<Sums*>(shared)),
-        fixed_(*reinterpret_cast<Fixed*>(shared + launch.slots * Shape::kTileBytes)) {}
+      : args_(args), launch_(launch), ring_(shared), new_keys_(shared + launch.slots * Shape::kTileBytes),
+        new_values_(new_keys_ + Shape::kPanels * new_panel()), sums_(*reinterpret_cast<Sums*>(shared)),
+        fixed_(*reinterpret_cast<Fixed*>(new_values_ + Shape::kPanels * new_panel())) {}
 
   __device__ __forceinline__ void run() {
+    int id = blockIdx.x >> launch_.cluster_shift;
+    RowLengths lengths{first_seqlens(args_, launch_, id), nullptr};
+    if (can_guess() && !first_seqlens_suffice(launch_)) {
+      for (int row = 32 + threadIdx.x; row < launch_.batch; row += kDecodeThreads)
+        fixed_.seqlens[row - 32] = seqlen(args_, row);
+      lengths.later = fixed_.seqlens;
+    }
     if (threadIdx.x < launch_.slots) {
       fixed_.full[threadIdx.x].init(kBulk ? 1 : 32);
       fixed_.empty[threadIdx.x].init(kConsumerWarps);
@@ -138,44 +151,42 @@ class DecodeBlock {
     blocks_ = kClusters ? launch_.cluster : 1;
     rank_ = blockIdx.x & (blocks_ - 1);
 
-    // The first piece is looked for, and its keys and values are brought into the L2, while the predecessor may still be
-    // working: from lengths that it may be about to change. Then all but what changes memory is begun, and only then
-    // it is seen whether the lengths have stayed.
-    bool guesses = kBulk, begun = false;
-    Piece guess;
-    int32_t seqlens = first_seqlens(args_, launch_, 0);
+    // The first piece is looked for, and its first keys and values are brought into the L2, while the predecessor may
+    // still be working: from lengths that it may be about to change. After it has ended, all but what changes memory
+    // is begun, and only then it is seen whether the lengths have stayed.
+    bool guesses = kBulk;
+    int wasted_slots = 0;
 #pragma unroll 1
-    for (int round = 0;;) {
+    for (;;) {
       Piece piece;
-      const bool there = find_piece(args_, launch_, round, seqlens, &piece);
-      const bool as_guessed = begun && there && piece == guess;
-      int wasted_slots = 0;
+      const bool is_first = id < launch_.clusters;
+      const bool there = (!guesses || can_guess()) && find_piece(args_, launch_, id, lengths, &piece);
+      fixed_.more[threadIdx.x / 32] = piece.more;
       if (guesses) {
         if (there && is_producer()) prefetch_first_tile(piece);
         wait_for_predecessor();
-      } else if (round > 0) {
+      } else if (!is_first) {
         // The ring and the inboxes are free once all are done with them; all blocks of a cluster go the same rounds.
         if (!there) return;
         if constexpr (kBulk) publish_to_async_proxy();  // of insert_new()
         arrive_at_cluster();
         wait_for_cluster();
         __syncthreads();
-      } else if (begun && !as_guessed) {
-        wasted_slots = filled_slots_;
-        if (!is_producer()) sync_threads(kConsumerBarrier, kConsumers);  // nobody reads what prepare() left
       }
-      const int32_t new_seqlens = first_seqlens(args_, launch_, round);
-      if (there && !as_guessed) begin(piece);
+      const int32_t first = first_seqlens(args_, launch_, id);
+      if (there) begin(piece);
       if (guesses) {
         guesses = false;
-        if (!there || !first_seqlens_suffice(launch_) || !__all_sync(~0u, seqlens == new_seqlens)) {
-          begun = there;
-          guess = piece;
-          seqlens = new_seqlens;
+        if (!there || !have_stayed(lengths, first)) {
+          lengths = {first, nullptr};
+          if (there) {
+            wasted_slots = first_tile(piece) < piece.end_tile ? 2 : 0;
+            if (!is_producer()) sync_threads(kConsumerBarrier, kConsumers);  // nobody reads what prepare() left
+          }
           continue;
         }
       }
-      if (round == 0) wait_for_cluster();
+      if (is_first) wait_for_cluster();
       if (!there) {
         // What was fetched for nothing must have arrived before the block ends.
         if (is_producer()) {
@@ -184,16 +195,29 @@ class DecodeBlock {
         return;
       }
       work(piece, wasted_slots);
-      if (!piece.more) return;
-      ++round;
-      begun = false;
-      guess = {};
-      seqlens = first_seqlens(args_, launch_, round);
+      if (!fixed_.more[threadIdx.x / 32]) return;
+      id += launch_.clusters;
+      wasted_slots = 0;
+      lengths = {first_seqlens(args_, launch_, id), nullptr};
     }
   }
 
  private:
   static __device__ __forceinline__ bool is_producer() { return threadIdx.x >= kConsumers; }
+
+  __device__ __forceinline__ bool can_guess() const {
+    return kBulk && (first_seqlens_suffice(launch_) || launch_.batch <= 32 + kStagedRows);
+  }
+  // Whether lengths, all or those that count here, still are what they were; `first`: what first_seqlens() has become.
+  __device__ __forceinline__ bool have_stayed(const RowLengths& lengths, int32_t first) const {
+    bool same = first == lengths.first;
+    if (lengths.later != nullptr) {
+#pragma unroll 4
+      for (int row = 32 + threadIdx.x % 32; row < launch_.batch; row += 32)
+        same = same && seqlen(args_, row) == lengths.later[row - 32];
+    }
+    return __all_sync(~0u, same);
+  }
 
   __device__ __forceinline__ void arrive_at_cluster() {
     if constexpr (kClusters) {
@@ -209,24 +233,23 @@ class DecodeBlock {
   // What can be done for a piece that may turn out to be another one.
   __device__ __forceinline__ void begin(const Piece& p) {
     if (is_producer()) {
-      next_tile_ = fill_tiles(p, first_tile(p), end_of_first_lap(p));
-      filled_slots_ = 2 * ((next_tile_ - first_tile(p)) >> launch_.cluster_shift);
-    } else if (p.keys.span.valid) {
+      fill_tiles(p, first_tile(p), end_of_first(p));
+    } else if (p.keys.span.valid()) {
       factor_ = prepare(p);
     }
   }
 
   // `wasted_slots`: in the producer, slots that were filled for another piece.
   __device__ __forceinline__ void work(const Piece& p, int wasted_slots) {
-    id_ = p.id;
     // The new tokens go with the last tile of past keys, into whose unused rows they mostly fit.
     const int tiles = p.end_tile - p.first_tile;
     takes_new_ = p.ends_unit() && rank_ == (tiles > 0 ? (tiles - 1) & (blocks_ - 1) : 0);
     if constexpr (kClusters) {
-      if (blocks_ > 1 && threadIdx.x == 0 && p.keys.span.valid) {
-        const int rows = min(launch_.rows - p.row_tile * Shape::kRows, Shape::kRows);
-        const int quads = first_quad(rows, rank_ + 1) - first_quad(rows, rank_);
-        fixed_.inbox_full.arrive_expecting(quads * blocks_ * static_cast<uint32_t>(sizeof(float4) + sizeof(float2)));
+      if (blocks_ > 1 && threadIdx.x == 0) {
+        const int rows = p.keys.span.valid() ? rows_of(p) : 0;
+        const int begin = first_quad(rows, rank_), end = first_quad(rows, rank_ + 1);
+        const uint32_t norms = begin < end ? (end - 1) / kUnits - begin / kUnits + 1 : 0;
+        fixed_.inbox_full.arrive_expecting(blocks_ * ((end - begin) * sizeof(float4) + norms * sizeof(float2)));
       }
     }
     if (is_producer())
@@ -248,26 +271,36 @@ class DecodeBlock {
     }
   };
 
+  // Bytes of a panel of new tokens.
+  __device__ __forceinline__ int new_panel() const { return args_.query_length * kPanelRow; }
+
+  // Query rows of the piece.
+  __device__ __forceinline__ int rows_of(const Piece& p) const {
+    return min(launch_.rows - p.row_tile * Shape::kRows, Shape::kRows);
+  }
+
   // The new token of query row `row`; one token, the usual case, needs no division.
   __device__ __forceinline__ int token_of(int row) const { return args_.query_length == 1 ? 0 : row / args_.group; }
 
   // ---- producer
 
   __device__ __forceinline__ void produce(const Piece& p, int wasted_slots) {
-    if (!p.keys.span.valid) return;
     if (threadIdx.x == kConsumers) fixed_.wasted_slots = wasted_slots;
     arrive_threads(kStartBarrier, kDecodeThreads);
+    if (!p.keys.span.valid()) return;
     // The new tokens' work fits in while the first copies are under way.
+    const int end_of_lap = min(first_tile(p) + (launch_.slots / 2 << launch_.cluster_shift), p.end_tile);
+    const int next = fill_tiles(p, end_of_first(p), end_of_lap);
     if (takes_new_) take_new_tokens(p);
     release_successor();
-    fill_tiles(p, next_tile_, p.end_tile);
+    fill_tiles(p, next, p.end_tile);
   }
 
   // A piece's tiles are dealt to the blocks of the cluster in turn: neighbours read neighbouring memory.
   __device__ __forceinline__ int first_tile(const Piece& p) const { return p.first_tile + static_cast<int>(rank_); }
-  // The first tile that comes once the ring was filled.
-  __device__ __forceinline__ int end_of_first_lap(const Piece& p) const {
-    return min(first_tile(p) + (launch_.slots / 2 << launch_.cluster_shift), p.end_tile);
+  // What comes after the first tile, where there is one.
+  __device__ __forceinline__ int end_of_first(const Piece& p) const {
+    return first_tile(p) + (first_tile(p) < p.end_tile ? static_cast<int>(blocks_) : 0);
   }
 
   // The first tile of keys and values, into the L2.
@@ -286,6 +319,7 @@ class DecodeBlock {
   }
   __device__ __forceinline__ int plane_of(const Piece& p) const { return p.batch * launch_.kv_heads + p.kv_head; }
 
+  // Tiles from `begin` on; returns the first one that is not below `end`.
   __device__ __forceinline__ int fill_tiles(const Piece& p, int begin, int end) {
     int tile = begin;
     for (; tile < end; tile += blocks_) {
@@ -344,7 +378,7 @@ class DecodeBlock {
 #pragma unroll
       for (int unit = lane; unit < kUnits; unit += 32) {
         const int column = unit * 4, byte = column * static_cast<int>(sizeof(C)), chunk = byte / 16;
-        const int offset = chunk / 8 * Shape::kNewPanel + token * kPanelRow + ((chunk ^ token) % 8) * 16 + byte % 16;
+        const int offset = chunk / 8 * new_panel() + token * kPanelRow + ((chunk ^ token) % 8) * 16 + byte % 16;
         Quad<C> key{}, value{};
         if (column < args_.head_size) {
           key = new_key4(args_, span, p.batch, p.kv_head, token, column, rms);
@@ -354,8 +388,8 @@ class DecodeBlock {
             *reinterpret_cast<Quad<C>*>(args_.value.at(p.batch, p.kv_head, span.first + token) + column) = value;
           }
         }
-        *reinterpret_cast<Quad<C>*>(fixed_.new_keys + offset) = key;
-        *reinterpret_cast<Quad<C>*>(fixed_.new_values + offset) = value;
+        *reinterpret_cast<Quad<C>*>(new_keys_ + offset) = key;
+        *reinterpret_cast<Quad<C>*>(new_values_ + offset) = value;
       }
     }
     arrive_threads(kNewTokensBarrier, kDecodeThreads);
@@ -367,28 +401,27 @@ class DecodeBlock {
     const int warp = threadIdx.x / 32;
     const int row_warp = warp % WR, key_warp = warp / WR;
     const int first_row = p.row_tile * Shape::kRows;
-    const int rows = min(launch_.rows - first_row, Shape::kRows);
     const CacheSpan& span = p.keys.span;
-    if (!span.valid) {
+    sync_threads(kStartBarrier, kDecodeThreads);
+    for (int i = fixed_.wasted_slots; i > 0; --i) {
+      fixed_.full[position_.slot].wait(position_.parity);
+      release(position_);
+    }
+    if (!span.valid()) {
       if (rank_ == 0) {
         if (threadIdx.x == 0) report_fault(args_.fault, kBadSeqlens);
-        fill_output(args_, p.batch, p.kv_head, first_row, rows, NAN, threadIdx.x, kConsumers);
+        fill_output(args_, p.batch, p.kv_head, first_row, rows_of(p), NAN, threadIdx.x, kConsumers);
       }
       return;
     }
     const float factor = factor_;
     const DecodeRows warp_rows{p.batch, p.kv_head, first_row + row_warp * 8 * NT, launch_.rows, span.first};
     Tile tile;
-    tile.start(warp_rows, args_);
-    sync_threads(kStartBarrier, kDecodeThreads);
-    tile.take_query(reinterpret_cast<const T*>(fixed_.query) + row_warp * 8 * NT * Tile::kQueryPitch);
+    tile.start(reinterpret_cast<const T*>(fixed_.query) + row_warp * 8 * NT * Tile::kQueryPitch,
+               fixed_.rows + row_warp * 8 * NT);
     const int first_subtile = key_warp * Shape::kSubtiles;
     const int first_place = Tile::first_place(first_subtile);
     RingPosition& position = position_;
-    for (int i = fixed_.wasted_slots; i > 0; --i) {
-      fixed_.full[position.slot].wait(position.parity);
-      release(position);
-    }
     typename Tile::Scores scores;
     const int last_key = p.keys.begin + (p.end_tile - 1) * Shape::kTileKeys;
     const bool joins = takes_new_ && p.end_tile > p.first_tile && span.length() <= last_key + Shape::kTileKeys;
@@ -401,22 +434,22 @@ class DecodeBlock {
       fixed_.full[position.slot].wait(position.parity);
       unsigned char* slot = ring_ + position.slot * Shape::kTileBytes;
       if (with_new) sync_threads(kNewTokensBarrier, kDecodeThreads);
-      if (with_new) insert_new(slot, fixed_.new_keys, span, first_key, first_subtile);
+      if (with_new) insert_new(slot, new_keys_, span, first_key, first_subtile);
       tile.score({slot, Shape::kTilePanel}, first_subtile, Shape::kSubtiles, scores);
       release(position);
       tile.weigh(scores, first_key + first_place, end, edge, Shape::kSubtiles, factor, warp_rows, args_);
       fixed_.full[position.slot].wait(position.parity);
       slot = ring_ + position.slot * Shape::kTileBytes;
-      if (with_new) insert_new(slot, fixed_.new_values, span, first_key, first_subtile);
+      if (with_new) insert_new(slot, new_values_, span, first_key, first_subtile);
       tile.add_values(scores, {slot, Shape::kTilePanel}, first_subtile, Shape::kSubtiles, end - first_key);
       release(position);
     }
     if (takes_new_ && !joins) {
       sync_threads(kNewTokensBarrier, kDecodeThreads);
       if (key_warp == Shape::kKeyWarps - 1) {
-        tile.score({fixed_.new_keys, Shape::kNewPanel}, 0, 1, scores);
+        tile.score({new_keys_, new_panel()}, 0, 1, scores);
         tile.weigh(scores, span.first + Tile::first_place(0), span.length(), true, 1, factor, warp_rows, args_);
-        tile.add_values(scores, {fixed_.new_values, Shape::kNewPanel}, 0, 1, span.tokens);
+        tile.add_values(scores, {new_values_, new_panel()}, 0, 1, span.tokens);
       }
     }
     tile.finish();
@@ -425,9 +458,9 @@ class DecodeBlock {
     leave_sums(tile, row_warp, key_warp);
     sync_threads(kConsumerBarrier, kConsumers);
     if constexpr (kClusters) {
-      if (blocks_ > 1) send_sums(rows);
+      if (blocks_ > 1) send_sums(rows_of(p));
     }
-    conclude(p, first_row, rows);
+    conclude(p);
   }
 
   // New tokens into the rows of a tile that follow its past keys, as far as they are this warp's to work on.
@@ -441,7 +474,7 @@ class DecodeBlock {
 #pragma unroll
       for (int chunk = threadIdx.x % 32; chunk < Shape::kPanels * 8; chunk += 32) {  // of 16 bytes
         *reinterpret_cast<uint4*>(slot + chunk / 8 * Shape::kTilePanel + row * kPanelRow + ((chunk ^ row) % 8) * 16) =
-            *reinterpret_cast<const uint4*>(from + chunk / 8 * Shape::kNewPanel + token * kPanelRow +
+            *reinterpret_cast<const uint4*>(from + chunk / 8 * new_panel() + token * kPanelRow +
                                             ((chunk ^ token) % 8) * 16);
       }
     }
@@ -457,8 +490,7 @@ class DecodeBlock {
   // Queries into shared memory, rotated. Returns what scores are to be multiplied by.
   __device__ __forceinline__ float prepare(const Piece& p) {
     const CacheSpan& span = p.keys.span;
-    const int first_row = p.row_tile * Shape::kRows;
-    const int rows = min(launch_.rows - first_row, Shape::kRows);
+    const int first_row = p.row_tile * Shape::kRows, rows = rows_of(p);
     const int group = args_.group;
     if (args_.q_norm != nullptr) {
       for (int row = threadIdx.x / 32; row < rows; row += kConsumerWarps) {
@@ -470,21 +502,45 @@ class DecodeBlock {
       sync_threads(kConsumerBarrier, kConsumers);
     }
     const float factor = key_unit(args_, p.kv_head);
-
-    static_assert(Shape::kRows * kUnits % kConsumers == 0);
-#pragma unroll 1
-    for (int step = 0; step < Shape::kRows * kUnits / kConsumers; ++step) {
-      const int i = step * kConsumers + threadIdx.x, row = i / kUnits, column = i % kUnits * 4;
-      const int token = token_of(first_row + row), head = first_row + row - token * group;
-      float4 x = make_float4(0, 0, 0, 0);
-      if (row < rows && token < span.tokens && column < args_.head_size) {
-        x = prepared4(args_, args_.query.at(p.batch, token, p.kv_head * group + head), args_.q_norm,
-                      fixed_.query_rms[row], column, rotary_position(args_, span, p.batch, token));
-        if (args_.key_scale.per_channel)
-          x = scaled4(x, args_.key_scale.at4(p.kv_head, args_.head_size, column), 1 / factor);
-      }
-      *reinterpret_cast<uint2*>(reinterpret_cast<T*>(fixed_.query) + row * Tile::kQueryPitch + column) = pack4<T>(x);
+    DecodeRow own_row{};
+    if (threadIdx.x < Shape::kRows) {
+      const int row = min(first_row + static_cast<int>(threadIdx.x), launch_.rows - 1);
+      own_row.token = token_of(row);
+      own_row.unified = args_.softmax.phi != nullptr;
+      own_row.phi = phi_log2(args_.softmax, p.kv_head * group + row - own_row.token * group);
     }
+
+    constexpr int kSteps = Shape::kRows * kUnits / kConsumers, kAtOnce = kSteps % 2 == 0 ? 2 : 1;
+    static_assert(kSteps * kConsumers == Shape::kRows * kUnits);
+#pragma unroll 1
+    for (int first = 0; first < kSteps; first += kAtOnce) {
+      RawQuad raw[kAtOnce];
+      int positions[kAtOnce];
+      const auto each = [&](auto&& f) {
+#pragma unroll
+        for (int k = 0; k < kAtOnce; ++k) {
+          const int i = (first + k) * kConsumers + threadIdx.x, row = i / kUnits, column = i % kUnits * 4;
+          const int token = token_of(first_row + row);
+          f(k, row, column, token, row < rows && token < span.tokens && column < args_.head_size);
+        }
+      };
+      each([&](int k, int row, int column, int token, bool there) {
+        if (!there) return;
+        const int head = p.kv_head * group + first_row + row - token * group;
+        positions[k] = rotary_position(args_, span, p.batch, token);
+        raw[k] = raw_quad(args_, args_.query.at(p.batch, token, head), column, positions[k]);
+      });
+      each([&](int k, int row, int column, int, bool there) {
+        float4 x = make_float4(0, 0, 0, 0);
+        if (there) {
+          x = prepared4(args_, raw[k], args_.q_norm, fixed_.query_rms[row], column, positions[k]);
+          if (args_.key_scale.per_channel)
+            x = scaled4(x, args_.key_scale.at4(p.kv_head, args_.head_size, column), 1 / factor);
+        }
+        *reinterpret_cast<uint2*>(reinterpret_cast<T*>(fixed_.query) + row * Tile::kQueryPitch + column) = pack4<T>(x);
+      });
+    }
+    if (threadIdx.x < Shape::kRows) fixed_.rows[threadIdx.x] = own_row;
     return factor;
   }
 
@@ -523,20 +579,21 @@ class DecodeBlock {
     return (rows * kUnits * rank + blocks_ - 1) >> launch_.cluster_shift;
   }
 
-  // Each quad of this block's sums goes to the block that finishes it.
+  // Each quad of this block's sums goes to the block that finishes it, with the first one of a row the row's norm.
   __device__ __forceinline__ void send_sums(int rows) {
     for (int i = threadIdx.x; i < rows * kUnits; i += kConsumers) {
-      const JointSum joint = joined_warps(i / kUnits, i % kUnits * 4);
+      const int row = i / kUnits, column = i % kUnits * 4;
+      const JointSum joint = joined_warps(row, column);
       const uint32_t owner = i * blocks_ / (rows * kUnits);
       const int begin = first_quad(rows, owner), count = first_quad(rows, owner + 1) - begin;
-      const int place = rank_ * count + i - begin;
-      const uint32_t remote_barrier = remote_address(&fixed_.inbox_full, owner);
-      store_remote(remote_address(&fixed_.inbox[place], owner), joint.sum, remote_barrier);
-      store_remote(remote_address(&fixed_.inbox_norms[place], owner), joint.norm(), remote_barrier);
+      const uint32_t barrier = remote_address(&fixed_.inbox_full, owner);
+      store_remote(remote_address(&fixed_.inbox[rank_ * count + i - begin], owner), joint.sum, barrier);
+      if (column == 0 || i == begin)
+        store_remote(remote_address(&fixed_.inbox_norms[rank_][row], owner), joint.norm(), barrier);
     }
   }
 
-  __device__ __forceinline__ JointSum joined_blocks(int quad, int count) const {
+  __device__ __forceinline__ JointSum joined_blocks(int row, int quad, int count) const {
     JointSum joint;
     for (uint32_t first = 0; first < blocks_; first += kBatch) {
       float2 norms[kBatch];
@@ -544,16 +601,19 @@ class DecodeBlock {
 #pragma unroll
       for (uint32_t i = 0; i < kBatch; ++i) {
         const bool there = first + i < blocks_;
-        const int place = (there ? first + i : 0) * count + quad;
-        norms[i] = fixed_.inbox_norms[place];
-        parts[i] = fixed_.inbox[place];
-        if (!there) norms[i] = make_float2(-INFINITY, 0);
+        const uint32_t block = there ? first + i : 0;
+        norms[i] = there ? fixed_.inbox_norms[block][row] : make_float2(-INFINITY, 0);
+        parts[i] = fixed_.inbox[block * count + quad];
       }
       joint.add(norms, parts);
     }
     return joint;
   }
 
+  // The number of piece `index` of the unit that p belongs to.
+  __device__ __forceinline__ int id_of(const Piece& p, int index) const {
+    return p.id + (index - p.index) * launch_.kv_heads * launch_.row_tiles;
+  }
   // Where piece number `id` leaves what others of its unit need.
   __device__ __forceinline__ uint64_t* flag_of(int id) const {
     return launch_.flags + static_cast<int64_t>(id) * blocks_ + rank_;
@@ -587,7 +647,8 @@ class DecodeBlock {
   }
 
   // This block's part of a piece's sums becomes output, or goes to the other pieces of the unit.
-  __device__ __forceinline__ void conclude(const Piece& p, int first_row, int rows) {
+  __device__ __forceinline__ void conclude(const Piece& p) {
+    const int first_row = p.row_tile * Shape::kRows, rows = rows_of(p);
     const int begin = first_quad(rows, rank_), end = first_quad(rows, rank_ + 1);
     const bool whole = p.count == 1;
     bool waits = blocks_ > 1;
@@ -596,18 +657,18 @@ class DecodeBlock {
       const bool there = column < args_.head_size;
       // Looked up while the other blocks' sums are under way.
       const Target target = target_of(p, first_row + row, there ? column : 0);
-      if (waits) wait_for_inbox();
+      if (waits) wait_for_inbox(p);
       waits = false;
       if (!there) continue;
-      const JointSum joint = blocks_ > 1 ? joined_blocks(i - begin, end - begin) : joined_warps(row, column);
+      const JointSum joint = blocks_ > 1 ? joined_blocks(row, i - begin, end - begin) : joined_warps(row, column);
       if (whole) {
         emit(target, joint);
       } else {
-        *sum_of(id_, row, column) = joint.sum;
-        if (column == 0 || i == begin) *norm_of(id_, row) = joint.norm();
+        *sum_of(p.id, row, column) = joint.sum;
+        if (column == 0 || i == begin) *norm_of(p.id, row) = joint.norm();
       }
     }
-    if (waits) wait_for_inbox();  // nobody may still send when this block ends
+    if (waits) wait_for_inbox(p);  // nobody may still send when this block ends
     bool mine = true;
     if (!whole) {
       if (!arrive_last(p, &mine)) return;
@@ -619,10 +680,9 @@ class DecodeBlock {
     if (args_.softmax.phi != nullptr) count_left(mine);
   }
 
-  __device__ __forceinline__ void wait_for_inbox() {
+  __device__ __forceinline__ void wait_for_inbox(const Piece& p) {
     if constexpr (kClusters) {
-      fixed_.inbox_full.wait_cluster(inbox_parity_);
-      inbox_parity_ ^= 1;
+      fixed_.inbox_full.wait_cluster(quotient(p.id, launch_.clusters) & 1);  // one phase a piece
     }
   }
 
@@ -632,17 +692,17 @@ class DecodeBlock {
     __threadfence();
     sync_threads(kConsumerBarrier, kConsumers);
     if (threadIdx.x == 0) {
-      *static_cast<volatile uint64_t*>(flag_of(id_)) = launch_.number;
+      *static_cast<volatile uint64_t*>(flag_of(p.id)) = launch_.number;
       __threadfence();
     }
     sync_threads(kConsumerBarrier, kConsumers);
     bool there = true;
     for (int i = threadIdx.x; i < p.count; i += kConsumers)
-      there = there && *static_cast<volatile const uint64_t*>(flag_of(p.id_of(i))) == launch_.number;
+      there = there && *static_cast<volatile const uint64_t*>(flag_of(id_of(p, i))) == launch_.number;
     if (!sync_threads_and(kConsumerBarrier, kConsumers, there)) return false;
     __threadfence();
     for (int i = threadIdx.x; i < p.count; i += kConsumers) {
-      const bool first = atomicExch(reinterpret_cast<unsigned long long*>(flag_of(p.id_of(i))), 0ull) == launch_.number;
+      const bool first = atomicExch(reinterpret_cast<unsigned long long*>(flag_of(id_of(p, i))), 0ull) == launch_.number;
       if (i == 0) *mine = first;
     }
     return true;
@@ -655,7 +715,7 @@ class DecodeBlock {
       float4 parts[kBatch];
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
-        const int id = p.id_of(min(first + i, p.count - 1));
+        const int id = id_of(p, min(first + i, p.count - 1));
         norms[i] = __ldcg(norm_of(id, row));
         parts[i] = __ldcg(sum_of(id, row, column));
         if (first + i >= p.count) norms[i] = make_float2(-INFINITY, 0);
@@ -689,14 +749,13 @@ class DecodeBlock {
   const Args& args_;
   const DecodeLaunch& launch_;
   unsigned char* const ring_;
+  unsigned char* const new_keys_;
+  unsigned char* const new_values_;
   Sums& sums_;
   Fixed& fixed_;
   RingPosition position_;           // the producer's, or a consumer's
-  int next_tile_, filled_slots_;    // the producer's: where it goes on, and what it filled for the piece so far
   float factor_;                    // of raw scores
-  uint32_t inbox_parity_ = 0;
   uint32_t blocks_ = 1, rank_ = 0;  // of the cluster
-  int id_;                          // the piece's number
   bool takes_new_;                  // this block has the new tokens
 };
 

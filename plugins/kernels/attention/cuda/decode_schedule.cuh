@@ -53,18 +53,16 @@ struct Piece {
   PastKeys keys;
   int first_tile, end_tile;  // of the unit's tiles
   int index, count;          // among the unit's pieces
-  int id;                    // among all pieces; piece i of the unit has number first_id + i * id_stride
-  int first_id, id_stride;
+  int id;                    // among all pieces; a unit's next piece comes after one of each unit of the row
   bool more;                 // there may be another one for this cluster
 
-  __device__ bool operator==(const Piece& p) const {
-    return batch == p.batch && kv_head == p.kv_head && row_tile == p.row_tile && keys.span.valid == p.keys.span.valid &&
-           keys.span.first == p.keys.span.first && keys.span.tokens == p.keys.span.tokens &&
-           keys.begin == p.keys.begin && first_tile == p.first_tile && end_tile == p.end_tile && index == p.index &&
-           count == p.count && id == p.id && more == p.more;
-  }
-  __device__ int id_of(int piece) const { return first_id + piece * id_stride; }
   __device__ bool ends_unit() const { return index == count - 1; }
+};
+
+// What is known of seqlens_k.
+struct RowLengths {
+  int32_t first;         // of first_seqlens()
+  const int32_t* later;  // of rows 32 ..; null: to be looked up
 };
 
 namespace decode_detail {
@@ -81,25 +79,21 @@ __device__ __forceinline__ int warp_scan(int x) {
 // Rows first_row .. first_row + 31 of the batch, one a lane; rows beyond the batch have no tiles.
 template <typename T, typename C>
 __device__ __forceinline__ PastKeys lane_keys(const AttentionArgs<T, C>& args, const DecodeLaunch& launch,
-                                              int first_row, int32_t first_seqlen) {
+                                              int first_row, const RowLengths& lengths) {
   const int row = first_row + threadIdx.x % 32;
-  if (row >= launch.batch) return {{false, 0, 0}, 0, -1};
-  return past_keys(args, launch, first_row == 0 ? first_seqlen : seqlen(args, row));
+  if (row >= launch.batch) return {{}, 0, -1};
+  return past_keys(args, launch, first_row == 0             ? lengths.first
+                                 : lengths.later != nullptr ? lengths.later[row - 32]
+                                                            : seqlen(args, row));
 }
 
 }  // namespace decode_detail
 
-// The number of this cluster's piece of round `round`.
-__device__ __forceinline__ int piece_number(const DecodeLaunch& launch, int round) {
-  return (blockIdx.x >> launch.cluster_shift) + round * launch.clusters;
-}
-
-// Where pieces are whole units, the seqlen() of the piece's row; else of the first 32 rows, one a lane, beyond the batch
+// Where pieces are whole units, the seqlen() of the row of piece `id`; else of the first 32 rows, one a lane, beyond the batch
 // that of its last row.
 template <typename T, typename C>
-__device__ __forceinline__ int32_t first_seqlens(const AttentionArgs<T, C>& args, const DecodeLaunch& launch,
-                                                 int round) {
-  const int row = launch.whole_units ? quotient(piece_number(launch, round), launch.kv_heads * launch.row_tiles)
+__device__ __forceinline__ int32_t first_seqlens(const AttentionArgs<T, C>& args, const DecodeLaunch& launch, int id) {
+  const int row = launch.whole_units ? quotient(id, launch.kv_heads * launch.row_tiles)
                                      : static_cast<int>(threadIdx.x % 32);
   return seqlen(args, min(row, launch.batch - 1));
 }
@@ -128,21 +122,16 @@ __device__ __forceinline__ void set_piece(const PastKeys& keys, const Cut& cut, 
   p->kv_head = launch.row_tiles == 1 ? unit : quotient(unit, launch.row_tiles);
   p->row_tile = unit - p->kv_head * launch.row_tiles;
   p->id = id;
-  p->first_id = id - p->index * units;
-  p->id_stride = units;
   p->first_tile = min(p->index * cut.size, keys.tiles);
   p->end_tile = min(p->first_tile + cut.size, keys.tiles);
 }
 
-// The cluster's piece of round `round`, by all lanes of a warp; false where there is none. `first_seqlen`: of
-// first_seqlens().
+// Piece `id`, by all lanes of a warp; false where there is none.
 template <typename T, typename C>
-__device__ __forceinline__ bool find_piece(const AttentionArgs<T, C>& args, const DecodeLaunch& launch, int round,
-                                           int32_t first_seqlen, Piece* piece) {
+__device__ __forceinline__ bool find_piece(const AttentionArgs<T, C>& args, const DecodeLaunch& launch, int id,
+                                           const RowLengths& lengths, Piece* piece) {
   using namespace decode_detail;
   const int units = launch.kv_heads * launch.row_tiles;
-  const int id = piece_number(launch, round);
-  const int next_id = id + launch.clusters;
   // In float32: a quotient that is whole must not round up.
   const auto tiles_of_piece = [&](int tiles) {
     const int pieces = tiles >= launch.long_way * launch.batch ? launch.far_pieces : launch.near_pieces;
@@ -150,7 +139,7 @@ __device__ __forceinline__ bool find_piece(const AttentionArgs<T, C>& args, cons
     return max(static_cast<int>(ceilf(share * (1 - 1e-6f))), launch.least_tiles);
   };
   if (launch.whole_units || launch.batch == 1) {
-    const PastKeys keys = past_keys(args, launch, first_seqlen);
+    const PastKeys keys = past_keys(args, launch, lengths.first);
     const Cut parts = cut(keys.tiles, launch.whole_units ? keys.tiles : tiles_of_piece(keys.tiles));
     piece->batch = launch.whole_units ? quotient(id, units) : 0;
     piece->more = false;
@@ -159,15 +148,15 @@ __device__ __forceinline__ bool find_piece(const AttentionArgs<T, C>& args, cons
     set_piece(keys, parts, id, local, units, launch, piece);
     return true;
   }
-  PastKeys keys = lane_keys(args, launch, 0, first_seqlen);
+  PastKeys keys = lane_keys(args, launch, 0, lengths);
   int tiles = __reduce_add_sync(~0u, max(keys.tiles, 0));
   for (int first = 32; first < launch.batch; first += 32)
-    tiles += __reduce_add_sync(~0u, max(lane_keys(args, launch, first, first_seqlen).tiles, 0));
+    tiles += __reduce_add_sync(~0u, max(lane_keys(args, launch, first, lengths).tiles, 0));
   const int piece_tiles = tiles_of_piece(tiles);
   int before = 0;
   bool found = false;
   for (int first = 0; first < launch.batch; first += 32) {
-    if (first > 0) keys = lane_keys(args, launch, first, first_seqlen);
+    if (first > 0) keys = lane_keys(args, launch, first, lengths);
     const Cut parts = keys.tiles < 0 ? Cut{0, 0} : cut(keys.tiles, piece_tiles);
     const int end = before + warp_scan(parts.pieces * units);
     const unsigned later = __ballot_sync(~0u, end > id);
@@ -178,7 +167,6 @@ __device__ __forceinline__ bool find_piece(const AttentionArgs<T, C>& args, cons
     const Cut own{__shfl_sync(~0u, parts.pieces, lane), __shfl_sync(~0u, parts.size, lane)};
     const int begin = __shfl_sync(~0u, end, lane) - own.pieces * units;
     PastKeys own_keys;
-    own_keys.span.valid = __shfl_sync(~0u, keys.span.valid, lane);
     own_keys.span.first = __shfl_sync(~0u, keys.span.first, lane);
     own_keys.span.tokens = __shfl_sync(~0u, keys.span.tokens, lane);
     own_keys.begin = __shfl_sync(~0u, keys.begin, lane);
@@ -186,7 +174,7 @@ __device__ __forceinline__ bool find_piece(const AttentionArgs<T, C>& args, cons
     piece->batch = first + lane;
     set_piece(own_keys, own, id, id - begin, units, launch, piece);
   }
-  piece->more = next_id < before;
+  piece->more = id + launch.clusters < before;
   return found;
 }
 

@@ -34,6 +34,13 @@ struct DecodeRows {
   int first;         // cache place of the first new token
 };
 
+// What is seldom needed of a query row: in shared memory, since registers are scarce.
+struct DecodeRow {
+  float phi;     // log2 units; NaN outside the unified mode
+  int token;     // among the new ones
+  bool unified;
+};
+
 // A tile of keys or values in shared memory.
 struct TileView {
   const unsigned char* data;
@@ -54,27 +61,16 @@ class DecodeTile {
   float o[kSteps][NT][4];  // columns column(j, 0), the same rows; [2], [3]: column(j, 1)
   float l[NT][2];          // this lane's part of the sum of weights
 
-  __device__ __forceinline__ void start(const DecodeRows& rows, const AttentionArgs<T, C>& args) {
-    unified_ = args.softmax.phi != nullptr;
-    tokens_ = 0;
+  // `query`: this warp's rows, rotated and scaled; `table`: what is known of them. Both in shared memory.
+  __device__ __forceinline__ void start(const T* query, const DecodeRow* table) {
+    query_ = query;
+    table_ = table;
 #pragma unroll
     for (int n = 0; n < NT; ++n) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        l[n][i] = 0;
-        const int row = min(row_of(rows, n, i), rows.rows - 1);
-        const int token = args.query_length == 1 ? 0 : row / args.group;
-        phi_[n][i] = phi_log2(args.softmax, rows.kv_head * args.group + row - token * args.group);
-        tokens_ |= token << 8 * (2 * n + i);
-      }
+      l[n][0] = l[n][1] = 0;
 #pragma unroll
       for (int j = 0; j < kSteps; ++j) o[j][n][0] = o[j][n][1] = o[j][n][2] = o[j][n][3] = 0;
     }
-  }
-
-  // `query`: this warp's rows, rotated and scaled.
-  __device__ __forceinline__ void take_query(const T* query) {
-    query_ = query;
     if constexpr (kQueryInRegisters) {
 #pragma unroll
       for (int step = 0; step < kSteps; step += 2) load_query(step, query_fragments_ + step);
@@ -155,7 +151,8 @@ class DecodeTile {
       for_each(s, [&](int u, int n, int i, float x) {
         const int row = row_of(rows, n, i % 2), key = key_place(place, u, i);
         if (row >= rows.rows || key >= end) return x * unit;
-        const T* bias = args.bias.at(rows.batch, rows.kv_head * args.group + row % args.group, row / args.group);
+        const int token = table_[local_row(n, i % 2)].token;
+        const T* bias = args.bias.at(rows.batch, rows.kv_head * args.group + row - token * args.group, token);
         return x * unit + to_float<T>(bias[key]) * kLog2E;
       });
       unit = 1;
@@ -163,7 +160,7 @@ class DecodeTile {
     if (edge) {
       for_each(s, [&](int u, int n, int i, float x) {
         const int key = key_place(place, u, i);
-        const int own = rows.first + static_cast<int>(tokens_ >> 8 * (2 * n + i % 2) & 0xff);
+        const int own = rows.first + table_[local_row(n, i % 2)].token;
         const bool seen = u < subtiles && key < end && key <= own && (args.window == 0 || key > own - args.window);
         return seen ? x : -INFINITY;
       });
@@ -262,7 +259,8 @@ class DecodeTile {
   __device__ __forceinline__ float2 norm(int n, int i) const {
     const RowReference& reference = reference_[n][i];
     if (l[n][i] == 0) return make_float2(reference.m, 0);
-    const bool left = unified_ && reference.has_left(phi_[n][i]);
+    const DecodeRow& row = table_[local_row(n, i)];
+    const bool left = row.unified && reference.has_left(row.phi);
     // Without a finite score l may be NaN, which must show: a part at -inf would count as none.
     return make_float2(reference.subtrahend(), left ? -l[n][i] : l[n][i]);
   }
@@ -275,7 +273,7 @@ class DecodeTile {
   }
 
  private:
-  static constexpr bool kQueryInRegisters = NT * D <= 256;
+  static constexpr bool kQueryInRegisters = NT * D <= (NT == 1 ? 256 : 128);
 
   static __device__ __forceinline__ int row_of(const DecodeRows& rows, int n, int i) {
     return rows.first_row + local_row(n, i);
@@ -308,7 +306,7 @@ class DecodeTile {
         for (int distance = 4; distance < 32; distance *= 2)
           top[n][i] = fmaxf(top[n][i], __shfl_xor_sync(~0u, top[n][i], distance));
         if (!reference_[n][i].is_exceeded(top[n][i])) continue;
-        const float factor = reference_[n][i].move(top[n][i], phi_[n][i], settings);
+        const float factor = reference_[n][i].move(top[n][i], table_[local_row(n, i)].phi, settings);
         l[n][i] *= factor;
 #pragma unroll
         for (int j = 0; j < kSteps; ++j) {
@@ -352,14 +350,17 @@ class DecodeTile {
       }
     } else {
       const int lane = threadIdx.x % 32;
+      if constexpr (!kBytes) {
+        static_assert(NT == 2);
+        uint32_t r[4];
+        ldmatrix_x4(r, query_ + (lane / 16 * 8 + lane % 8) * kQueryPitch + step * 16 + lane / 8 % 2 * 8);
+        q[0][0] = r[0];
+        q[0][1] = r[1];
+        q[1][0] = r[2];
+        q[1][1] = r[3];
+      } else {
 #pragma unroll
-      for (int n = 0; n < NT; ++n) {
-        if constexpr (!kBytes) {
-          uint32_t r[2];
-          ldmatrix_x2(r, query_ + (n * 8 + lane % 8) * kQueryPitch + step * 16 + lane / 8 % 2 * 8);
-          q[n][0] = r[0];
-          q[n][1] = r[1];
-        } else {
+        for (int n = 0; n < NT; ++n) {
           const uint2 r =
               *reinterpret_cast<const uint2*>(query_ + (n * 8 + lane / 4) * kQueryPitch + step * 16 + lane % 4 * 4);
           q[n][0] = r.x;
@@ -372,9 +373,7 @@ class DecodeTile {
   const T* query_;
   uint32_t query_fragments_[kQueryInRegisters ? kSteps : 1][NT][2];
   RowReference reference_[NT][2];
-  float phi_[NT][2];    // log2 units; NaN outside the unified mode
-  uint32_t tokens_;     // the new token of row n, i in byte 2 n + i
-  bool unified_;
+  const DecodeRow* table_;
 };
 
 }  // namespace fdpp

@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kThreads) prefill_kernel(const __grid_constant
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int rows = min(args.query_length * args.group - first_row, kBlockRows);
   const CacheSpan span = locate(args, batch);
-  if (!span.valid) {
+  if (!span.valid()) {
     if (threadIdx.x == 0) report_fault(args.fault, kBadSeqlens);
     fill_output(args, batch, kv_head, first_row, rows, NAN, threadIdx.x, kThreads);
     return;

@@ -300,8 +300,8 @@ __device__ __forceinline__ void compute(const AttentionArgs<T>& args, const Hopp
 
   for_each_work<S>(args, launch, [&](const Work& work) {
     if (work.empty()) {
-      if (!work.span.valid && group.thread == 0) report_fault(args.fault, kBadSeqlens);
-      fill_rows<S::D>(args, work, group, work.span.valid ? 0 : NAN);
+      if (!work.span.valid() && group.thread == 0) report_fault(args.fault, kBadSeqlens);
+      fill_rows<S::D>(args, work, group, work.span.valid() ? 0 : NAN);
       return;
     }
     const int position = work.span.first + work.first_token + group.index * kGroupRows;
