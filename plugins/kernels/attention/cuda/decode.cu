@@ -48,12 +48,17 @@ namespace {
 constexpr int kFewestSlots = 2;            // keys and values of one tile
 constexpr int64_t kReservedShared = 1024;  // of each block, for the system
 
-// The smallest instance that holds the head and, where one does, all query rows.
+// The smallest instance that holds the head and, where one does, all query rows. But up to 16 rows are worked on 8 at a
+// time while the L2 holds keys and values for those who read them again: a block's way through 16 rows takes longer.
 const DecodeInstance& instance_of(const AttentionProblem& p, bool bulk) {
+  constexpr int64_t kHeldBytes = 40 << 20;
+  const int64_t rows = p.query_length * p.group();
+  const int64_t bytes = 2 * p.batch * p.kv_heads * p.total_length * p.head_size * dtype_size(p.cache_dtype);
+  const int64_t wanted = rows <= 16 && bytes <= kHeldBytes ? std::min<int64_t>(rows, 8) : rows;
   const DecodeInstance* best = nullptr;
   for (const DecodeInstance* i = decode_instances(p.dtype, p.cache_dtype, bulk); i->head_size != 0; ++i) {
     if (i->head_size < p.head_size || (best != nullptr && i->head_size > best->head_size)) continue;
-    if (best == nullptr || best->rows < p.query_length * p.group()) best = i;
+    if (best == nullptr || best->rows < wanted) best = i;
   }
   return *best;
 }
@@ -118,7 +123,8 @@ AttentionSplit split(const AttentionProblem& p, const DeviceInfo& device) {
   const auto fits = [&](int64_t next) {
     return next < 8 ? 10 * units * next <= 14 * multiprocessors : 4 * units * next <= 3 * multiprocessors;
   };
-  while (d.cluster < kLargestCluster && fits(2 * d.cluster) && d.cluster * 4 <= tiles) d.cluster *= 2;
+  const auto has_work = [&](int64_t next) { return (next < 8 ? 2 * next : next) <= tiles; };
+  while (d.cluster < kLargestCluster && fits(2 * d.cluster) && has_work(2 * d.cluster)) d.cluster *= 2;
   const int64_t blocks = units * d.cluster;
   if (3 * blocks < multiprocessors)
     d.pieces = static_cast<int>(std::clamp<int64_t>(tiles / d.cluster / 4, 1, 6));

@@ -510,36 +510,41 @@ class DecodeBlock {
       own_row.phi = phi_log2(args_.softmax, p.kv_head * group + row - own_row.token * group);
     }
 
-    constexpr int kSteps = Shape::kRows * kUnits / kConsumers, kAtOnce = kSteps % 2 == 0 ? 2 : 1;
-    static_assert(kSteps * kConsumers == Shape::kRows * kUnits);
+    constexpr int kAtOnce = 2;  // quads whose loads are under way together
+    const auto place_of = [&](int i) {
+      return reinterpret_cast<uint2*>(reinterpret_cast<T*>(fixed_.query) + i / kUnits * Tile::kQueryPitch +
+                                      i % kUnits * 4);
+    };
+    const int there = rows * kUnits;
 #pragma unroll 1
-    for (int first = 0; first < kSteps; first += kAtOnce) {
+    for (int first = threadIdx.x; first < there; first += kAtOnce * kConsumers) {
       RawQuad raw[kAtOnce];
       int positions[kAtOnce];
       const auto each = [&](auto&& f) {
 #pragma unroll
         for (int k = 0; k < kAtOnce; ++k) {
-          const int i = (first + k) * kConsumers + threadIdx.x, row = i / kUnits, column = i % kUnits * 4;
+          const int i = first + k * kConsumers, row = i / kUnits, column = i % kUnits * 4;
           const int token = token_of(first_row + row);
-          f(k, row, column, token, row < rows && token < span.tokens && column < args_.head_size);
+          if (i < there) f(k, i, row, column, token, token < span.tokens && column < args_.head_size);
         }
       };
-      each([&](int k, int row, int column, int token, bool there) {
-        if (!there) return;
+      each([&](int k, int, int row, int column, int token, bool holds) {
+        if (!holds) return;
         const int head = p.kv_head * group + first_row + row - token * group;
         positions[k] = rotary_position(args_, span, p.batch, token);
         raw[k] = raw_quad(args_, args_.query.at(p.batch, token, head), column, positions[k]);
       });
-      each([&](int k, int row, int column, int, bool there) {
+      each([&](int k, int i, int row, int column, int, bool holds) {
         float4 x = make_float4(0, 0, 0, 0);
-        if (there) {
+        if (holds) {
           x = prepared4(args_, raw[k], args_.q_norm, fixed_.query_rms[row], column, positions[k]);
           if (args_.key_scale.per_channel)
             x = scaled4(x, args_.key_scale.at4(p.kv_head, args_.head_size, column), 1 / factor);
         }
-        *reinterpret_cast<uint2*>(reinterpret_cast<T*>(fixed_.query) + row * Tile::kQueryPitch + column) = pack4<T>(x);
+        *place_of(i) = pack4<T>(x);
       });
     }
+    for (int i = there + threadIdx.x; i < Shape::kRows * kUnits; i += kConsumers) *place_of(i) = make_uint2(0, 0);
     if (threadIdx.x < Shape::kRows) fixed_.rows[threadIdx.x] = own_row;
     return factor;
   }
