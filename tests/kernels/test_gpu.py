@@ -100,6 +100,94 @@ def test_graph_replay_with_growing_lengths(variant: str, case: AttentionCase) ->
     assert (eager_count.read() > 0) == (case.softmax_mode == "unified")
 
 
+class LengthsWriter:
+    """An attention call of one token that sees itself alone: its output is its value to the bit, which here are int32
+    numbers. So a launch that lets the next one start early writes the lengths that the next one reads."""
+
+    HEADS, HEAD_SIZE = 4, 64
+
+    def __init__(self, device: str):
+        def empty(*shape: int) -> torch.Tensor:
+            return torch.zeros(shape, dtype=torch.float16, device=device)
+
+        columns = self.HEADS * self.HEAD_SIZE
+        cache = (1, self.HEADS, 64, self.HEAD_SIZE)
+        self.attributes = {"num_heads": self.HEADS, "kv_num_heads": self.HEADS}
+        self.inputs = {
+            "query": empty(1, 1, columns),
+            "key": empty(1, 1, columns),
+            "value": empty(1, 1, columns),
+            "past_key": empty(*cache),
+            "past_value": empty(*cache),
+            "seqlens_k": torch.zeros(1, dtype=torch.int32, device=device),
+            "total_sequence_length": 1,
+        }
+        self.outputs = {
+            "output": empty(1, 1, columns),
+            "present_key": self.inputs["past_key"],
+            "present_value": self.inputs["past_value"],
+        }
+
+    def lengths(self, rows: int) -> torch.Tensor:
+        return self.outputs["output"].view(torch.int32).flatten()[:rows]
+
+    def run(self, stream: int) -> None:
+        _core.attention(self.attributes, self.inputs, self.outputs, stream=stream)
+
+
+LATE_LENGTH_CASES = [
+    *GRAPH_CASES,
+    dataclasses.replace(FLOAT16, lengths=(CAPACITY,) * 40, head_size=128),
+    dataclasses.replace(FLOAT16, lengths=(CAPACITY,) * 100, group=1),
+    dataclasses.replace(FLOAT16, lengths=(2500, 2500), kv_heads=1, head_size=128),
+]
+
+
+@pytest.mark.parametrize(("variant", "case"), gpu_variants(ATTENTION, LATE_LENGTH_CASES))
+def test_lengths_that_the_launch_before_writes(variant: str, case: AttentionCase) -> None:
+    """Lengths may change up to the end of the preceding launch: whatever stood there before has no influence."""
+    device = harness.device_of(variant)
+    tensors = harness.attention_tensors(case)
+    late, early = (AttentionCall(case, tensors, device) for _ in range(2))
+    for call in (late, early):
+        for name in ("past_key", "past_value"):
+            past = call.inputs[name]
+            past.copy_(past.float().nan_to_num(0.5).to(past.dtype))
+    writer = LengthsWriter(device)
+    late.inputs["seqlens_k"] = writer.lengths(case.batch)
+    plan = _core.plan_attention(case.attributes(), early.inputs, _core.gpu_device(0), variant=variant)
+    workspace = torch.empty(max(plan["workspace_bytes"], 256), dtype=torch.uint8, device=device)
+    generator = torch.Generator().manual_seed(5)
+    least, most = case.query_length, case.capacity
+    stream = torch.cuda.current_stream().cuda_stream
+
+    def attend(call: AttentionCall) -> None:
+        _core.attention(
+            case.attributes(), call.inputs, call.outputs, workspace=workspace, stream=stream, variant=variant
+        )
+
+    for before in (most, least, 1 << 20, -1, None, None):
+        then = torch.randint(least, most + 1, (case.batch,), generator=generator, dtype=torch.int32)
+        was = torch.full_like(then, before) if before is not None else then.roll(1)
+        writer.lengths(case.batch).copy_(was - 1)
+        writer.inputs["value"].view(torch.int32).flatten()[: case.batch].copy_(then - 1)
+        for call in (late, early):
+            call.outputs["output"].fill_(torch.nan)
+        torch.cuda.synchronize()
+        torch.cuda._sleep(1_000_000)  # both launches wait, so that the second follows the first at once
+        writer.run(stream)
+        attend(late)
+        torch.cuda.synchronize()
+        assert torch.equal(writer.lengths(case.batch).cpu(), then - 1), "the lengths did not arrive"
+        early.inputs["seqlens_k"].copy_(then - 1)
+        attend(early)
+        torch.cuda.synchronize()
+        assert torch.isfinite(late.outputs["output"]).all()
+        assert harness.same_bits(late.outputs["output"], early.outputs["output"])
+        for name in ("present_key", "present_value"):
+            assert harness.same_bits(late.outputs[name], early.outputs[name])
+
+
 @pytest.mark.parametrize(
     ("variant", "case"),
     gpu_variants(GEMM, [GemmCase(m, 576, 192, d, d, bias=True) for d in DTYPES for m in (1, 8, 100)]),

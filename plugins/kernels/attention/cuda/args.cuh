@@ -11,6 +11,9 @@
 
 namespace fdpp {
 
+// Tells the compiler to keep what follows from `condition` out of the way of the rest: instructions come from a cache, too.
+__device__ __forceinline__ bool rarely(bool condition) { return __builtin_expect(condition, 0); }
+
 inline constexpr float kLog2E = 1.44269504088896341f;
 
 template <typename T>

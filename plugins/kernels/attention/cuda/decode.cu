@@ -125,6 +125,14 @@ AttentionSplit split(const AttentionProblem& p, const DeviceInfo& device) {
   };
   const auto has_work = [&](int64_t next) { return (next < 8 ? 2 * next : next) <= tiles; };
   while (d.cluster < kLargestCluster && fits(2 * d.cluster) && has_work(2 * d.cluster)) d.cluster *= 2;
+  // Where computing takes about as long as reading, small clusters and more pieces keep more blocks at work.
+  const bool computes = p.quantized() ? d.cluster >= 4 && tiles * units >= 2048 : instance.rows > 8 && tiles >= 256 && units >= 8;
+  if (computes && d.cluster > 2) {
+    d.cluster = 2;
+    d.pieces = d.far_pieces = static_cast<int>(std::max<int64_t>((p.quantized() ? 2 : 1) * multiprocessors / (2 * units), 1));
+    d.blocks_per_multiprocessor = 2;
+    return d;
+  }
   const int64_t blocks = units * d.cluster;
   if (3 * blocks < multiprocessors)
     d.pieces = static_cast<int>(std::clamp<int64_t>(tiles / d.cluster / 4, 1, 6));

@@ -407,7 +407,7 @@ class DecodeBlock {
       fixed_.full[position_.slot].wait(position_.parity);
       release(position_);
     }
-    if (!span.valid()) {
+    if (rarely(!span.valid())) {
       if (rank_ == 0) {
         if (threadIdx.x == 0) report_fault(args_.fault, kBadSeqlens);
         fill_output(args_, p.batch, p.kv_head, first_row, rows_of(p), NAN, threadIdx.x, kConsumers);
@@ -444,7 +444,7 @@ class DecodeBlock {
       tile.add_values(scores, {slot, Shape::kTilePanel}, first_subtile, Shape::kSubtiles, end - first_key);
       release(position);
     }
-    if (takes_new_ && !joins) {
+    if (rarely(takes_new_ && !joins)) {
       sync_threads(kNewTokensBarrier, kDecodeThreads);
       if (key_warp == Shape::kKeyWarps - 1) {
         tile.score({new_keys_, new_panel()}, 0, 1, scores);
@@ -492,7 +492,7 @@ class DecodeBlock {
     const CacheSpan& span = p.keys.span;
     const int first_row = p.row_tile * Shape::kRows, rows = rows_of(p);
     const int group = args_.group;
-    if (args_.q_norm != nullptr) {
+    if (rarely(args_.q_norm != nullptr)) {
       for (int row = threadIdx.x / 32; row < rows; row += kConsumerWarps) {
         const int token = token_of(first_row + row), head = first_row + row - token * group;
         const float rms = inverse_rms(args_.query.at(p.batch, token, p.kv_head * group + head), args_.q_norm,
@@ -510,39 +510,27 @@ class DecodeBlock {
       own_row.phi = phi_log2(args_.softmax, p.kv_head * group + row - own_row.token * group);
     }
 
-    constexpr int kAtOnce = 2;  // quads whose loads are under way together
     const auto place_of = [&](int i) {
       return reinterpret_cast<uint2*>(reinterpret_cast<T*>(fixed_.query) + i / kUnits * Tile::kQueryPitch +
                                       i % kUnits * 4);
     };
     const int there = rows * kUnits;
+    const bool as_it_is = args_.rotary_dim == 0 && args_.q_norm == nullptr && !args_.key_scale.per_channel;
 #pragma unroll 1
-    for (int first = threadIdx.x; first < there; first += kAtOnce * kConsumers) {
-      RawQuad raw[kAtOnce];
-      int positions[kAtOnce];
-      const auto each = [&](auto&& f) {
-#pragma unroll
-        for (int k = 0; k < kAtOnce; ++k) {
-          const int i = first + k * kConsumers, row = i / kUnits, column = i % kUnits * 4;
-          const int token = token_of(first_row + row);
-          if (i < there) f(k, i, row, column, token, token < span.tokens && column < args_.head_size);
-        }
-      };
-      each([&](int k, int, int row, int column, int token, bool holds) {
-        if (!holds) return;
-        const int head = p.kv_head * group + first_row + row - token * group;
-        positions[k] = rotary_position(args_, span, p.batch, token);
-        raw[k] = raw_quad(args_, args_.query.at(p.batch, token, head), column, positions[k]);
-      });
-      each([&](int k, int i, int row, int column, int, bool holds) {
-        float4 x = make_float4(0, 0, 0, 0);
-        if (holds) {
-          x = prepared4(args_, raw[k], args_.q_norm, fixed_.query_rms[row], column, positions[k]);
-          if (args_.key_scale.per_channel)
-            x = scaled4(x, args_.key_scale.at4(p.kv_head, args_.head_size, column), 1 / factor);
-        }
+    for (int i = threadIdx.x; i < there; i += kConsumers) {
+      const int row = i / kUnits, column = i % kUnits * 4, token = token_of(first_row + row);
+      const T* const head = args_.query.at(p.batch, token, p.kv_head * group + first_row + row - token * group);
+      if (token >= span.tokens || column >= args_.head_size) {
+        *place_of(i) = make_uint2(0, 0);
+      } else if (as_it_is) {
+        *place_of(i) = *reinterpret_cast<const uint2*>(head + column);
+      } else {
+        float4 x = prepared4(args_, head, args_.q_norm, fixed_.query_rms[row], column,
+                             rotary_position(args_, span, p.batch, token));
+        if (args_.key_scale.per_channel)
+          x = scaled4(x, args_.key_scale.at4(p.kv_head, args_.head_size, column), 1 / factor);
         *place_of(i) = pack4<T>(x);
-      });
+      }
     }
     for (int i = there + threadIdx.x; i < Shape::kRows * kUnits; i += kConsumers) *place_of(i) = make_uint2(0, 0);
     if (threadIdx.x < Shape::kRows) fixed_.rows[threadIdx.x] = own_row;

@@ -142,12 +142,12 @@ class DecodeTile {
     if constexpr (kBytes) {
       for_each(s, [&](int, int, int, float x) { return x * factor; });
     }
-    if (args.softmax.cap_factor != 0) {
+    if (rarely(args.softmax.cap_factor != 0)) {
       for_each(s, [&](int, int, int, float x) {
         return 1 - __fdividef(2, 1 + exp2_approx(x * args.softmax.cap_factor));
       });
     }
-    if (args.bias.data != nullptr) {
+    if (rarely(args.bias.data != nullptr)) {
       for_each(s, [&](int u, int n, int i, float x) {
         const int row = row_of(rows, n, i % 2), key = key_place(place, u, i);
         if (row >= rows.rows || key >= end) return x * unit;
