@@ -104,53 +104,68 @@ bool may_go_far(const AttentionProblem& p, const DecodeInstance& instance, const
   return most_tiles(p, instance) >= long_way_of(split);
 }
 
-// About one block a multiprocessor takes all the memory's bandwidth, and every further split costs a combination.
-// Clusters combine faster than pieces, so units are spread over clusters first, and cut into pieces where that leaves
-// most of the GPU idle or each block a long way to go, over which their speeds drift apart. The thresholds were measured
-// on an H200 with 16-bit caches; 8-bit ones use the same.
+AttentionSplit split_of(int cluster, int64_t pieces, int blocks_per_multiprocessor) {
+  AttentionSplit d;
+  d.cluster = cluster;
+  d.pieces = d.far_pieces = static_cast<int>(std::max<int64_t>(pieces, 1));
+  d.blocks_per_multiprocessor = blocks_per_multiprocessor;
+  return d;
+}
+
+// Many units: one, two or four blocks for each, the least number whose blocks come in almost whole rounds of one a
+// multiprocessor; two where one leaves no second block to overlap with, unless pairs of units share their keys and
+// values anyway. Pieces, which cost a combination through memory, are for longer ones.
+AttentionSplit split_many(int64_t units, int64_t tiles, int64_t multiprocessors, bool shared) {
+  constexpr int64_t kWorthPieces = 128;  // tiles
+  if (tiles < 4) return split_of(1, 1, 3);
+  for (int blocks = units <= multiprocessors && !shared ? 2 : 1; blocks <= (tiles >= kWorthPieces ? 4 : 2); blocks *= 2) {
+    const int64_t rounds = (units * blocks + multiprocessors - 1) / multiprocessors;
+    if (100 * units * blocks < 93 * rounds * multiprocessors) continue;
+    const bool three = rounds == 3 || (rounds > 3 && tiles < (blocks == 2 ? 64 : 16));
+    return split_of(std::min(blocks, 2), blocks / 2, three ? 3 : 2);
+  }
+  return split_of(1, 1, units > multiprocessors ? 3 : 2);
+}
+
+// Few units, each on a cluster: the power of two that comes nearest to one block a multiprocessor, by ratio; clusters of
+// eight need more room. They are cut into pieces where that leaves most of the GPU idle, or each block a long way to go,
+// over which their speeds drift apart.
+AttentionSplit split_few(int64_t units, int64_t tiles, int64_t multiprocessors) {
+  const auto fits = [&](int64_t next) {
+    return next < 8 ? 10 * units * next <= 14 * multiprocessors : 4 * units * next <= 3 * multiprocessors;
+  };
+  const auto has_work = [&](int64_t next) { return (next < 8 ? 2 * next : next) <= tiles; };
+  int cluster = 1;
+  while (cluster < kLargestCluster && fits(2 * cluster) && has_work(2 * cluster)) cluster *= 2;
+  const int64_t blocks = units * cluster;
+  // Clusters of eight fit thirty times at two blocks a multiprocessor: 24 of them leave the least idle.
+  AttentionSplit d = split_of(cluster, 1, cluster == 4 || tiles <= 4 ? 3 : 2);
+  if (3 * blocks < multiprocessors)
+    d.pieces = static_cast<int>(std::clamp<int64_t>(tiles / cluster / 4, 1, units > 2 ? 24 / units : 6));
+  d.far_pieces = d.pieces;
+  if (tiles < long_way_of(d)) return d;
+  const int64_t wanted = units > 4 ? multiprocessors : 24 * kLargestCluster * multiprocessors / 132;
+  d.far_pieces = static_cast<int>(std::max<int64_t>(wanted / blocks, 1));
+  return d;
+}
+
+// How blocks are dealt out, by times measured on an H200 over the benchmark's grid.
 template <bool kBulk>
 AttentionSplit split(const AttentionProblem& p, const DeviceInfo& device) {
   const DecodeInstance& instance = instance_of(p, kBulk);
   const int64_t multiprocessors = device.multiprocessors, units = units_of(p, instance);
   const int64_t tiles = std::max<int64_t>(most_tiles(p, instance), 1);
-  AttentionSplit d;
-  if (!instance.clusters) {
-    d.pieces = d.far_pieces = static_cast<int>(std::max<int64_t>(2 * multiprocessors / units, 1));
-    d.blocks_per_multiprocessor = 2;
-    return d;
-  }
-  // The power of two that comes nearest to one block a multiprocessor, by ratio; clusters of eight need more room.
-  const auto fits = [&](int64_t next) {
-    return next < 8 ? 10 * units * next <= 14 * multiprocessors : 4 * units * next <= 3 * multiprocessors;
-  };
-  const auto has_work = [&](int64_t next) { return (next < 8 ? 2 * next : next) <= tiles; };
-  while (d.cluster < kLargestCluster && fits(2 * d.cluster) && has_work(2 * d.cluster)) d.cluster *= 2;
-  // Where computing takes about as long as reading, small clusters and more pieces keep more blocks at work.
-  const bool computes = p.quantized() ? d.cluster >= 4 && tiles * units >= 2048 : instance.rows > 8 && tiles >= 256 && units >= 8;
-  if (computes && d.cluster > 2) {
-    d.cluster = 2;
-    d.pieces = d.far_pieces = static_cast<int>(std::max<int64_t>((p.quantized() ? 2 : 1) * multiprocessors / (2 * units), 1));
-    d.blocks_per_multiprocessor = 2;
-    return d;
-  }
-  const int64_t blocks = units * d.cluster;
-  if (3 * blocks < multiprocessors)
-    d.pieces = static_cast<int>(std::clamp<int64_t>(tiles / d.cluster / 4, 1, 6));
-  const bool far = may_go_far(p, instance, d);
-  if (far) {
-    const int64_t wanted = d.cluster == 8   ? (units <= 4 ? 5 : 8) * multiprocessors / 3
-                           : d.cluster == 4 ? multiprocessors
-                                            : 2 * multiprocessors;
-    d.far_pieces = static_cast<int>(std::max<int64_t>(wanted / blocks, 1));
-  }
-  // Two blocks a multiprocessor have the longest rings with room for the next launch beside them. Where there are a few
-  // more blocks than multiprocessors, or clusters of four, which leave corners of the GPU empty, a third one spreads
-  // better.
-  const int64_t most = blocks * std::max(d.pieces, d.far_pieces);
-  const bool few_more = d.pieces == 1 && !far && blocks > multiprocessors && 2 * blocks < 3 * multiprocessors;
-  const bool many = d.cluster == 8 && 2 * most > 3 * multiprocessors;
-  d.blocks_per_multiprocessor = few_more || many || d.cluster == 4 || tiles <= 4 ? 3 : 2;
-  return d;
+  if (!instance.clusters) return split_of(1, 2 * multiprocessors / units, 2);
+  // Where computing takes as long as reading, small clusters and more pieces keep more warps at work.
+  if (p.quantized() && 3 * units <= multiprocessors && tiles * units >= 2048)
+    return split_of(2, multiprocessors / units, 2);
+  if (instance.rows > 8 && units >= 8 && 4 * units <= multiprocessors && tiles >= 256)
+    return units < 16 ? split_of(4, multiprocessors / (2 * units), 2) : split_of(2, multiprocessors / (2 * units), 2);
+  const bool shared = row_tiles_of(p, instance) == 2;
+  if (shared && units >= 16 && 4 * units <= multiprocessors && tiles >= 128)
+    return split_of(2, multiprocessors / units, 2);
+  return 9 * units > 4 * multiprocessors ? split_many(units, tiles, multiprocessors, shared)
+                                         : split_few(units, tiles, multiprocessors);
 }
 
 // The launch's share of what a split says.
