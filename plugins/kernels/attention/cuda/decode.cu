@@ -49,12 +49,14 @@ constexpr int kFewestSlots = 2;            // keys and values of one tile
 constexpr int64_t kReservedShared = 1024;  // of each block, for the system
 
 // The smallest instance that holds the head and, where one does, all query rows. But up to 16 rows are worked on 8 at a
-// time while the L2 holds keys and values for those who read them again: a block's way through 16 rows takes longer.
+// time where the way is short and the L2 holds keys and values for those who read them again: a block's way through 16
+// rows takes longer.
 const DecodeInstance& instance_of(const AttentionProblem& p, bool bulk) {
-  constexpr int64_t kHeldBytes = 40 << 20;
+  constexpr int64_t kHeldBytes = 40 << 20, kShortEnough = 16384;
   const int64_t rows = p.query_length * p.group();
   const int64_t bytes = 2 * p.batch * p.kv_heads * p.total_length * p.head_size * dtype_size(p.cache_dtype);
-  const int64_t wanted = rows <= 16 && bytes <= kHeldBytes ? std::min<int64_t>(rows, 8) : rows;
+  const bool held = bytes <= kHeldBytes && p.total_length <= kShortEnough;
+  const int64_t wanted = rows <= 16 && held ? std::min<int64_t>(rows, 8) : rows;
   const DecodeInstance* best = nullptr;
   for (const DecodeInstance* i = decode_instances(p.dtype, p.cache_dtype, bulk); i->head_size != 0; ++i) {
     if (i->head_size < p.head_size || (best != nullptr && i->head_size > best->head_size)) continue;
@@ -141,11 +143,12 @@ AttentionSplit split_few(int64_t units, int64_t tiles, int64_t multiprocessors) 
   // Clusters of eight fit thirty times at two blocks a multiprocessor: 24 of them leave the least idle.
   AttentionSplit d = split_of(cluster, 1, cluster == 4 || tiles <= 4 ? 3 : 2);
   if (3 * blocks < multiprocessors)
-    d.pieces = static_cast<int>(std::clamp<int64_t>(tiles / cluster / 4, 1, units > 2 ? 24 / units : 6));
+    d.pieces = static_cast<int>(std::clamp<int64_t>(tiles / cluster / 4, 1, units > 2 ? std::max<int64_t>(24 / units, 1) : 6));
   d.far_pieces = d.pieces;
   if (tiles < long_way_of(d)) return d;
-  const int64_t wanted = units > 4 ? multiprocessors : 24 * kLargestCluster * multiprocessors / 132;
+  const int64_t wanted = cluster < 8 ? multiprocessors : (units > 4 ? 29 : 16) * multiprocessors / 11;
   d.far_pieces = static_cast<int>(std::max<int64_t>(wanted / blocks, 1));
+  if (cluster == 8 && units > 4) d.blocks_per_multiprocessor = 3;
   return d;
 }
 
