@@ -72,12 +72,14 @@ struct Ring {
 };
 
 // `shared_memory`: bytes that one block can have.
-Ring ring_of(const AttentionProblem& p, const DecodeInstance& instance, int64_t shared_memory, int blocks) {
+Ring ring_of(const AttentionProblem& p, const DecodeInstance& instance, int64_t shared_memory, int blocks,
+             bool flows = false) {
   const int64_t bytes = (shared_memory + kReservedShared) / blocks - kReservedShared;
   const int64_t row_bytes = instance.tile_bytes / instance.tile_keys;
-  const int64_t other_bytes = instance.fixed_bytes + 2 * p.query_length * row_bytes;  // and new keys and values
+  const int64_t other_bytes =
+      instance.fixed_bytes + 2 * p.query_length * row_bytes + (flows ? instance.sum_bytes : 0);  // and new keys and values
   const int64_t slots = std::min<int64_t>((bytes - other_bytes) / instance.tile_bytes, kMaxDecodeSlots);
-  if (slots < kFewestSlots || slots * instance.tile_bytes < instance.sum_bytes) return {};
+  if (slots < kFewestSlots || (!flows && slots * instance.tile_bytes < instance.sum_bytes)) return {};
   return {static_cast<int>(slots), static_cast<int>(slots * instance.tile_bytes + other_bytes)};
 }
 
@@ -298,17 +300,22 @@ Status run(const AttentionParams& params, const AttentionSplit& split, void* wor
   launch.far_pieces = d.far_pieces;
   launch.long_way = static_cast<int>(long_way_of(split));
   launch.least_tiles = d.least_tiles;
-  launch.whole_units = most_tiles(p, instance) <= d.least_tiles && d.clusters == units_of(p, instance);
-  launch.clusters = d.clusters;
+  launch.whole_units = most_tiles(p, instance) <= d.least_tiles;
   launch.cluster = d.cluster;
   while ((1 << launch.cluster_shift) < launch.cluster) ++launch.cluster_shift;
-  int device = 0, shared_memory = 0;
+  int device = 0, shared_memory = 0, multiprocessors = 0;
   FDPP_GPU(cudaGetDevice(&device));
   FDPP_GPU(cudaDeviceGetAttribute(&shared_memory, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  FDPP_GPU(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+  // Many short pieces: as many blocks as there is room for take one after the other, the next keys on their way.
+  constexpr int64_t kShort = 64;  // tiles
+  const int most_blocks = std::min(split.blocks_per_multiprocessor, instance.blocks_per_multiprocessor);
+  launch.flows = kBulk && d.cluster == 1 && most_tiles(p, instance) <= kShort && d.clusters > most_blocks * multiprocessors;
   Ring ring;
-  int blocks = std::min(split.blocks_per_multiprocessor, instance.blocks_per_multiprocessor);
-  for (; blocks > 0 && ring.slots == 0; --blocks) ring = ring_of(p, instance, shared_memory, blocks);
+  int blocks = most_blocks;
+  for (; ring.slots == 0 && blocks > 0; --blocks) ring = ring_of(p, instance, shared_memory, blocks, launch.flows);
   launch.slots = ring.slots;
+  launch.clusters = launch.flows ? (blocks + 1) * multiprocessors : d.clusters;
   launch.whole_rows = tile_panels(p) > 1;
   launch.tile_keys = instance.tile_keys;
   while ((1 << launch.tile_shift) < launch.tile_keys) ++launch.tile_shift;

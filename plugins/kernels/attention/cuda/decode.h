@@ -27,6 +27,7 @@ struct DecodeLaunch {
   int long_way;
   int least_tiles;   // of a piece
   bool whole_units;  // no unit can have more: unit u is piece u, and there are no others
+  bool flows;        // blocks go from piece to piece without a pause: sums have shared memory of their own
   int clusters;      // of the grid
   int cluster, cluster_shift;  // blocks of a cluster, and their logarithm
   int slots;         // of the ring
@@ -41,7 +42,7 @@ struct DecodeInstance {
   int tile_keys;
   int tile_bytes;     // of shared memory: a slot of the ring
   int fixed_bytes;    // all but the ring and the new tokens
-  int sum_bytes;      // what the ring must hold at least, once the keys are done with
+  int sum_bytes;      // of the sums, which take the ring's place once the keys are done with, where no piece follows at once
   int blocks_per_multiprocessor;  // what registers allow
   bool clusters;
   Status (*launch)(const AttentionParams& params, const DecodeLaunch& launch, int shared_bytes,

@@ -21,7 +21,7 @@ inline constexpr int kConsumerWarps = 4;
 inline constexpr int kConsumers = 32 * kConsumerWarps;
 inline constexpr int kDecodeThreads = kConsumers + 32;
 inline constexpr int kStagedRows = 128;
-inline constexpr int kConsumerBarrier = 1, kNewTokensBarrier = 2, kStartBarrier = 3;  // 0 is __syncthreads()'s
+inline constexpr int kConsumerBarrier = 1, kStartBarrier = 2;  // 0 is __syncthreads()'s
 
 // NT groups of 8 query rows a warp, WR warps side by side over rows, the others over keys.
 template <typename C, int D, int NT, int WR>
@@ -49,15 +49,17 @@ struct DecodeShape {
     DecodeRow rows[kRows];
     int left_rows;
     int wasted_slots;
-    bool more[kDecodeThreads / 32];  // of a warp's piece: here, since registers are for the keys
+    bool more[kDecodeThreads / 32];    // of a warp's piece: here, since registers are for the keys
+    bool staged[kDecodeThreads / 32];  // a warp has seen that seqlens holds what it should
     int32_t seqlens[kStagedRows];  // of rows 32 .. of the batch
     alignas(8) Barrier full[kMaxDecodeSlots], empty[kMaxDecodeSlots];
-    Barrier inbox_full;
+    Barrier inbox_full, new_full, new_free;
     // What the blocks of the cluster send of the part of the sums that this one is to finish, block after block.
     alignas(16) float4 inbox[kInbox];
     float2 inbox_norms[kClusters ? kLargestCluster : 1][kRows];
   };
-  // Takes the place of the ring once the keys are done with.
+  // Takes the place of the ring once the keys are done with, or lies behind all else where the next piece's keys come in
+  // meanwhile.
   struct Sums {
     float values[kKeyWarps][kRows][kSumPitch];
     float2 norms[kKeyWarps][kRows];
@@ -119,8 +121,9 @@ class DecodeBlock {
 
   __device__ __forceinline__ DecodeBlock(const Args& args, const DecodeLaunch& launch, unsigned char* shared)
       : args_(args), launch_(launch), ring_(shared), new_keys_(shared + launch.slots * Shape::kTileBytes),
-        new_values_(new_keys_ + Shape::kPanels * new_panel()), sums_(*reinterpret_cast<Sums*>(shared)),
-        fixed_(*reinterpret_cast<Fixed*>(new_values_ + Shape::kPanels * new_panel())) {}
+        new_values_(new_keys_ + Shape::kPanels * new_panel()),
+        fixed_(*reinterpret_cast<Fixed*>(new_values_ + Shape::kPanels * new_panel())),
+        sums_(*reinterpret_cast<Sums*>(launch.flows ? reinterpret_cast<unsigned char*>(&fixed_ + 1) : shared)) {}
 
   __device__ __forceinline__ void run() {
     int id = blockIdx.x >> launch_.cluster_shift;
@@ -137,6 +140,8 @@ class DecodeBlock {
     }
     if (threadIdx.x == kConsumers) {
       fixed_.inbox_full.init(1);
+      fixed_.new_full.init(1);
+      fixed_.new_free.init(kConsumerWarps);
       fixed_.left_rows = 0;
       publish_barriers();
       if constexpr (kBulk) {
@@ -165,9 +170,10 @@ class DecodeBlock {
       if (guesses) {
         if (there && is_producer()) prefetch_first_tile(piece);
         wait_for_predecessor();
-      } else if (!is_first) {
+      } else if (!is_first && !there) {
+        return;
+      } else if (!is_first && !launch_.flows) {
         // The ring and the inboxes are free once all are done with them; all blocks of a cluster go the same rounds.
-        if (!there) return;
         if constexpr (kBulk) publish_to_async_proxy();  // of insert_new()
         arrive_at_cluster();
         wait_for_cluster();
@@ -177,7 +183,9 @@ class DecodeBlock {
       if (there) begin(piece);
       if (guesses) {
         guesses = false;
-        if (!there || !have_stayed(lengths, first)) {
+        const bool stayed = have_stayed(lengths, first);
+        fixed_.staged[threadIdx.x / 32] = stayed && lengths.later != nullptr;
+        if (!there || !stayed) {
           lengths = {first, nullptr};
           if (there) {
             wasted_slots = first_tile(piece) < piece.end_tile ? 2 : 0;
@@ -194,11 +202,11 @@ class DecodeBlock {
         }
         return;
       }
-      work(piece, wasted_slots);
+      work(piece, is_first, wasted_slots);
       if (!fixed_.more[threadIdx.x / 32]) return;
       id += launch_.clusters;
       wasted_slots = 0;
-      lengths = {first_seqlens(args_, launch_, id), nullptr};
+      lengths = {first_seqlens(args_, launch_, id), fixed_.staged[threadIdx.x / 32] ? fixed_.seqlens : nullptr};
     }
   }
 
@@ -240,7 +248,7 @@ class DecodeBlock {
   }
 
   // `wasted_slots`: in the producer, slots that were filled for another piece.
-  __device__ __forceinline__ void work(const Piece& p, int wasted_slots) {
+  __device__ __forceinline__ void work(const Piece& p, bool is_first, int wasted_slots) {
     // The new tokens go with the last tile of past keys, into whose unused rows they mostly fit.
     const int tiles = p.end_tile - p.first_tile;
     takes_new_ = p.ends_unit() && rank_ == (tiles > 0 ? (tiles - 1) & (blocks_ - 1) : 0);
@@ -253,9 +261,9 @@ class DecodeBlock {
       }
     }
     if (is_producer())
-      produce(p, wasted_slots);
+      produce(p, is_first, wasted_slots);
     else
-      consume(p);
+      consume(p, is_first);
   }
 
   // The slot of the ring that comes next, and the parity of its phase.
@@ -284,9 +292,11 @@ class DecodeBlock {
 
   // ---- producer
 
-  __device__ __forceinline__ void produce(const Piece& p, int wasted_slots) {
-    if (threadIdx.x == kConsumers) fixed_.wasted_slots = wasted_slots;
-    arrive_threads(kStartBarrier, kDecodeThreads);
+  __device__ __forceinline__ void produce(const Piece& p, bool is_first, int wasted_slots) {
+    if (is_first) {
+      if (threadIdx.x == kConsumers) fixed_.wasted_slots = wasted_slots;
+      arrive_threads(kStartBarrier, kDecodeThreads);
+    }
     if (!p.keys.span.valid()) return;
     // The new tokens' work fits in while the first copies are under way.
     const int end_of_lap = min(first_tile(p) + (launch_.slots / 2 << launch_.cluster_shift), p.end_tile);
@@ -372,6 +382,7 @@ class DecodeBlock {
   __device__ __forceinline__ void take_new_tokens(const Piece& p) {
     const CacheSpan& span = p.keys.span;
     const int lane = threadIdx.x % 32;
+    fixed_.new_free.wait(new_parity_ ^ 1);
     for (int token = 0; token < span.tokens; ++token) {
       const float rms = inverse_rms(args_.new_key.at(p.batch, token, p.kv_head), args_.k_norm, args_.head_size,
                                     args_.norm_epsilon);
@@ -392,20 +403,26 @@ class DecodeBlock {
         *reinterpret_cast<Quad<C>*>(new_values_ + offset) = value;
       }
     }
-    arrive_threads(kNewTokensBarrier, kDecodeThreads);
+    __syncwarp();
+    if (lane == 0) fixed_.new_full.arrive();
+    new_parity_ ^= 1;
   }
 
   // ---- consumers
 
-  __device__ __forceinline__ void consume(const Piece& p) {
+  __device__ __forceinline__ void consume(const Piece& p, bool is_first) {
     const int warp = threadIdx.x / 32;
     const int row_warp = warp % WR, key_warp = warp / WR;
     const int first_row = p.row_tile * Shape::kRows;
     const CacheSpan& span = p.keys.span;
-    sync_threads(kStartBarrier, kDecodeThreads);
-    for (int i = fixed_.wasted_slots; i > 0; --i) {
-      fixed_.full[position_.slot].wait(position_.parity);
-      release(position_);
+    if (is_first) {
+      sync_threads(kStartBarrier, kDecodeThreads);
+      for (int i = fixed_.wasted_slots; i > 0; --i) {
+        fixed_.full[position_.slot].wait(position_.parity);
+        release(position_);
+      }
+    } else {
+      sync_threads(kConsumerBarrier, kConsumers);  // what prepare() left is there
     }
     if (rarely(!span.valid())) {
       if (rank_ == 0) {
@@ -433,7 +450,7 @@ class DecodeBlock {
                         (args_.window > 0 && first_key <= span.first + span.tokens - args_.window);
       fixed_.full[position.slot].wait(position.parity);
       unsigned char* slot = ring_ + position.slot * Shape::kTileBytes;
-      if (with_new) sync_threads(kNewTokensBarrier, kDecodeThreads);
+      if (with_new) fixed_.new_full.wait(new_parity_);
       if (with_new) insert_new(slot, new_keys_, span, first_key, first_subtile);
       tile.score({slot, Shape::kTilePanel}, first_subtile, Shape::kSubtiles, scores);
       release(position);
@@ -445,12 +462,17 @@ class DecodeBlock {
       release(position);
     }
     if (rarely(takes_new_ && !joins)) {
-      sync_threads(kNewTokensBarrier, kDecodeThreads);
+      fixed_.new_full.wait(new_parity_);
       if (key_warp == Shape::kKeyWarps - 1) {
         tile.score({new_keys_, new_panel()}, 0, 1, scores);
         tile.weigh(scores, span.first + Tile::first_place(0), span.length(), true, 1, factor, warp_rows, args_);
         tile.add_values(scores, {new_values_, new_panel()}, 0, 1, span.tokens);
       }
+    }
+    if (takes_new_) {
+      __syncwarp();
+      if (threadIdx.x % 32 == 0) fixed_.new_free.arrive();
+      new_parity_ ^= 1;
     }
     tile.finish();
 
@@ -478,6 +500,8 @@ class DecodeBlock {
                                             ((chunk ^ token) % 8) * 16);
       }
     }
+    // The copy engine may fill the slot again.
+    if (kBulk && launch_.flows) publish_to_async_proxy();
     __syncwarp();
   }
 
@@ -744,12 +768,13 @@ class DecodeBlock {
   unsigned char* const ring_;
   unsigned char* const new_keys_;
   unsigned char* const new_values_;
-  Sums& sums_;
   Fixed& fixed_;
+  Sums& sums_;
   RingPosition position_;           // the producer's, or a consumer's
   float factor_;                    // of raw scores
   uint32_t blocks_ = 1, rank_ = 0;  // of the cluster
   bool takes_new_;                  // this block has the new tokens
+  uint32_t new_parity_ = 0;         // of the next new tokens' phases
 };
 
 template <typename T, typename C, int D, int NT, int WR, bool kBulk>

@@ -142,9 +142,9 @@ __device__ __forceinline__ bool find_piece(const AttentionArgs<T, C>& args, cons
     const PastKeys keys = past_keys(args, launch, lengths.first);
     const Cut parts = cut(keys.tiles, launch.whole_units ? keys.tiles : tiles_of_piece(keys.tiles));
     piece->batch = launch.whole_units ? quotient(id, units) : 0;
-    piece->more = false;
-    const int local = id - piece->batch * units;
-    if (piece->batch >= launch.batch || local >= parts.pieces * units) return false;
+    const int local = id - piece->batch * units, end = (launch.whole_units ? launch.batch : parts.pieces) * units;
+    piece->more = id + launch.clusters < end;
+    if (id >= end) return false;
     set_piece(keys, parts, id, local, units, launch, piece);
     return true;
   }
