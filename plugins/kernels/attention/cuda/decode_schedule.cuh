@@ -54,7 +54,6 @@ struct Piece {
   int first_tile, end_tile;  // of the unit's tiles
   int index, count;          // among the unit's pieces
   int id;                    // among all pieces; a unit's next piece comes after one of each unit of the row
-  bool more;                 // there may be another one for this cluster
 
   __device__ bool ends_unit() const { return index == count - 1; }
 };
@@ -126,10 +125,10 @@ __device__ __forceinline__ void set_piece(const PastKeys& keys, const Cut& cut, 
   p->end_tile = min(p->first_tile + cut.size, keys.tiles);
 }
 
-// Piece `id`, by all lanes of a warp; false where there is none.
+// Piece `id`, by all lanes of a warp; false where there is none. `more`: whether this cluster has another one after it.
 template <typename T, typename C>
 __device__ __forceinline__ bool find_piece(const AttentionArgs<T, C>& args, const DecodeLaunch& launch, int id,
-                                           const RowLengths& lengths, Piece* piece) {
+                                           const RowLengths& lengths, Piece* piece, bool* more) {
   using namespace decode_detail;
   const int units = launch.kv_heads * launch.row_tiles;
   // In float32: a quotient that is whole must not round up.
@@ -143,7 +142,7 @@ __device__ __forceinline__ bool find_piece(const AttentionArgs<T, C>& args, cons
     const Cut parts = cut(keys.tiles, launch.whole_units ? keys.tiles : tiles_of_piece(keys.tiles));
     piece->batch = launch.whole_units ? quotient(id, units) : 0;
     const int local = id - piece->batch * units, end = (launch.whole_units ? launch.batch : parts.pieces) * units;
-    piece->more = id + launch.clusters < end;
+    *more = id + launch.clusters < end;
     if (id >= end) return false;
     set_piece(keys, parts, id, local, units, launch, piece);
     return true;
@@ -174,7 +173,7 @@ __device__ __forceinline__ bool find_piece(const AttentionArgs<T, C>& args, cons
     piece->batch = first + lane;
     set_piece(own_keys, own, id, id - begin, units, launch, piece);
   }
-  piece->more = id + launch.clusters < before;
+  *more = id + launch.clusters < before;
   return found;
 }
 
