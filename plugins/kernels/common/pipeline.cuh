@@ -18,7 +18,8 @@ struct Barrier {
   }
 
   __device__ __forceinline__ void arrive() {
-    asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state, [%0];\n}" ::"r"(shared_address(this)) : "memory");
+    asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state, [%0];\n}" ::"r"(shared_address(this))
+                 : "memory");
   }
 
   // Arrives for the calling thread once its earlier cp.async copies are there; counts as one of the arrivals.
@@ -98,17 +99,15 @@ __device__ __forceinline__ bool sync_threads_and(int id, int threads, bool value
 // A box of a tensor into shared memory; `barrier` is told its bytes. One thread calls.
 __device__ __forceinline__ void copy_box(void* to, const CUtensorMap* map, int x, int y, int z, Barrier* barrier) {
   asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(
-          shared_address(to)),
-      "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z)
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];"
+      ::"r"(shared_address(to)), "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z)
       : "memory");
 }
 // The same for a map with panels.
 __device__ __forceinline__ void copy_panels(void* to, const CUtensorMap* map, int y, int z, Barrier* barrier) {
   asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %3, %5}], [%2];" ::"r"(
-          shared_address(to)),
-      "l"(map), "r"(shared_address(barrier)), "r"(0), "r"(y), "r"(z)
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %3, %5}], [%2];"
+      ::"r"(shared_address(to)), "l"(map), "r"(shared_address(barrier)), "r"(0), "r"(y), "r"(z)
       : "memory");
 }
 // A box of shared memory into a tensor, but for what lies outside it. One thread calls, commits and waits.
@@ -140,7 +139,9 @@ __device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
 }
 
 // Without making ordinary stores visible: enough after publish_barriers().
-__device__ __forceinline__ void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
+__device__ __forceinline__ void cluster_arrive_relaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
 __device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.aligned;" ::: "memory"); }
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
 

@@ -17,7 +17,7 @@ struct TensorMapShape {
   int64_t columns, rows, planes;
   int64_t row_stride, plane_stride;  // bytes, multiples of 16
   int box_columns, box_rows;
-  int box_panels = 1;  // more than one: all of the tensor's columns, and the map takes copy_panels() instead of copy_box()
+  int box_panels = 1;  // more than one: all of the tensor's columns, for copy_panels() instead of copy_box()
 };
 
 // `data` must be a multiple of 16.

@@ -11,7 +11,8 @@
 
 namespace fdpp {
 
-// Tells the compiler to keep what follows from `condition` out of the way of the rest: instructions come from a cache, too.
+// Tells the compiler to keep what follows from `condition` out of the way of the rest: instructions come from a cache
+// too.
 __device__ __forceinline__ bool rarely(bool condition) { return __builtin_expect(condition, 0); }
 
 inline constexpr float kLog2E = 1.44269504088896341f;
@@ -216,7 +217,8 @@ __device__ __forceinline__ RawQuad raw_quad(const AttentionArgs<T, C>& args, con
   return raw;
 }
 
-// The quad after norm and rotary embedding. `norm` may be null; `factor` is its inverse_rms. A position of -1 gives NaN.
+// The quad after norm and rotary embedding. `norm` may be null; `factor` is its inverse_rms. A position of -1 gives
+// NaN.
 template <typename T, typename C>
 __device__ __forceinline__ float4 prepared4(const AttentionArgs<T, C>& args, const RawQuad& raw, const T* norm,
                                             float factor, int column, int position) {

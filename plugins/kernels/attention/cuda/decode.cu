@@ -76,8 +76,9 @@ Ring ring_of(const AttentionProblem& p, const DecodeInstance& instance, int64_t 
              bool flows = false) {
   const int64_t bytes = (shared_memory + kReservedShared) / blocks - kReservedShared;
   const int64_t row_bytes = instance.tile_bytes / instance.tile_keys;
+  // The new tokens' keys and values have one row each.
   const int64_t other_bytes =
-      instance.fixed_bytes + 2 * p.query_length * row_bytes + (flows ? instance.sum_bytes : 0);  // and new keys and values
+      instance.fixed_bytes + 2 * p.query_length * row_bytes + (flows ? instance.sum_bytes : 0);
   const int64_t slots = std::min<int64_t>((bytes - other_bytes) / instance.tile_bytes, kMaxDecodeSlots);
   if (slots < kFewestSlots || (!flows && slots * instance.tile_bytes < instance.sum_bytes)) return {};
   return {static_cast<int>(slots), static_cast<int>(slots * instance.tile_bytes + other_bytes)};
@@ -122,7 +123,8 @@ AttentionSplit split_of(int cluster, int64_t pieces, int blocks_per_multiprocess
 AttentionSplit split_many(int64_t units, int64_t tiles, int64_t multiprocessors, bool shared) {
   constexpr int64_t kWorthPieces = 128;  // tiles
   if (tiles < 4) return split_of(1, 1, 3);
-  for (int blocks = units <= multiprocessors && !shared ? 2 : 1; blocks <= (tiles >= kWorthPieces ? 4 : 2); blocks *= 2) {
+  const int most = tiles >= kWorthPieces ? 4 : 2;
+  for (int blocks = units <= multiprocessors && !shared ? 2 : 1; blocks <= most; blocks *= 2) {
     const int64_t rounds = (units * blocks + multiprocessors - 1) / multiprocessors;
     if (100 * units * blocks < 93 * rounds * multiprocessors) continue;
     const bool three = rounds == 3 || (rounds > 3 && tiles < (blocks == 2 ? 64 : 16));
@@ -131,9 +133,9 @@ AttentionSplit split_many(int64_t units, int64_t tiles, int64_t multiprocessors,
   return split_of(1, 1, units > multiprocessors ? 3 : 2);
 }
 
-// Few units, each on a cluster: the power of two that comes nearest to one block a multiprocessor, by ratio; clusters of
-// eight need more room. They are cut into pieces where that leaves most of the GPU idle, or each block a long way to go,
-// over which their speeds drift apart.
+// Few units, each on a cluster: the power of two that comes nearest to one block a multiprocessor, by ratio; clusters
+// of eight need more room. They are cut into pieces where that leaves most of the GPU idle, or each block a long way to
+// go, over which their speeds drift apart.
 AttentionSplit split_few(int64_t units, int64_t tiles, int64_t multiprocessors) {
   const auto fits = [&](int64_t next) {
     return next < 8 ? 10 * units * next <= 14 * multiprocessors : 4 * units * next <= 3 * multiprocessors;
@@ -144,8 +146,8 @@ AttentionSplit split_few(int64_t units, int64_t tiles, int64_t multiprocessors) 
   const int64_t blocks = units * cluster;
   // Clusters of eight fit thirty times at two blocks a multiprocessor: 24 of them leave the least idle.
   AttentionSplit d = split_of(cluster, 1, cluster == 4 || tiles <= 4 ? 3 : 2);
-  if (3 * blocks < multiprocessors)
-    d.pieces = static_cast<int>(std::clamp<int64_t>(tiles / cluster / 4, 1, units > 2 ? std::max<int64_t>(24 / units, 1) : 6));
+  if (3 * blocks < multiprocessors && units <= 24)
+    d.pieces = static_cast<int>(std::clamp<int64_t>(tiles / cluster / 4, 1, units < 3 ? 6 : 24 / units));
   d.far_pieces = d.pieces;
   if (tiles < long_way_of(d)) return d;
   const int64_t wanted = cluster < 8 ? multiprocessors : (units > 4 ? 29 : 16) * multiprocessors / 11;
@@ -310,7 +312,8 @@ Status run(const AttentionParams& params, const AttentionSplit& split, void* wor
   // Many short pieces: as many blocks as there is room for take one after the other, the next keys on their way.
   constexpr int64_t kShort = 64;  // tiles
   const int most_blocks = std::min(split.blocks_per_multiprocessor, instance.blocks_per_multiprocessor);
-  launch.flows = kBulk && d.cluster == 1 && most_tiles(p, instance) <= kShort && d.clusters > most_blocks * multiprocessors;
+  launch.flows = kBulk && d.cluster == 1 && most_tiles(p, instance) <= kShort &&
+                 d.clusters > most_blocks * multiprocessors;
   Ring ring;
   int blocks = most_blocks;
   for (; ring.slots == 0 && blocks > 0; --blocks) ring = ring_of(p, instance, shared_memory, blocks, launch.flows);
@@ -328,8 +331,8 @@ extern const AttentionVariant kCudaDecodeBulkAttention;
 const AttentionVariant kCudaDecodeBulkAttention = {
     "cuda_decode_hopper",
     Backend::cuda,
-    "decode: one launch for norm, rotary embedding, append and attention; keys and values through the bulk copy engine, "
-    "blocks joined in clusters",
+    "decode: one launch for norm, rotary embedding, append and attention; keys and values through the bulk copy "
+    "engine, blocks joined in clusters",
     supports<true>,
     split<true>,
     workspace_bytes<true>,

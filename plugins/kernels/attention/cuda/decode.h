@@ -42,7 +42,7 @@ struct DecodeInstance {
   int tile_keys;
   int tile_bytes;     // of shared memory: a slot of the ring
   int fixed_bytes;    // all but the ring and the new tokens
-  int sum_bytes;      // of the sums, which take the ring's place once the keys are done with, where no piece follows at once
+  int sum_bytes;      // of the sums, which take the ring's place once the keys are done with, unless the launch flows
   int blocks_per_multiprocessor;  // what registers allow
   bool clusters;
   Status (*launch)(const AttentionParams& params, const DecodeLaunch& launch, int shared_bytes,

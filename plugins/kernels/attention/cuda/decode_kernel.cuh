@@ -42,8 +42,8 @@ struct DecodeShape {
   static constexpr int kInbox = kClusters ? kRows * kUnits + kLargestCluster : 1;
   static constexpr int kSumPitch = D + 4;  // rows 2 t and 2 t + 1 of four lanes fall into different banks
 
-  // Shared memory holds the ring, the new tokens' keys and values, and this. Tiles of new tokens have fewer rows than a
-  // subtile: what is read beyond them, of this, counts for nothing.
+  // Shared memory holds the ring, the new tokens' keys and values, and this. Tiles of new tokens have fewer rows than
+  // a subtile: what is read beyond them, of this, counts for nothing.
   struct Fixed {
     alignas(16) unsigned char query[kRows * (D + 8) * 2];
     float query_rms[kRows];
@@ -59,8 +59,8 @@ struct DecodeShape {
     alignas(16) float4 inbox[kInbox];
     float2 inbox_norms[kClusters ? kLargestCluster : 1][kRows];
   };
-  // Takes the place of the ring once the keys are done with, or lies behind all else where the next piece's keys come in
-  // meanwhile.
+  // Takes the place of the ring once the keys are done with, or lies behind all else where the next piece's keys come
+  // in meanwhile.
   struct Sums {
     float values[kKeyWarps][kRows][kSumPitch];
     float2 norms[kKeyWarps][kRows];
@@ -166,7 +166,8 @@ class DecodeBlock {
     for (;;) {
       Piece piece;
       const bool is_first = id < launch_.clusters;
-      const bool there = (!guesses || can_guess()) && find_piece(args_, launch_, id, lengths, &piece, &fixed_.more[threadIdx.x / 32]);
+      bool* const more = &fixed_.more[threadIdx.x / 32];
+      const bool there = (!guesses || can_guess()) && find_piece(args_, launch_, id, lengths, &piece, more);
       if (guesses) {
         if (there && is_producer()) prefetch_first_tile(piece);
         wait_for_predecessor();
@@ -308,7 +309,8 @@ class DecodeBlock {
 
   // A piece's tiles are dealt to the blocks of the cluster in turn: neighbours read neighbouring memory.
   __device__ __forceinline__ int first_tile(const Piece& p) const { return p.first_tile + static_cast<int>(rank_); }
-  // Slots that begin() fills: as many as any ring has, but none where they would wait for consumers who have not started.
+  // Slots that begin() fills: as many as any ring has, but none where they would wait for consumers who have not
+  // started.
   static __device__ __forceinline__ int slots_ahead(int wasted_slots) { return wasted_slots > 0 ? 0 : 2; }
 
   // Slots that this block's tiles of a piece take, keys and values.
@@ -677,8 +679,8 @@ class DecodeBlock {
     return launch_.norms + (static_cast<int64_t>(id) * blocks_ + rank_) * launch_.partial_rows + row;
   }
   __device__ __forceinline__ float4* sum_of(int id, int row, int column) const {
-    return reinterpret_cast<float4*>(launch_.sums +
-                                     (static_cast<int64_t>(id) * launch_.partial_rows + row) * args_.head_size + column);
+    const int64_t vector = static_cast<int64_t>(id) * launch_.partial_rows + row;
+    return reinterpret_cast<float4*>(launch_.sums + vector * args_.head_size + column);
   }
 
   // Where a quad of the output goes, and what it is multiplied by.
@@ -757,7 +759,8 @@ class DecodeBlock {
     if (!sync_threads_and(kConsumerBarrier, kConsumers, there)) return false;
     __threadfence();
     for (int i = threadIdx.x; i < p.count; i += kConsumers) {
-      const bool first = atomicExch(reinterpret_cast<unsigned long long*>(flag_of(id_of(p, i))), 0ull) == launch_.number;
+      auto* const flag = reinterpret_cast<unsigned long long*>(flag_of(id_of(p, i)));
+      const bool first = atomicExch(flag, 0ull) == launch_.number;
       if (i == 0) *mine = first;
     }
     return true;

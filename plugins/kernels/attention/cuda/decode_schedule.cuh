@@ -88,8 +88,8 @@ __device__ __forceinline__ PastKeys lane_keys(const AttentionArgs<T, C>& args, c
 
 }  // namespace decode_detail
 
-// Where pieces are whole units, the seqlen() of the row of piece `id`; else of the first 32 rows, one a lane, beyond the batch
-// that of its last row.
+// Where pieces are whole units, the seqlen() of the row of piece `id`; else of the first 32 rows, one a lane, beyond the
+// batch that of its last row.
 template <typename T, typename C>
 __device__ __forceinline__ int32_t first_seqlens(const AttentionArgs<T, C>& args, const DecodeLaunch& launch, int id) {
   const int row = launch.whole_units ? quotient(id, launch.kv_heads * launch.row_tiles)

@@ -4,8 +4,8 @@
 //   output   O^T[16 columns, 8 rows] += V^T[16 columns, 16 keys] · P^T[16 keys, 8 rows]
 //
 // Tiles lie in shared memory as the copy engine swizzles them: panels of 128 bytes a key, the 16-byte chunk c of key r
-// at chunk c ^ (r % 8). 8-bit elements become T in registers; as the reduction over d may take any order and the columns
-// of the output any place, each lane converts the bytes it gets and no byte moves between lanes.
+// at chunk c ^ (r % 8). 8-bit elements become T in registers; as the reduction over d may take any order and the
+// columns of the output any place, each lane converts the bytes it gets and no byte moves between lanes.
 #pragma once
 
 #include <cstdint>
@@ -137,9 +137,9 @@ class DecodeTile {
     }
   }
 
-  // Scores become weights 2^(score - reference). `place`: of this lane's first key in the cache, `distance`: from a tile
-  // to the next, in keys; places from `end` on count as not there. `edge`: some row may not see all of these keys, or not
-  // all subtiles are there. `factor`: of raw scores, where the cache is scaled.
+  // Scores become weights 2^(score - reference). `place`: of this lane's first key in the cache, `distance`: from a
+  // tile to the next, in keys; places from `end` on count as not there. `edge`: some row may not see all of these keys,
+  // or not all subtiles are there. `factor`: of raw scores, where the cache is scaled.
   __device__ __forceinline__ void weigh(Scores& s, int place, int distance, int end, bool edge, int subtiles,
                                         float factor, const DecodeRows& rows, const AttentionArgs<T, C>& args) {
     const auto key_place = [&](int u, int i) {
@@ -204,8 +204,8 @@ class DecodeTile {
     return first_subtile * kSubtileKeys + threadIdx.x % 32 / 4;
   }
 
-  // Adds the values of the same keys. The first tile's keys from `valid` on, and the next one's from valid - distance on,
-  // are taken as 0, whatever lies there: 0 * NaN would be NaN.
+  // Adds the values of the same keys. The first tile's keys from `valid` on, and the next one's from valid - distance
+  // on, are taken as 0, whatever lies there: 0 * NaN would be NaN.
   __device__ __forceinline__ void add_values(const Scores& weights, const Views& values, int first_subtile,
                                              int distance, int subtiles, int valid) {
     // Matrices 2, 3: keys 8-15; 1, 3: the second chunk.
