@@ -313,12 +313,13 @@ Status run(const AttentionParams& params, const AttentionSplit& split, void* wor
   constexpr int64_t kShort = 64;  // tiles
   const int most_blocks = std::min(split.blocks_per_multiprocessor, instance.blocks_per_multiprocessor);
   launch.flows = kBulk && d.cluster == 1 && most_tiles(p, instance) <= kShort &&
-                 d.clusters > most_blocks * multiprocessors;
+                 d.clusters > most_blocks * multiprocessors &&
+                 ring_of(p, instance, shared_memory, 1, true).slots > 0;
   Ring ring;
-  int blocks = most_blocks;
-  for (; ring.slots == 0 && blocks > 0; --blocks) ring = ring_of(p, instance, shared_memory, blocks, launch.flows);
+  int blocks = most_blocks + 1;
+  while (ring.slots == 0 && blocks > 1) ring = ring_of(p, instance, shared_memory, --blocks, launch.flows);
   launch.slots = ring.slots;
-  launch.clusters = launch.flows ? (blocks + 1) * multiprocessors : d.clusters;
+  launch.clusters = launch.flows ? blocks * multiprocessors : d.clusters;
   launch.whole_rows = tile_panels(p) > 1;
   launch.tile_keys = instance.tile_keys;
   while ((1 << launch.tile_shift) < launch.tile_keys) ++launch.tile_shift;

@@ -134,6 +134,7 @@ class DecodeBlock {
         fixed_.seqlens[row - 32] = seqlen(args_, row);
       lengths.later = fixed_.seqlens;
     }
+    fixed_.staged[threadIdx.x / 32] = false;
     if (threadIdx.x < launch_.slots) {
       fixed_.full[threadIdx.x].init(kBulk ? 1 : 32);
       fixed_.empty[threadIdx.x].init(kConsumerWarps);
