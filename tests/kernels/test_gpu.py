@@ -372,6 +372,49 @@ def test_short_rows_in_a_graph_of_large_capacity(variant: str, case: AttentionCa
         step.assert_rows_equal([0, 1], small)
 
 
+def many_rows(least: int, most: int) -> tuple[int, ...]:
+    """64 lengths, neighbours far apart."""
+    return tuple(least + i * 37 % (most - least + 1) for i in range(64))
+
+
+# More pairs of a row and a KV head than an H200 has room for blocks: each block takes several, one after the other.
+MANY_CASES = [
+    AttentionCase(many_rows(1, 130), 1, 8, 4, 128, "float16", "float16", rotary="half"),
+    AttentionCase(many_rows(1, 130), 1, 12, 1, 64, "bfloat16", "bfloat16", softmax_mode="unified", phi_range=1.0),
+    AttentionCase(many_rows(200, 700), 1, 9, 3, 80, "float16", "float16", window=150, sink=True),
+    AttentionCase(many_rows(3, 300), 3, 8, 4, 128, "float16", "float16", softcap=20.0),
+    AttentionCase(many_rows(1, 200), 1, 8, 2, 256, "bfloat16", "bfloat16", softmax_mode="online"),
+    AttentionCase(many_rows(1, 260), 1, 8, 8, 128, "float16", "int8", quantization="per_channel", norm=True),
+]
+
+
+@pytest.mark.parametrize(("variant", "case"), gpu_variants(ATTENTION, MANY_CASES))
+def test_more_work_than_blocks(variant: str, case: AttentionCase) -> None:
+    device = harness.device_of(variant)
+    tensors = harness.attention_tensors(case)
+    first, second = (AttentionCall(case, tensors, device) for _ in range(2))
+    counts = []
+    for call in (first, second):
+        counter = _core.DeviceCounter("cuda")
+        call.run(variant, counter=counter)
+        counts.append(counter.read())
+    first.check()
+    assert harness.same_bits(first.outputs["output"], second.outputs["output"])
+    assert counts[0] == counts[1]
+    assert (counts[0] > 0) == (case.softmax_mode == "unified")
+
+    # Rows of bad lengths among the others change nothing but their own output.
+    third = AttentionCall(case, tensors, device)
+    bad = [0, 17, 40, 63]
+    third.inputs["seqlens_k"][bad] = case.capacity + 5
+    third.run(variant, fault=_core.DeviceFault())
+    torch.cuda.synchronize()
+    good = [row for row in range(case.batch) if row not in bad]
+    assert torch.isnan(third.outputs["output"][bad]).all()
+    # Not to the bit: with fewer keys in all, long rows may be cut elsewhere.
+    torch.testing.assert_close(third.outputs["output"][good], first.outputs["output"][good], rtol=0.02, atol=0.02)
+
+
 def test_wrong_device_and_workspace() -> None:
     case = DECODE_CASES[0]
     assert torch.cuda.is_available(), "torch sees no GPU; run -m gpu on a GPU machine"
