@@ -129,6 +129,7 @@ class DecodeBlock {
   __device__ __forceinline__ void run() {
     int id = blockIdx.x >> launch_.cluster_shift;
     RowLengths lengths{first_seqlens(args_, launch_, id), nullptr};
+    if (launch_.whole_units || launch_.batch == 1) lengths.first = __shfl_sync(~0u, lengths.first, 0);  // one state
     if (can_guess() && !first_seqlens_suffice(launch_)) {
       for (int row = 32 + threadIdx.x; row < launch_.batch; row += kDecodeThreads)
         fixed_.seqlens[row - 32] = seqlen(args_, row);
@@ -159,8 +160,9 @@ class DecodeBlock {
     rank_ = blockIdx.x & (blocks_ - 1);
 
     // The first piece is looked for, and its first keys and values are brought into the L2, while the predecessor may
-    // still be working: from lengths that it may be about to change. After it has ended, all but what changes memory
-    // is begun, and only then it is seen whether the lengths have stayed.
+    // still be working: from lengths that it may be about to change, and of which each warp may see another state.
+    // After it has ended, all but what changes memory is begun, and only then it is seen whether the lengths have
+    // stayed: by the producer for itself, by the consumers together.
     bool guesses = kBulk;
     int wasted_slots = 0;
 #pragma unroll 1
@@ -182,17 +184,16 @@ class DecodeBlock {
         __syncthreads();
       }
       const int32_t first = first_seqlens(args_, launch_, id);
-      if (there) begin(piece, wasted_slots);
+      if (there && (is_producer() || !guesses || can_prepare_early())) begin(piece, wasted_slots);
       if (guesses) {
         guesses = false;
-        const bool stayed = have_stayed(lengths, first);
+        const bool stayed = there && have_stayed(lengths, first);
         fixed_.staged[threadIdx.x / 32] = stayed && lengths.later != nullptr;
-        if (!there || !stayed) {
+        const bool right = is_producer() ? stayed
+                                         : sync_threads_and(kConsumerBarrier, kConsumers, stayed && can_prepare_early());
+        if (!right) {
           lengths = {first, nullptr};
-          if (there) {
-            wasted_slots = min(slots_ahead(0), slots_of(piece));
-            if (!is_producer()) sync_threads(kConsumerBarrier, kConsumers);  // nobody reads what prepare() left
-          }
+          if (there && is_producer()) wasted_slots = min(slots_ahead(0), slots_of(piece));
           continue;
         }
       }
@@ -205,7 +206,9 @@ class DecodeBlock {
         return;
       }
       work(piece, is_first, wasted_slots);
-      if (!fixed_.more[threadIdx.x / 32]) return;
+      const bool goes_on = fixed_.more[threadIdx.x / 32];
+      __syncwarp();  // no lane may find the next piece before all have read this
+      if (!goes_on) return;
       id += launch_.clusters;
       wasted_slots = 0;
       lengths = {first_seqlens(args_, launch_, id), fixed_.staged[threadIdx.x / 32] ? fixed_.seqlens : nullptr};
@@ -218,6 +221,8 @@ class DecodeBlock {
   __device__ __forceinline__ bool can_guess() const {
     return kBulk && (first_seqlens_suffice(launch_) || launch_.batch <= 32 + kStagedRows);
   }
+  // Warps that guess differently must not meet at barriers in prepare(), which a norm takes.
+  __device__ __forceinline__ bool can_prepare_early() const { return args_.q_norm == nullptr; }
   // Whether lengths, all or those that count here, still are what they were; `first`: what first_seqlens() has become.
   __device__ __forceinline__ bool have_stayed(const RowLengths& lengths, int32_t first) const {
     bool same = first == lengths.first;
