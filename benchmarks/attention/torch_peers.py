@@ -20,7 +20,7 @@ def sdpa(operands: Operands, backend: str, *, tokens_first: bool = False) -> Can
     case = operands.case
     causal = case.queries == case.context
     if case.queries != 1 and not causal:
-        raise NotImplementedError("is_causal counts from the first key")
+        raise ValueError("SDPA takes one new token, or a prompt: its is_causal counts from the first key")
     # As the projections write it: the heads of a token side by side.
     query = operands.query.transpose(1, 2)
     grouped = case.group > 1

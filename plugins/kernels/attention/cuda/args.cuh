@@ -190,61 +190,44 @@ __device__ float inverse_rms(const T* vector, const T* norm, int head_size, floa
   return rsqrtf(sum / head_size + epsilon);
 }
 
-// What norm and rotary embedding need of columns `column` .. `column` + 3 (a multiple of 4) of a query or key head at a
-// position of rotary_position(), as memory has it: loads of several such quads can be under way at once.
-struct RawQuad {
-  uint2 x;
-  uint2 partner;   // of half rotation: the quad of the other half
-  uint2 cos, sin;  // interleaved: .x alone
-};
+// Columns `column` .. `column` + 3 (a multiple of 4) of a query or key head after norm and rotary embedding. `norm` may
+// be null; `factor` is its inverse_rms. A position of -1 gives NaN.
 template <typename T, typename C>
-__device__ __forceinline__ RawQuad raw_quad(const AttentionArgs<T, C>& args, const T* vector, int column,
-                                            int position) {
-  RawQuad raw{};
-  raw.x = *reinterpret_cast<const uint2*>(vector + column);
-  if (column >= args.rotary_dim || position < 0) return raw;
-  const int half = args.rotary_dim / 2;
-  const int64_t row = static_cast<int64_t>(position) * half;
-  if (args.rotary_interleaved) {
-    raw.cos.x = *reinterpret_cast<const uint32_t*>(args.cos_cache + row + column / 2);
-    raw.sin.x = *reinterpret_cast<const uint32_t*>(args.sin_cache + row + column / 2);
-    return raw;
-  }
-  const int angle = column < half ? column : column - half;
-  raw.partner = *reinterpret_cast<const uint2*>(vector + (column < half ? column + half : angle));
-  raw.cos = *reinterpret_cast<const uint2*>(args.cos_cache + row + angle);
-  raw.sin = *reinterpret_cast<const uint2*>(args.sin_cache + row + angle);
-  return raw;
-}
-
-// The quad after norm and rotary embedding. `norm` may be null; `factor` is its inverse_rms. A position of -1 gives
-// NaN.
-template <typename T, typename C>
-__device__ __forceinline__ float4 prepared4(const AttentionArgs<T, C>& args, const RawQuad& raw, const T* norm,
+__device__ __forceinline__ float4 prepared4(const AttentionArgs<T, C>& args, const T* vector, const T* norm,
                                             float factor, int column, int position) {
+  const auto load = [](const T* from) { return *reinterpret_cast<const uint2*>(from); };
+  const bool turns = column < args.rotary_dim, low = column < args.rotary_dim / 2;
+  const int half = args.rotary_dim / 2, angle = low ? column : column - half, partner = low ? column + half : angle;
+  const int64_t row = static_cast<int64_t>(position) * half;
+  // All loads are under way before the first is waited for.
+  const uint2 raw = load(vector + column);
+  uint2 raw_partner{}, raw_cos{}, raw_sin{};
+  if (turns && position >= 0) {
+    if (args.rotary_interleaved) {
+      raw_cos.x = *reinterpret_cast<const uint32_t*>(args.cos_cache + row + column / 2);
+      raw_sin.x = *reinterpret_cast<const uint32_t*>(args.sin_cache + row + column / 2);
+    } else {
+      raw_partner = load(vector + partner);
+      raw_cos = load(args.cos_cache + row + angle);
+      raw_sin = load(args.sin_cache + row + angle);
+    }
+  }
   const auto normed = [&](uint2 packed, int at) {
     const float4 x = unpack4<T>(packed);
     return norm == nullptr ? x : scaled4(x, load4(norm + at), factor);
   };
-  const float4 x = normed(raw.x, column);
-  if (column >= args.rotary_dim) return x;
+  const float4 x = normed(raw, column);
+  if (!turns) return x;
   if (position < 0) return make_float4(NAN, NAN, NAN, NAN);
   if (args.rotary_interleaved) {
-    const float2 c = unpack2<T>(raw.cos.x), s = unpack2<T>(raw.sin.x);
+    const float2 c = unpack2<T>(raw_cos.x), s = unpack2<T>(raw_sin.x);
     return make_float4(x.x * c.x - x.y * s.x, x.y * c.x + x.x * s.x, x.z * c.y - x.w * s.y, x.w * c.y + x.z * s.y);
   }
-  const int half = args.rotary_dim / 2;
-  const bool low = column < half;
-  const float4 y = normed(raw.partner, low ? column + half : column - half);
-  const float4 c = unpack4<T>(raw.cos);
-  float4 s = unpack4<T>(raw.sin);
+  const float4 y = normed(raw_partner, partner);
+  const float4 c = unpack4<T>(raw_cos);
+  float4 s = unpack4<T>(raw_sin);
   if (low) s = make_float4(-s.x, -s.y, -s.z, -s.w);
   return make_float4(x.x * c.x + y.x * s.x, x.y * c.y + y.y * s.y, x.z * c.z + y.z * s.z, x.w * c.w + y.w * s.w);
-}
-template <typename T, typename C>
-__device__ __forceinline__ float4 prepared4(const AttentionArgs<T, C>& args, const T* vector, const T* norm,
-                                            float factor, int column, int position) {
-  return prepared4(args, raw_quad(args, vector, column, position), norm, factor, column, position);
 }
 
 template <typename T>

@@ -2,6 +2,8 @@
 // producer warp streams tiles of keys and values through a ring of shared memory and four consumer warps compute on
 // them; then the blocks of the cluster, and the pieces of a unit, put their sums together.
 //
+// Many short pieces flow: a block takes one after the other, and the producer brings in the next one's keys meanwhile.
+//
 // No block waits for another that may not run yet: within a cluster all blocks run at once, and of the pieces of a unit
 // the last one to arrive combines. The arrival flags lie in the workspace, whose contents are arbitrary: a flag counts
 // as set where it holds the launch's own 64-bit number, and who combines clears them for a replay of the same launch.
