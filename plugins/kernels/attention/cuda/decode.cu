@@ -199,6 +199,27 @@ Deal deal(const AttentionProblem& p, const DecodeInstance& instance, const Atten
   return d;
 }
 
+// What a launch gets of the GPU.
+struct Room {
+  Ring ring;
+  bool flows;
+  int clusters;  // of the grid
+};
+
+// Many short pieces: as many blocks as there is room for take one after the other, the next keys on their way.
+Room room_of(const AttentionProblem& p, const DecodeInstance& instance, const AttentionSplit& split, const Deal& d,
+             int shared_memory, int multiprocessors, bool bulk) {
+  constexpr int64_t kShort = 64;  // tiles
+  const int most_blocks = std::min(split.blocks_per_multiprocessor, instance.blocks_per_multiprocessor);
+  Room room{};
+  room.flows = bulk && d.cluster == 1 && most_tiles(p, instance) <= kShort &&
+               d.clusters > most_blocks * multiprocessors && ring_of(p, instance, shared_memory, 1, true).slots > 0;
+  int blocks = most_blocks + 1;
+  while (room.ring.slots == 0 && blocks > 1) room.ring = ring_of(p, instance, shared_memory, --blocks, room.flows);
+  room.clusters = room.flows ? blocks * multiprocessors : d.clusters;
+  return room;
+}
+
 template <bool kBulk>
 bool supports(const AttentionProblem& p, const DeviceInfo& device, std::string* why) {
   if (!takes_attention(p, device, why)) return false;
@@ -309,21 +330,14 @@ Status run(const AttentionParams& params, const AttentionSplit& split, void* wor
   FDPP_GPU(cudaGetDevice(&device));
   FDPP_GPU(cudaDeviceGetAttribute(&shared_memory, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   FDPP_GPU(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
-  // Many short pieces: as many blocks as there is room for take one after the other, the next keys on their way.
-  constexpr int64_t kShort = 64;  // tiles
-  const int most_blocks = std::min(split.blocks_per_multiprocessor, instance.blocks_per_multiprocessor);
-  launch.flows = kBulk && d.cluster == 1 && most_tiles(p, instance) <= kShort &&
-                 d.clusters > most_blocks * multiprocessors &&
-                 ring_of(p, instance, shared_memory, 1, true).slots > 0;
-  Ring ring;
-  int blocks = most_blocks + 1;
-  while (ring.slots == 0 && blocks > 1) ring = ring_of(p, instance, shared_memory, --blocks, launch.flows);
-  launch.slots = ring.slots;
-  launch.clusters = launch.flows ? blocks * multiprocessors : d.clusters;
+  const Room room = room_of(p, instance, split, d, shared_memory, multiprocessors, kBulk);
+  launch.slots = room.ring.slots;
+  launch.flows = room.flows;
+  launch.clusters = room.clusters;
   launch.whole_rows = tile_panels(p) > 1;
   launch.tile_keys = instance.tile_keys;
   while ((1 << launch.tile_shift) < launch.tile_keys) ++launch.tile_shift;
-  return instance.launch(params, launch, ring.shared_bytes, context);
+  return instance.launch(params, launch, room.ring.shared_bytes, context);
 }
 
 }  // namespace
