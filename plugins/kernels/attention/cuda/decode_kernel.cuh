@@ -33,7 +33,6 @@ struct DecodeShape {
   // Short rows make long tiles, unless many query rows need the registers.
   static constexpr int kTileKeys = NT == 1 && D * sizeof(C) <= kPanelRow ? 128 : 64;
   static constexpr int kSubtiles = kTileKeys / kSubtileKeys / kKeyWarps;  // of a tile, for one warp
-  static constexpr int kTilesAtOnce = kSubtiles == 1 ? 2 : 1;
   static constexpr int kPanels = D * sizeof(C) / kPanelRow;
   static constexpr int kPanelColumns = kPanelRow / sizeof(C);
   static constexpr int kTilePanel = kTileKeys * kPanelRow;
@@ -119,7 +118,7 @@ class DecodeBlock {
   using Fixed = typename Shape::Fixed;
   using Sums = typename Shape::Sums;
   using Args = AttentionArgs<T, C>;
-  using Tile = DecodeTile<T, C, D, NT, Shape::kTilesAtOnce, Shape::kSubtiles>;
+  using Tile = DecodeTile<T, C, D, NT, Shape::kSubtiles>;
   static constexpr bool kClusters = kBulk && Shape::kClusters;
 
   __device__ __forceinline__ DecodeBlock(const Args& args, const DecodeLaunch& launch, unsigned char* shared)
@@ -195,7 +194,7 @@ class DecodeBlock {
                                          : sync_threads_and(kConsumerBarrier, kConsumers, stayed && can_prepare_early());
         if (!right) {
           lengths = {first, nullptr};
-          if (there && is_producer()) wasted_slots = min(slots_ahead(0), slots_of(piece));
+          if (there && is_producer()) wasted_slots = first_tile(piece) < piece.end_tile ? 2 : 0;
           continue;
         }
       }
@@ -250,7 +249,7 @@ class DecodeBlock {
   // What can be done for a piece that may turn out to be another one.
   __device__ __forceinline__ void begin(const Piece& p, int wasted_slots) {
     if (is_producer()) {
-      fill_slots(p, 0, min(slots_ahead(wasted_slots), slots_of(p)));
+      fill_tiles(p, first_tile(p), end_of_begun(p, wasted_slots));
     } else if (p.keys.span.valid()) {
       factor_ = prepare(p);
     }
@@ -308,22 +307,19 @@ class DecodeBlock {
     }
     if (!p.keys.span.valid()) return;
     // The new tokens' work fits in while the first copies are under way.
-    const int ahead = slots_ahead(wasted_slots), slots = slots_of(p), lap = max(min(launch_.slots, slots), ahead);
-    fill_slots(p, ahead, lap);
+    const int end_of_lap = min(first_tile(p) + (launch_.slots / 2 << launch_.cluster_shift), p.end_tile);
+    const int next = fill_tiles(p, end_of_begun(p, wasted_slots), end_of_lap);
     if (takes_new_) take_new_tokens(p);
     release_successor();
-    fill_slots(p, lap, slots);
+    fill_tiles(p, next, p.end_tile);
   }
 
   // A piece's tiles are dealt to the blocks of the cluster in turn: neighbours read neighbouring memory.
   __device__ __forceinline__ int first_tile(const Piece& p) const { return p.first_tile + static_cast<int>(rank_); }
-  // Slots that begin() fills: as many as any ring has, but none where they would wait for consumers who have not
-  // started.
-  static __device__ __forceinline__ int slots_ahead(int wasted_slots) { return wasted_slots > 0 ? 0 : 2; }
-
-  // Slots that this block's tiles of a piece take, keys and values.
-  __device__ __forceinline__ int slots_of(const Piece& p) const {
-    return 2 * ((p.end_tile - first_tile(p) + static_cast<int>(blocks_) - 1) >> launch_.cluster_shift);
+  // Where what begin() fills ends: after the first tile, if there is one. After a wrong guess it fills none: it might
+  // wait for slots that consumers free only once they have started.
+  __device__ __forceinline__ int end_of_begun(const Piece& p, int wasted_slots) const {
+    return first_tile(p) + (first_tile(p) < p.end_tile && wasted_slots == 0 ? static_cast<int>(blocks_) : 0);
   }
 
   // The first tile of keys and values, into the L2.
@@ -342,18 +338,15 @@ class DecodeBlock {
   }
   __device__ __forceinline__ int plane_of(const Piece& p) const { return p.batch * launch_.kv_heads + p.kv_head; }
 
-  // Slots begin .. end - 1 of the piece's: the keys of the tiles that are worked on at once, then their values.
-  __device__ __forceinline__ void fill_slots(const Piece& p, int begin, int end) {
-    constexpr int kTiles = Shape::kTilesAtOnce;
-    const int tiles = slots_of(p) / 2;
-    for (int slot = begin; slot < end; ++slot) {
-      const int group = slot / (2 * kTiles), at_once = min(kTiles, tiles - group * kTiles);
-      const int within = slot - group * 2 * kTiles;
-      const bool values = within >= at_once;
-      const int tile = group * kTiles + within - (values ? at_once : 0);
-      const int first = p.keys.begin + (first_tile(p) + (tile << launch_.cluster_shift)) * Shape::kTileKeys;
-      fill(values ? args_.value : args_.key, values ? &launch_.value_map : &launch_.key_map, p, first);
+  // Tiles from `begin` on; returns the first one that is not below `end`.
+  __device__ __forceinline__ int fill_tiles(const Piece& p, int begin, int end) {
+    int tile = begin;
+    for (; tile < end; tile += blocks_) {
+      const int first = p.keys.begin + tile * Shape::kTileKeys;
+      fill(args_.key, &launch_.key_map, p, first);
+      fill(args_.value, &launch_.value_map, p, first);
     }
+    return tile;
   }
 
   // The next slot gets the tile of keys from place `first` on. What lies beyond the past keys may be anything.
@@ -435,7 +428,7 @@ class DecodeBlock {
       sync_threads(kStartBarrier, kDecodeThreads);
       for (int i = fixed_.wasted_slots; i > 0; --i) {
         fixed_.full[position_.slot].wait(position_.parity);
-        release(position_, 1);
+        release();
       }
     } else {
       sync_threads(kConsumerBarrier, kConsumers);  // what prepare() left is there
@@ -457,35 +450,31 @@ class DecodeBlock {
     typename Tile::Scores scores;
     const int last_key = p.keys.begin + (p.end_tile - 1) * Shape::kTileKeys;
     const bool joins = takes_new_ && p.end_tile > p.first_tile && span.length() <= last_key + Shape::kTileKeys;
-    const int stride = static_cast<int>(blocks_), distance = stride * Shape::kTileKeys;
-    for (int t = first_tile(p); t < p.end_tile; t += Shape::kTilesAtOnce * stride) {
-      const int tiles = Shape::kTilesAtOnce == 1 || t + stride >= p.end_tile ? 1 : Shape::kTilesAtOnce;
-      const int first_key = p.keys.begin + t * Shape::kTileKeys, last = t + (tiles - 1) * stride;
-      const bool with_new = joins && last == p.end_tile - 1;
+    for (int t = first_tile(p); t < p.end_tile; t += blocks_) {
+      const int first_key = p.keys.begin + t * Shape::kTileKeys;
+      const bool with_new = joins && t == p.end_tile - 1;
       const int end = with_new ? span.length() : span.first;
-      const bool edge = tiles < Shape::kTilesAtOnce ||
-                        p.keys.begin + (last + 1) * Shape::kTileKeys > span.first ||
+      const bool edge = first_key + Shape::kTileKeys > span.first ||
                         (args_.window > 0 && first_key <= span.first + span.tokens - args_.window);
-      const int subtiles = tiles * Shape::kSubtiles;
-      typename Tile::Views views = next_tiles(tiles);
+      unsigned char* slot = next_tile();
       if (with_new) {
         fixed_.new_full.wait(new_parity_);
-        insert_new(last_view(views, tiles), new_keys_, span, last_key, first_subtile);
+        insert_new(slot, new_keys_, span, first_key, first_subtile);
       }
-      tile.score(views, first_subtile, subtiles, scores);
-      release(position_, tiles);
-      tile.weigh(scores, first_key + first_place, distance, end, edge, subtiles, factor, warp_rows, args_);
-      views = next_tiles(tiles);
-      if (with_new) insert_new(last_view(views, tiles), new_values_, span, last_key, first_subtile);
-      tile.add_values(scores, views, first_subtile, distance, subtiles, end - first_key);
-      release(position_, tiles);
+      tile.score({slot, Shape::kTilePanel}, first_subtile, Shape::kSubtiles, scores);
+      release();
+      tile.weigh(scores, first_key + first_place, end, edge, Shape::kSubtiles, factor, warp_rows, args_);
+      slot = next_tile();
+      if (with_new) insert_new(slot, new_values_, span, first_key, first_subtile);
+      tile.add_values(scores, {slot, Shape::kTilePanel}, first_subtile, Shape::kSubtiles, end - first_key);
+      release();
     }
     if (rarely(takes_new_ && !joins)) {
       fixed_.new_full.wait(new_parity_);
       if (key_warp == Shape::kKeyWarps - 1) {
-        tile.score(all_views(new_keys_, new_panel()), 0, 1, scores);
-        tile.weigh(scores, span.first + Tile::first_place(0), 0, span.length(), true, 1, factor, warp_rows, args_);
-        tile.add_values(scores, all_views(new_values_, new_panel()), 0, 0, 1, span.tokens);
+        tile.score({new_keys_, new_panel()}, 0, 1, scores);
+        tile.weigh(scores, span.first + Tile::first_place(0), span.length(), true, 1, factor, warp_rows, args_);
+        tile.add_values(scores, {new_values_, new_panel()}, 0, 1, span.tokens);
       }
     }
     if (takes_new_) {
@@ -524,39 +513,17 @@ class DecodeBlock {
     __syncwarp();
   }
 
-  static __device__ __forceinline__ typename Tile::Views all_views(const unsigned char* data, int panel_stride) {
-    typename Tile::Views views;
-#pragma unroll
-    for (int i = 0; i < Shape::kTilesAtOnce; ++i) views.data[i] = data;
-    views.panel_stride = panel_stride;
-    return views;
+  // The next slot, once it is full.
+  __device__ __forceinline__ unsigned char* next_tile() {
+    fixed_.full[position_.slot].wait(position_.parity);
+    return ring_ + position_.slot * Shape::kTileBytes;
   }
 
-  static __device__ __forceinline__ unsigned char* last_view(const typename Tile::Views& views, int tiles) {
-    return const_cast<unsigned char*>(tiles == 1 ? views.data[0] : views.data[Shape::kTilesAtOnce - 1]);
-  }
-
-  // The next `tiles` slots, once they are full.
-  __device__ __forceinline__ typename Tile::Views next_tiles(int tiles) {
-    typename Tile::Views views = all_views(nullptr, Shape::kTilePanel);
-    RingPosition position = position_;
-#pragma unroll
-    for (int i = 0; i < Shape::kTilesAtOnce; ++i) {
-      if (i >= tiles) break;
-      fixed_.full[position.slot].wait(position.parity);
-      views.data[i] = ring_ + position.slot * Shape::kTileBytes;
-      position.advance(launch_.slots);
-    }
-    return views;
-  }
-
-  // This warp is done with the next `slots` slots.
-  __device__ __forceinline__ void release(RingPosition& position, int slots) {
+  // This warp is done with the next slot.
+  __device__ __forceinline__ void release() {
     __syncwarp();
-    for (int i = 0; i < slots; ++i) {
-      if (threadIdx.x % 32 == 0) fixed_.empty[position.slot].arrive();
-      position.advance(launch_.slots);
-    }
+    if (threadIdx.x % 32 == 0) fixed_.empty[position_.slot].arrive();
+    position_.advance(launch_.slots);
   }
 
   // Queries into shared memory, rotated. Returns what scores are to be multiplied by.

@@ -41,20 +41,16 @@ struct DecodeRow {
   bool unified;
 };
 
-// Tiles of keys or values in shared memory that are worked on at a time.
-template <int kTiles>
-struct TileViews {
-  const unsigned char* data[kTiles];
+// A tile of keys or values in shared memory.
+struct TileView {
+  const unsigned char* data;
   int panel_stride;  // bytes
 };
 
-// D: head size up to a multiple of 64 (128 for 8-bit caches). NT: groups of 8 query rows. kTiles: tiles at a time, PER:
-// this warp's subtiles of each. One tile's products, weights and sums wait for each other; those of two fill the gaps.
-template <typename T, typename C, int D, int NT, int kTiles, int PER>
+// D: head size up to a multiple of 64 (128 for 8-bit caches). NT: groups of 8 query rows. SUB: subtiles at a time.
+template <typename T, typename C, int D, int NT, int SUB>
 class DecodeTile {
  public:
-  static constexpr int SUB = kTiles * PER;
-  using Views = TileViews<kTiles>;
   static constexpr bool kBytes = sizeof(C) == 1;
   static constexpr int kSteps = D / 16;
   static constexpr int kLoads = kBytes ? kSteps / 2 : kSteps;  // of 32 bytes a key
@@ -81,10 +77,10 @@ class DecodeTile {
     }
   }
 
-  // Subtiles first_subtile .. of each tile of keys against the query; `subtiles` of all are there.
-  __device__ __forceinline__ void score(const Views& keys, int first_subtile, int subtiles, Scores& s) const {
+  // Subtiles first_subtile .. of a tile of keys against the query.
+  __device__ __forceinline__ void score(const TileView& keys, int first_subtile, int subtiles, Scores& s) const {
     // One warp's subtile is a chain of dependent products; two shorter chains finish sooner.
-    constexpr int kChains = SUB * NT <= 2 ? 2 : 1;
+    constexpr int kChains = SUB * NT == 1 ? 2 : 1;
     float sums[kChains][SUB][NT][4];
 #pragma unroll
     for (int c = 0; c < kChains; ++c) {
@@ -97,10 +93,10 @@ class DecodeTile {
     // Matrices 0, 2: keys 0-7; 1, 3: keys 8-15; 2, 3: the second chunk.
     const int lane = threadIdx.x % 32;
     const int chunk = lane / 16 ^ lane % 8;
-    const int row = (first_subtile * kSubtileKeys + lane % 16) * kPanelRow;
+    const unsigned char* const rows = keys.data + (first_subtile * kSubtileKeys + lane % 16) * kPanelRow;
 #pragma unroll
     for (int load = 0; load < kLoads; ++load) {
-      const int from = row + load / 4 * keys.panel_stride + ((chunk ^ load * 2 % 8) * 16);
+      const unsigned char* const from = rows + load / 4 * keys.panel_stride + ((chunk ^ load * 2 % 8) * 16);
       uint32_t q[kBytes ? 2 : 1][NT][2];
 #pragma unroll
       for (int h = 0; h < (kBytes ? 2 : 1); ++h) query_at(kBytes ? 2 * load + h : load, q[h]);
@@ -108,7 +104,7 @@ class DecodeTile {
       for (int u = 0; u < SUB; ++u) {
         if (u >= subtiles) break;
         uint32_t r[4];
-        ldmatrix_x4(r, keys.data[u / PER] + from + u % PER * kSubtileKeys * kPanelRow);
+        ldmatrix_x4(r, from + u * kSubtileKeys * kPanelRow);
         float(&into)[NT][4] = sums[load % kChains][u];
         if constexpr (!kBytes) {
 #pragma unroll
@@ -137,14 +133,11 @@ class DecodeTile {
     }
   }
 
-  // Scores become weights 2^(score - reference). `place`: of this lane's first key in the cache, `distance`: from a
-  // tile to the next, in keys; places from `end` on count as not there. `edge`: some row may not see all of these keys,
-  // or not all subtiles are there. `factor`: of raw scores, where the cache is scaled.
-  __device__ __forceinline__ void weigh(Scores& s, int place, int distance, int end, bool edge, int subtiles,
-                                        float factor, const DecodeRows& rows, const AttentionArgs<T, C>& args) {
-    const auto key_place = [&](int u, int i) {
-      return place + u / PER * distance + u % PER * kSubtileKeys + i / 2 * 8;
-    };
+  // Scores become weights 2^(score - reference). `place`: of the first key of this lane in the cache, key u, i of the
+  // scores stands at key_place(place, u, i); places from `end` on count as not there. `edge`: some row may not see all
+  // of these keys. `factor`: of raw scores, where the cache is scaled.
+  __device__ __forceinline__ void weigh(Scores& s, int place, int end, bool edge, int subtiles, float factor,
+                                        const DecodeRows& rows, const AttentionArgs<T, C>& args) {
     float unit = args.softmax.to_log2;
     if constexpr (kBytes) {
       for_each(s, [&](int, int, int, float x) { return x * factor; });
@@ -156,7 +149,7 @@ class DecodeTile {
     }
     if (rarely(args.bias.data != nullptr)) {
       for_each(s, [&](int u, int n, int i, float x) {
-        const int row = row_of(rows, n, i % 2), key = key_place(u, i);
+        const int row = row_of(rows, n, i % 2), key = key_place(place, u, i);
         if (row >= rows.rows || key >= end) return x * unit;
         const int token = table_[local_row(n, i % 2)].token;
         const T* bias = args.bias.at(rows.batch, rows.kv_head * args.group + row - token * args.group, token);
@@ -166,7 +159,7 @@ class DecodeTile {
     }
     if (edge) {
       for_each(s, [&](int u, int n, int i, float x) {
-        const int key = key_place(u, i);
+        const int key = key_place(place, u, i);
         const int own = rows.first + table_[local_row(n, i % 2)].token;
         const bool seen = u < subtiles && key < end && key <= own && (args.window == 0 || key > own - args.window);
         return seen ? x : -INFINITY;
@@ -204,14 +197,15 @@ class DecodeTile {
     return first_subtile * kSubtileKeys + threadIdx.x % 32 / 4;
   }
 
-  // Adds the values of the same keys. The first tile's keys from `valid` on, and the next one's from valid - distance
-  // on, are taken as 0, whatever lies there: 0 * NaN would be NaN.
-  __device__ __forceinline__ void add_values(const Scores& weights, const Views& values, int first_subtile,
-                                             int distance, int subtiles, int valid) {
+  // Adds the values of the same keys. The tile's keys from `valid` on are taken as 0, whatever lies there: 0 * NaN
+  // would be NaN.
+  __device__ __forceinline__ void add_values(const Scores& weights, const TileView& values, int first_subtile,
+                                             int subtiles, int valid) {
     // Matrices 2, 3: keys 8-15; 1, 3: the second chunk.
     const int lane = threadIdx.x % 32;
     const int chunk = lane / 8 % 2 ^ lane % 8;
-    const int row = (first_subtile * kSubtileKeys + lane % 8 + lane / 16 * 8) * kPanelRow;
+    const unsigned char* const rows =
+        values.data + (first_subtile * kSubtileKeys + lane % 8 + lane / 16 * 8) * kPanelRow;
 #pragma unroll
     for (int u = 0; u < SUB; ++u) {
       if (u >= subtiles) break;
@@ -221,13 +215,13 @@ class DecodeTile {
         p[n][0] = transpose8x8(pack2<T>(weights[u][n][0], weights[u][n][1]));
         p[n][1] = transpose8x8(pack2<T>(weights[u][n][2], weights[u][n][3]));
       }
-      const int left = valid - u / PER * distance - (first_subtile + u % PER) * kSubtileKeys - lane % 4 * 2;
+      const int left = valid - (first_subtile + u) * kSubtileKeys - lane % 4 * 2;
       const uint32_t keep[2] = {keep_mask(left), keep_mask(left - 8)};
 #pragma unroll
       for (int load = 0; load < kLoads; ++load) {
         uint32_t r[4];
-        ldmatrix_x4_trans(r, values.data[u / PER] + row + u % PER * kSubtileKeys * kPanelRow +
-                                 load / 4 * values.panel_stride + ((chunk ^ load * 2 % 8) * 16));
+        ldmatrix_x4_trans(r, rows + u * kSubtileKeys * kPanelRow + load / 4 * values.panel_stride +
+                                 ((chunk ^ load * 2 % 8) * 16));
 #pragma unroll
         for (int i = 0; i < 4; ++i) r[i] &= keep[i / 2];
         if constexpr (!kBytes) {
@@ -283,6 +277,9 @@ class DecodeTile {
 
   static __device__ __forceinline__ int row_of(const DecodeRows& rows, int n, int i) {
     return rows.first_row + local_row(n, i);
+  }
+  static __device__ __forceinline__ int key_place(int place, int u, int i) {
+    return place + u * kSubtileKeys + i / 2 * 8;
   }
   // For a pair of neighbouring keys, `left` of which are there.
   static __device__ __forceinline__ uint32_t keep_mask(int left) { return left >= 2 ? ~0u : left == 1 ? 0xffffu : 0u; }
