@@ -59,7 +59,6 @@ Status check_split(const AttentionSplit& s) {
                             ", expected " + expected);
   };
   if (s.pieces < 1 || s.pieces > kMost) return bad("pieces", s.pieces, "1 to 65536");
-  if (s.far_pieces < 1 || s.far_pieces > kMost) return bad("far_pieces", s.far_pieces, "1 to 65536");
   if (s.cluster != 1 && s.cluster != 2 && s.cluster != 4 && s.cluster != 8)
     return bad("cluster", s.cluster, "1, 2, 4 or 8");
   if (s.blocks_per_multiprocessor < 1)

@@ -135,7 +135,6 @@ AttentionSplit parse_split(const py::dict& split) {
   AttentionSplit s;
   DictReader reader("split key", split);
   reader.read("pieces", &s.pieces);
-  reader.read("far_pieces", &s.far_pieces);
   reader.read("cluster", &s.cluster);
   reader.read("blocks_per_multiprocessor", &s.blocks_per_multiprocessor);
   reader.finish();
@@ -145,7 +144,6 @@ AttentionSplit parse_split(const py::dict& split) {
 py::dict split_dict(const AttentionSplit& split) {
   py::dict d;
   d["pieces"] = split.pieces;
-  d["far_pieces"] = split.far_pieces;
   d["cluster"] = split.cluster;
   d["blocks_per_multiprocessor"] = split.blocks_per_multiprocessor;
   return d;

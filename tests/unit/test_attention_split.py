@@ -43,8 +43,7 @@ def test_decode_fills_an_h200(batch: int, q_heads: int, kv_heads: int, context: 
         return
     assert plan["variant"] == "cuda_decode_hopper"
     split = plan["split"]
-    pieces = max(split["pieces"], split["far_pieces"])
-    blocks = batch * kv_heads * split["cluster"] * pieces
+    blocks = batch * kv_heads * split["cluster"] * split["pieces"]
     assert H200["multiprocessors"] / 3 <= blocks <= 3 * H200["multiprocessors"]
     assert plan["num_splits"] == split["pieces"] * split["cluster"]
 
@@ -64,7 +63,7 @@ def test_workspace_follows_the_split() -> None:
     ("split", "message"),
     [
         ({"pieces": 0}, "split's pieces is 0, expected 1 to 65536"),
-        ({"far_pieces": 70000}, "split's far_pieces is 70000, expected 1 to 65536"),
+        ({"pieces": 70000}, "split's pieces is 70000, expected 1 to 65536"),
         ({"cluster": 3}, "split's cluster is 3, expected 1, 2, 4 or 8"),
         ({"blocks_per_multiprocessor": 0}, "split's blocks_per_multiprocessor is 0, expected at least 1"),
         ({"pices": 2}, 'unknown split key "pices"'),

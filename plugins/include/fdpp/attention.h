@@ -121,7 +121,6 @@ struct AttentionVariant;
 // How a call's work is shared out; which fields count is the variant's.
 struct AttentionSplit {
   int pieces = 1;                     // of a KV head's context, worked on side by side
-  int far_pieces = 1;                 // the same where the lengths, which only the device sees, turn out to be long
   int cluster = 1;                    // blocks that share a piece: 1, 2, 4 or 8
   int blocks_per_multiprocessor = 1;  // at most
 };

@@ -99,61 +99,52 @@ int64_t units_of(const AttentionProblem& p, const DecodeInstance& instance) {
   return std::max<int64_t>(p.batch * p.kv_heads * row_tiles_of(p, instance), 1);
 }
 
-// Tiles of a unit from which on far_pieces hold.
-int64_t long_way_of(const AttentionSplit& split) {
-  constexpr int64_t kLongWay = 128;  // tiles of a block
-  return kLongWay * split.cluster;
-}
-
-bool may_go_far(const AttentionProblem& p, const DecodeInstance& instance, const AttentionSplit& split) {
-  return most_tiles(p, instance) >= long_way_of(split);
-}
-
 AttentionSplit split_of(int cluster, int64_t pieces, int blocks_per_multiprocessor) {
   AttentionSplit d;
   d.cluster = cluster;
-  d.pieces = d.far_pieces = static_cast<int>(std::max<int64_t>(pieces, 1));
+  d.pieces = static_cast<int>(std::max<int64_t>(pieces, 1));
   d.blocks_per_multiprocessor = blocks_per_multiprocessor;
   return d;
 }
 
+int64_t rounds_of(int64_t blocks, int64_t room) { return (blocks + room - 1) / room; }
+
 // Many units: one, two or four blocks for each, the least number whose blocks come in almost whole rounds of one a
 // multiprocessor; two where one leaves no second block to overlap with, unless pairs of units share their keys and
-// values anyway. Pieces, which cost a combination through memory, are for longer ones.
-AttentionSplit split_many(int64_t units, int64_t tiles, int64_t multiprocessors, bool shared) {
+// values anyway. Pieces, which cost a combination through memory, are for longer ones. `most_blocks`: that a
+// multiprocessor holds.
+AttentionSplit split_many(int64_t units, int64_t tiles, int64_t multiprocessors, int most_blocks, bool shared) {
   constexpr int64_t kWorthPieces = 128;  // tiles
-  if (tiles < 4) return split_of(1, 1, 3);
+  const int fewest_rounds = rounds_of(units, 2 * multiprocessors) <= rounds_of(units, 3 * multiprocessors) ? 2 : 3;
+  if (tiles < 4) return split_of(1, 1, fewest_rounds);
   const int most = tiles >= kWorthPieces ? 4 : 2;
-  for (int blocks = units <= multiprocessors && !shared ? 2 : 1; blocks <= most; blocks *= 2) {
-    const int64_t rounds = (units * blocks + multiprocessors - 1) / multiprocessors;
-    if (100 * units * blocks < 93 * rounds * multiprocessors) continue;
-    const bool three = rounds == 3 || (rounds > 3 && tiles < (blocks == 2 ? 64 : 16));
-    return split_of(std::min(blocks, 2), blocks / 2, three ? 3 : 2);
+  for (int blocks = units <= multiprocessors && !shared && most_blocks > 1 ? 2 : 1; blocks <= most; blocks *= 2) {
+    const int64_t rounds = rounds_of(units * blocks, multiprocessors);
+    if (100 * units * blocks < 93 * rounds * multiprocessors || (rounds == 3 && most_blocks < 3)) continue;
+    if (blocks == 1) return split_of(1, 1, rounds == 3 ? 3 : tiles < 16 ? fewest_rounds : 2);
+    return split_of(2, blocks / 2, rounds == 3 || (rounds > 3 && blocks == 2 && tiles < 64) ? 3 : 2);
   }
-  return split_of(1, 1, units > multiprocessors ? 3 : 2);
+  if (units <= multiprocessors) return split_of(1, 1, 2);
+  return most_blocks < 3 ? split_of(2, 1, 2) : split_of(1, 1, 3);
 }
 
-// Few units, each on a cluster: the power of two that comes nearest to one block a multiprocessor, by ratio; clusters
-// of eight need more room. They are cut into pieces where that leaves most of the GPU idle, or each block a long way to
-// go, over which their speeds drift apart.
-AttentionSplit split_few(int64_t units, int64_t tiles, int64_t multiprocessors) {
+// Few units, each on a cluster: the largest power of two that stays near one block a multiprocessor; nearer where a
+// multiprocessor does not hold three, and clusters of eight need more room. Where they leave most of the GPU idle they
+// are cut into pieces, up to the dozen clusters of eight that draw all of the memory's speed; so are small clusters
+// that have a long way to go.
+AttentionSplit split_few(int64_t units, int64_t tiles, int64_t multiprocessors, int most_blocks) {
   const auto fits = [&](int64_t next) {
-    return next < 8 ? 10 * units * next <= 14 * multiprocessors : 4 * units * next <= 3 * multiprocessors;
+    return next < 8 ? 10 * units * next <= (most_blocks < 3 ? 8 : 14) * multiprocessors
+                    : 4 * units * next <= 3 * multiprocessors;
   };
   const auto has_work = [&](int64_t next) { return (next < 8 ? 2 * next : next) <= tiles; };
   int cluster = 1;
   while (cluster < kLargestCluster && fits(2 * cluster) && has_work(2 * cluster)) cluster *= 2;
   const int64_t blocks = units * cluster;
-  // Clusters of eight fit thirty times at two blocks a multiprocessor: 24 of them leave the least idle.
-  AttentionSplit d = split_of(cluster, 1, cluster == 4 || tiles <= 4 ? 3 : 2);
-  if (3 * blocks < multiprocessors && units <= 24)
-    d.pieces = static_cast<int>(std::clamp<int64_t>(tiles / cluster / 4, 1, units < 3 ? 6 : 24 / units));
-  d.far_pieces = d.pieces;
-  if (tiles < long_way_of(d)) return d;
-  const int64_t wanted = cluster < 8 ? multiprocessors : (units > 4 ? 29 : 16) * multiprocessors / 11;
-  d.far_pieces = static_cast<int>(std::max<int64_t>(wanted / blocks, 1));
-  if (cluster == 8 && units > 4) d.blocks_per_multiprocessor = 3;
-  return d;
+  int64_t pieces = 1;
+  if (3 * blocks < multiprocessors) pieces = std::min(tiles / cluster / 4, 12 / units);
+  if (cluster <= 2 && tiles >= 128 * cluster) pieces = multiprocessors / blocks;
+  return split_of(cluster, pieces, cluster == 4 && 5 * blocks > 4 * multiprocessors ? 3 : 2);
 }
 
 // How blocks are dealt out, by times measured on an H200 over the benchmark's grid.
@@ -166,35 +157,33 @@ AttentionSplit split(const AttentionProblem& p, const DeviceInfo& device) {
   // Where computing takes as long as reading, small clusters and more pieces keep more warps at work.
   if (p.quantized() && 3 * units <= multiprocessors && tiles * units >= 2048)
     return split_of(2, multiprocessors / units, 2);
-  if (instance.rows > 8 && units >= 8 && 4 * units <= multiprocessors && tiles >= 256)
-    return units < 16 ? split_of(4, multiprocessors / (2 * units), 2) : split_of(2, multiprocessors / (2 * units), 2);
+  const int most_blocks = instance.blocks_per_multiprocessor;
+  const int64_t long_enough = most_blocks == 1 && units >= 16 ? 64 : 256;
+  if (instance.rows > 8 && units >= 8 && 4 * units <= multiprocessors && tiles >= long_enough)
+    return split_of(units < 16 ? 4 : 2, multiprocessors / (2 * units), 2);
   const bool shared = row_tiles_of(p, instance) == 2;
   if (shared && units >= 16 && 4 * units <= multiprocessors && tiles >= 128)
     return split_of(2, multiprocessors / units, 2);
-  return 9 * units > 4 * multiprocessors ? split_many(units, tiles, multiprocessors, shared)
-                                         : split_few(units, tiles, multiprocessors);
+  return 9 * units > 4 * multiprocessors ? split_many(units, tiles, multiprocessors, most_blocks, shared)
+                                         : split_few(units, tiles, multiprocessors, most_blocks);
 }
 
 // The launch's share of what a split says.
 struct Deal {
   int cluster, clusters;
-  int near_pieces, far_pieces, least_tiles;
+  int pieces, least_tiles;
 };
 
 Deal deal(const AttentionProblem& p, const DecodeInstance& instance, const AttentionSplit& split) {
   constexpr int64_t kMost = 1 << 20;
   const int64_t units = units_of(p, instance);
-  const int most = may_go_far(p, instance, split) ? std::max(split.pieces, split.far_pieces) : split.pieces;
   Deal d{};
   d.cluster = instance.clusters ? split.cluster : 1;
-  d.clusters = static_cast<int>(std::min(units * most, kMost));
-  d.near_pieces = static_cast<int>(std::min(units * split.pieces, kMost));
-  d.far_pieces = static_cast<int>(std::min(units * split.far_pieces, kMost));
+  d.pieces = d.clusters = static_cast<int>(std::min(units * split.pieces, kMost));
   d.least_tiles = 4 * d.cluster;
   if (p.batch > 1) {
     // What is a quarter longer than the average is cut, and may be taken in a second round.
-    d.near_pieces = std::max(d.near_pieces * 4 / 5, 1);
-    d.far_pieces = std::max(d.far_pieces * 4 / 5, 1);
+    d.pieces = std::max(d.pieces * 4 / 5, 1);
   }
   return d;
 }
@@ -210,10 +199,11 @@ struct Room {
 Room room_of(const AttentionProblem& p, const DecodeInstance& instance, const AttentionSplit& split, const Deal& d,
              int shared_memory, int multiprocessors, bool bulk) {
   constexpr int64_t kShort = 64;  // tiles
+  constexpr int kFlowSlots = 3;   // with fewer, the next keys would not be on their way
   const int most_blocks = std::min(split.blocks_per_multiprocessor, instance.blocks_per_multiprocessor);
   Room room{};
   room.flows = bulk && d.cluster == 1 && most_tiles(p, instance) <= kShort &&
-               d.clusters > most_blocks * multiprocessors && ring_of(p, instance, shared_memory, 1, true).slots > 0;
+               d.clusters > most_blocks * multiprocessors && ring_of(p, instance, shared_memory, most_blocks, true).slots >= kFlowSlots;
   int blocks = most_blocks + 1;
   while (room.ring.slots == 0 && blocks > 1) room.ring = ring_of(p, instance, shared_memory, --blocks, room.flows);
   room.clusters = room.flows ? blocks * multiprocessors : d.clusters;
@@ -247,8 +237,7 @@ int partial_rows_of(const AttentionProblem& p, const DecodeInstance& instance) {
 Workspace workspace_of(const AttentionProblem& p, const DecodeInstance& instance, const Deal& d) {
   if (most_tiles(p, instance) <= d.least_tiles) return {};  // every unit is one piece
   // Each row of the batch rounds its share up.
-  const size_t pieces = std::max(d.near_pieces, d.far_pieces) +
-                        static_cast<size_t>(units_of(p, instance));
+  const size_t pieces = static_cast<size_t>(d.pieces) + static_cast<size_t>(units_of(p, instance));
   const size_t rows = static_cast<size_t>(partial_rows_of(p, instance)), cluster = static_cast<size_t>(d.cluster);
   const auto whole = [](size_t bytes) { return (bytes + 255) / 256 * 256; };
   Workspace w{};
@@ -319,9 +308,7 @@ Status run(const AttentionParams& params, const AttentionSplit& split, void* wor
   launch.rows = static_cast<int>(p.query_length * p.group());
   launch.row_tiles = row_tiles_of(p, instance);
   launch.partial_rows = partial_rows_of(p, instance);
-  launch.near_pieces = d.near_pieces;
-  launch.far_pieces = d.far_pieces;
-  launch.long_way = static_cast<int>(long_way_of(split));
+  launch.pieces = d.pieces;
   launch.least_tiles = d.least_tiles;
   launch.whole_units = most_tiles(p, instance) <= d.least_tiles;
   launch.cluster = d.cluster;

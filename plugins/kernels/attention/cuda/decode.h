@@ -22,9 +22,7 @@ struct DecodeLaunch {
   int rows;          // query rows of a KV head: S * group
   int row_tiles;     // tiles of query rows
   int partial_rows;  // rows of a tile that are there: what norms and sums hold
-  int near_pieces;   // wanted in all, for units shorter than long_way tiles on the average
-  int far_pieces;    // for longer ones
-  int long_way;
+  int pieces;        // wanted in all
   int least_tiles;   // of a piece
   bool whole_units;  // no unit can have more: unit u is piece u, and there are no others
   bool flows;        // blocks go from piece to piece without a pause: sums have shared memory of their own

@@ -133,8 +133,7 @@ __device__ __forceinline__ bool find_piece(const AttentionArgs<T, C>& args, cons
   const int units = launch.kv_heads * launch.row_tiles;
   // In float32: a quotient that is whole must not round up.
   const auto tiles_of_piece = [&](int tiles) {
-    const int pieces = tiles >= launch.long_way * launch.batch ? launch.far_pieces : launch.near_pieces;
-    const float share = __fdividef(static_cast<float>(tiles) * units, pieces);
+    const float share = __fdividef(static_cast<float>(tiles) * units, launch.pieces);
     return max(static_cast<int>(ceilf(share * (1 - 1e-6f))), launch.least_tiles);
   };
   if (launch.whole_units || launch.batch == 1) {
