@@ -49,14 +49,14 @@ constexpr int kFewestSlots = 2;            // keys and values of one tile
 constexpr int64_t kReservedShared = 1024;  // of each block, for the system
 
 // The smallest instance that holds the head and, where one does, all query rows. But up to 16 rows are worked on 8 at a
-// time where the way is short and the L2 holds keys and values for those who read them again: a block's way through 16
-// rows takes longer.
+// time where keys are few, and the L2 holds them for those who read them again: a block's way through 16 rows takes
+// longer. That of small heads, whose instance has half the warps, is longer still.
 const DecodeInstance& instance_of(const AttentionProblem& p, bool bulk) {
-  constexpr int64_t kHeldBytes = 40 << 20, kShortEnough = 16384;
-  const int64_t rows = p.query_length * p.group();
-  const int64_t bytes = 2 * p.batch * p.kv_heads * p.total_length * p.head_size * dtype_size(p.cache_dtype);
-  const bool held = bytes <= kHeldBytes && p.total_length <= kShortEnough;
-  const int64_t wanted = rows <= 16 && held ? std::min<int64_t>(rows, 8) : rows;
+  constexpr int64_t kFewKeys = 16384, kFewSmallKeys = 163840;
+  const int64_t rows = p.query_length * p.group(), keys = p.batch * p.kv_heads * p.total_length;
+  const bool few = keys <= kFewKeys ||
+                   (keys <= kFewSmallKeys && p.total_length <= kFewKeys && p.head_size <= 64 && !p.quantized());
+  const int64_t wanted = rows <= 16 && few ? std::min<int64_t>(rows, 8) : rows;
   const DecodeInstance* best = nullptr;
   for (const DecodeInstance* i = decode_instances(p.dtype, p.cache_dtype, bulk); i->head_size != 0; ++i) {
     if (i->head_size < p.head_size || (best != nullptr && i->head_size > best->head_size)) continue;
@@ -158,8 +158,7 @@ AttentionSplit split(const AttentionProblem& p, const DeviceInfo& device) {
   if (p.quantized() && 3 * units <= multiprocessors && tiles * units >= 2048)
     return split_of(2, multiprocessors / units, 2);
   const int most_blocks = instance.blocks_per_multiprocessor;
-  const int64_t long_enough = most_blocks == 1 && units >= 16 ? 64 : 256;
-  if (instance.rows > 8 && units >= 8 && 4 * units <= multiprocessors && tiles >= long_enough)
+  if (instance.rows > 8 && units >= 8 && 4 * units <= multiprocessors && tiles >= (units < 16 ? 256 : 64))
     return split_of(units < 16 ? 4 : 2, multiprocessors / (2 * units), 2);
   const bool shared = row_tiles_of(p, instance) == 2;
   if (shared && units >= 16 && 4 * units <= multiprocessors && tiles >= 128)

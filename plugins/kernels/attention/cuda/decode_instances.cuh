@@ -16,7 +16,7 @@ Status launch_decode(const AttentionParams& params, const DecodeLaunch& launch, 
   cudaLaunchAttribute attributes[2] = {};
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(launch.clusters * launch.cluster);
-  config.blockDim = dim3(kDecodeThreads);
+  config.blockDim = dim3(DecodeShape<C, D, NT, WR>::kThreads);
   config.dynamicSmemBytes = shared_bytes;
   config.stream = static_cast<cudaStream_t>(context.stream);
   config.attrs = attributes;
@@ -48,17 +48,17 @@ constexpr DecodeInstance decode_instance() {
 // 8-bit panels are 128 columns wide. More than 16 query rows over an 8-bit cache are worked on 16 at a time.
 template <typename T, typename C, bool kBulk>
 inline constexpr DecodeInstance kByteInstances[] = {
-    decode_instance<T, C, 128, 1, 1, kBulk>(), decode_instance<T, C, 128, 2, 1, kBulk>(),
-    decode_instance<T, C, 256, 1, 1, kBulk>(), decode_instance<T, C, 256, 2, 1, kBulk>(), {}};
+    decode_instance<T, C, 128, 1, 1, kBulk>(), decode_instance<T, C, 128, 1, 2, kBulk>(),
+    decode_instance<T, C, 256, 1, 1, kBulk>(), decode_instance<T, C, 256, 1, 2, kBulk>(), {}};
 
 template <typename T, bool kBulk>
 inline constexpr DecodeInstance kPlainInstances[] = {
     decode_instance<T, T, 64, 1, 1, kBulk>(),  decode_instance<T, T, 64, 2, 1, kBulk>(),
     decode_instance<T, T, 64, 2, 4, kBulk>(),  decode_instance<T, T, 128, 1, 1, kBulk>(),
-    decode_instance<T, T, 128, 2, 1, kBulk>(), decode_instance<T, T, 128, 2, 4, kBulk>(),
-    decode_instance<T, T, 192, 1, 1, kBulk>(), decode_instance<T, T, 192, 2, 1, kBulk>(),
+    decode_instance<T, T, 128, 1, 2, kBulk>(), decode_instance<T, T, 128, 2, 4, kBulk>(),
+    decode_instance<T, T, 192, 1, 1, kBulk>(), decode_instance<T, T, 192, 1, 2, kBulk>(),
     decode_instance<T, T, 192, 2, 4, kBulk>(), decode_instance<T, T, 256, 1, 1, kBulk>(),
-    decode_instance<T, T, 256, 2, 1, kBulk>(), decode_instance<T, T, 256, 2, 4, kBulk>(), {}};
+    decode_instance<T, T, 256, 1, 2, kBulk>(), decode_instance<T, T, 256, 2, 4, kBulk>(), {}};
 
 template <typename T, typename C, bool kBulk>
 constexpr const DecodeInstance* instances_of() {

@@ -1,5 +1,5 @@
 // Decode attention in one launch. A cluster of blocks works on one piece (decode_schedule.cuh): in each block a
-// producer warp streams tiles of keys and values through a ring of shared memory and four consumer warps compute on
+// producer warp streams tiles of keys and values through a ring of shared memory and consumer warps compute on
 // them; then the blocks of the cluster, and the pieces of a unit, put their sums together.
 //
 // Many short pieces flow: a block takes one after the other, and the producer brings in the next one's keys meanwhile.
@@ -19,27 +19,27 @@
 
 namespace fdpp {
 
-inline constexpr int kConsumerWarps = 4;
-inline constexpr int kConsumers = 32 * kConsumerWarps;
-inline constexpr int kDecodeThreads = kConsumers + 32;
 inline constexpr int kStagedRows = 128;
 inline constexpr int kConsumerBarrier = 1, kStartBarrier = 2;  // 0 is __syncthreads()'s
 
-// NT groups of 8 query rows a warp, WR warps side by side over rows, the others over keys.
+// NT groups of 8 query rows a warp, WR warps side by side over rows.
 template <typename C, int D, int NT, int WR>
 struct DecodeShape {
   static constexpr int kRows = 8 * NT * WR;
-  static constexpr int kKeyWarps = kConsumerWarps / WR;
+  static constexpr int kKeyWarps = WR == 4 ? 1 : 4;  // side by side over the keys of a tile
+  static constexpr int kConsumerWarps = WR * kKeyWarps;
+  static constexpr int kThreads = 32 * kConsumerWarps + 32;
   // Short rows make long tiles, unless many query rows need the registers.
-  static constexpr int kTileKeys = NT == 1 && D * sizeof(C) <= kPanelRow ? 128 : 64;
+  static constexpr int kTileKeys = NT * WR == 1 && D * sizeof(C) <= kPanelRow ? 128 : 64;
   static constexpr int kSubtiles = kTileKeys / kSubtileKeys / kKeyWarps;  // of a tile, for one warp
   static constexpr int kPanels = D * sizeof(C) / kPanelRow;
   static constexpr int kPanelColumns = kPanelRow / sizeof(C);
   static constexpr int kTilePanel = kTileKeys * kPanelRow;
   static constexpr int kTileBytes = kPanels * kTilePanel;
+  static constexpr bool kQueryInRegisters = WR != 2 && NT * D <= (NT == 1 ? 256 : 128);
   static constexpr int kUnits = D / 4;    // quads of columns
   // Many rows give many blocks enough to do by themselves: they need no clusters.
-  static constexpr bool kClusters = WR == 1;
+  static constexpr bool kClusters = WR < 4;
   static constexpr int kInbox = kClusters ? kRows * kUnits + kLargestCluster : 1;
   static constexpr int kSumPitch = D + 4;  // rows 2 t and 2 t + 1 of four lanes fall into different banks
 
@@ -51,8 +51,8 @@ struct DecodeShape {
     DecodeRow rows[kRows];
     int left_rows;
     int wasted_slots;
-    bool more[kDecodeThreads / 32];    // of a warp's piece: here, since registers are for the keys
-    bool staged[kDecodeThreads / 32];  // a warp has seen that seqlens holds what it should
+    bool more[kThreads / 32];    // of a warp's piece: here, since registers are for the keys
+    bool staged[kThreads / 32];  // a warp has seen that seqlens holds what it should
     int32_t seqlens[kStagedRows];  // of rows 32 .. of the batch
     alignas(8) Barrier full[kMaxDecodeSlots], empty[kMaxDecodeSlots];
     Barrier inbox_full, new_full, new_free;
@@ -74,7 +74,7 @@ struct DecodeShape {
 // Filling the ring with cp.async takes more registers than telling the copy engine.
 template <int D, int NT, int WR, bool kBulk>
 inline constexpr int kDecodeBlocks = std::max(
-    (WR > 1 || NT * D >= 384 ? 1 : NT * D <= 128 ? 3 : 2) - (kBulk ? 0 : 1), 1);
+    (WR == 4 || NT * WR * D >= 384 ? 1 : WR == 1 && NT * D <= 128 ? 3 : 2) - (kBulk ? 0 : 1), 1);
 
 // Sums with one reference: m, the reference; l, the sum of weights; left: some part left phi's interval.
 struct JointSum {
@@ -118,8 +118,10 @@ class DecodeBlock {
   using Fixed = typename Shape::Fixed;
   using Sums = typename Shape::Sums;
   using Args = AttentionArgs<T, C>;
-  using Tile = DecodeTile<T, C, D, NT, Shape::kSubtiles>;
+  using Tile = DecodeTile<T, C, D, NT, Shape::kSubtiles, Shape::kQueryInRegisters>;
   static constexpr bool kClusters = kBulk && Shape::kClusters;
+  static constexpr int kConsumerWarps = Shape::kConsumerWarps;
+  static constexpr int kConsumers = 32 * kConsumerWarps;
 
   __device__ __forceinline__ DecodeBlock(const Args& args, const DecodeLaunch& launch, unsigned char* shared)
       : args_(args), launch_(launch), ring_(shared), new_keys_(shared + launch.slots * Shape::kTileBytes),
@@ -132,7 +134,7 @@ class DecodeBlock {
     RowLengths lengths{first_seqlens(args_, launch_, id), nullptr};
     if (launch_.whole_units || launch_.batch == 1) lengths.first = __shfl_sync(~0u, lengths.first, 0);  // one state
     if (can_guess() && !first_seqlens_suffice(launch_)) {
-      for (int row = 32 + threadIdx.x; row < launch_.batch; row += kDecodeThreads)
+      for (int row = 32 + threadIdx.x; row < launch_.batch; row += Shape::kThreads)
         fixed_.seqlens[row - 32] = seqlen(args_, row);
       lengths.later = fixed_.seqlens;
     }
@@ -303,7 +305,7 @@ class DecodeBlock {
   __device__ __forceinline__ void produce(const Piece& p, bool is_first, int wasted_slots) {
     if (is_first) {
       if (threadIdx.x == kConsumers) fixed_.wasted_slots = wasted_slots;
-      arrive_threads(kStartBarrier, kDecodeThreads);
+      arrive_threads(kStartBarrier, Shape::kThreads);
     }
     if (!p.keys.span.valid()) return;
     // The new tokens' work fits in while the first copies are under way.
@@ -425,7 +427,7 @@ class DecodeBlock {
     const int first_row = p.row_tile * Shape::kRows;
     const CacheSpan& span = p.keys.span;
     if (is_first) {
-      sync_threads(kStartBarrier, kDecodeThreads);
+      sync_threads(kStartBarrier, Shape::kThreads);
       for (int i = fixed_.wasted_slots; i > 0; --i) {
         fixed_.full[position_.slot].wait(position_.parity);
         release();
@@ -459,13 +461,13 @@ class DecodeBlock {
       unsigned char* slot = next_tile();
       if (with_new) {
         fixed_.new_full.wait(new_parity_);
-        insert_new(slot, new_keys_, span, first_key, first_subtile);
+        insert_new(slot, new_keys_, span, first_key, first_subtile, row_warp);
       }
       tile.score({slot, Shape::kTilePanel}, first_subtile, Shape::kSubtiles, scores);
       release();
       tile.weigh(scores, first_key + first_place, end, edge, Shape::kSubtiles, factor, warp_rows, args_);
       slot = next_tile();
-      if (with_new) insert_new(slot, new_values_, span, first_key, first_subtile);
+      if (with_new) insert_new(slot, new_values_, span, first_key, first_subtile, row_warp);
       tile.add_values(scores, {slot, Shape::kTilePanel}, first_subtile, Shape::kSubtiles, end - first_key);
       release();
     }
@@ -493,13 +495,14 @@ class DecodeBlock {
     conclude(p);
   }
 
-  // New tokens into the rows of a tile that follow its past keys, as far as they are this warp's to work on.
+  // New tokens into the rows of a tile that follow its past keys, as far as the warps of this key_warp work on them:
+  // those that differ in row_warp share the work.
   __device__ __forceinline__ void insert_new(unsigned char* slot, const unsigned char* from, const CacheSpan& span,
-                                             int first_key, int first_subtile) {
+                                             int first_key, int first_subtile, int row_warp) {
     const int own_rows = first_key + first_subtile * kSubtileKeys;
     const int begin = max(span.first, own_rows), end = min(span.length(), own_rows + Shape::kSubtiles * kSubtileKeys);
 #pragma unroll 1
-    for (int key = begin; key < end; ++key) {
+    for (int key = begin + row_warp; key < end; key += WR) {
       const int row = key - first_key, token = key - span.first;
 #pragma unroll
       for (int chunk = threadIdx.x % 32; chunk < Shape::kPanels * 8; chunk += 32) {  // of 16 bytes
@@ -510,7 +513,10 @@ class DecodeBlock {
     }
     // The copy engine may fill the slot again.
     if (kBulk && launch_.flows) publish_to_async_proxy();
-    __syncwarp();
+    if constexpr (WR == 1)
+      __syncwarp();
+    else
+      sync_threads(kConsumerBarrier, kConsumers);
   }
 
   // The next slot, once it is full.
@@ -794,7 +800,7 @@ class DecodeBlock {
 };
 
 template <typename T, typename C, int D, int NT, int WR, bool kBulk>
-__global__ void __launch_bounds__(kDecodeThreads, kDecodeBlocks<D, NT, WR, kBulk>)
+__global__ void __launch_bounds__(DecodeShape<C, D, NT, WR>::kThreads, kDecodeBlocks<D, NT, WR, kBulk>)
     decode_kernel(const __grid_constant__ AttentionArgs<T, C> args, const __grid_constant__ DecodeLaunch launch) {
 #if __CUDA_ARCH__ >= 900
   constexpr bool kRuns = true;

@@ -48,7 +48,7 @@ struct TileView {
 };
 
 // D: head size up to a multiple of 64 (128 for 8-bit caches). NT: groups of 8 query rows. SUB: subtiles at a time.
-template <typename T, typename C, int D, int NT, int SUB>
+template <typename T, typename C, int D, int NT, int SUB, bool kQueryInRegisters>
 class DecodeTile {
  public:
   static constexpr bool kBytes = sizeof(C) == 1;
@@ -94,12 +94,13 @@ class DecodeTile {
     const int lane = threadIdx.x % 32;
     const int chunk = lane / 16 ^ lane % 8;
     const unsigned char* const rows = keys.data + (first_subtile * kSubtileKeys + lane % 16) * kPanelRow;
+    uint32_t query_pair[2][NT][2];
 #pragma unroll
     for (int load = 0; load < kLoads; ++load) {
       const unsigned char* const from = rows + load / 4 * keys.panel_stride + ((chunk ^ load * 2 % 8) * 16);
       uint32_t q[kBytes ? 2 : 1][NT][2];
 #pragma unroll
-      for (int h = 0; h < (kBytes ? 2 : 1); ++h) query_at(kBytes ? 2 * load + h : load, q[h]);
+      for (int h = 0; h < (kBytes ? 2 : 1); ++h) query_at(kBytes ? 2 * load + h : load, query_pair, q[h]);
 #pragma unroll
       for (int u = 0; u < SUB; ++u) {
         if (u >= subtiles) break;
@@ -273,8 +274,6 @@ class DecodeTile {
   }
 
  private:
-  static constexpr bool kQueryInRegisters = NT * D <= (NT == 1 ? 256 : 128);
-
   static __device__ __forceinline__ int row_of(const DecodeRows& rows, int n, int i) {
     return rows.first_row + local_row(n, i);
   }
@@ -341,32 +340,14 @@ class DecodeTile {
     }
   }
 
-  __device__ __forceinline__ void query_at(int step, uint32_t (&q)[NT][2]) const {
-    if constexpr (kQueryInRegisters) {
+  // Fragments of `step`; `pair` holds those of an even step and the next.
+  __device__ __forceinline__ void query_at(int step, uint32_t (&pair)[2][NT][2], uint32_t (&q)[NT][2]) const {
+    if (!kQueryInRegisters && step % 2 == 0) load_query(step, pair);
 #pragma unroll
-      for (int n = 0; n < NT; ++n) {
-        q[n][0] = query_fragments_[step][n][0];
-        q[n][1] = query_fragments_[step][n][1];
-      }
-    } else {
-      const int lane = threadIdx.x % 32;
-      if constexpr (!kBytes) {
-        static_assert(NT == 2);
-        uint32_t r[4];
-        ldmatrix_x4(r, query_ + (lane / 16 * 8 + lane % 8) * kQueryPitch + step * 16 + lane / 8 % 2 * 8);
-        q[0][0] = r[0];
-        q[0][1] = r[1];
-        q[1][0] = r[2];
-        q[1][1] = r[3];
-      } else {
+    for (int n = 0; n < NT; ++n) {
 #pragma unroll
-        for (int n = 0; n < NT; ++n) {
-          const uint2 r =
-              *reinterpret_cast<const uint2*>(query_ + (n * 8 + lane / 4) * kQueryPitch + step * 16 + lane % 4 * 4);
-          q[n][0] = r.x;
-          q[n][1] = r.y;
-        }
-      }
+      for (int i = 0; i < 2; ++i)
+        q[n][i] = kQueryInRegisters ? query_fragments_[kQueryInRegisters ? step : 0][n][i] : pair[step % 2][n][i];
     }
   }
 
