@@ -142,7 +142,7 @@ AttentionSplit split_few(int64_t units, int64_t tiles, int64_t multiprocessors, 
   while (cluster < kLargestCluster && fits(2 * cluster) && has_work(2 * cluster)) cluster *= 2;
   const int64_t blocks = units * cluster;
   int64_t pieces = 1;
-  if (3 * blocks < multiprocessors) pieces = std::min(tiles / cluster / 4, 12 / units);
+  if (3 * blocks < multiprocessors && tiles >= 16 * cluster) pieces = std::min(tiles / cluster / 4, 12 / units);
   if (cluster <= 2 && tiles >= 128 * cluster) pieces = multiprocessors / blocks;
   return split_of(cluster, pieces, cluster == 4 && 5 * blocks > 4 * multiprocessors ? 3 : 2);
 }
