@@ -110,9 +110,9 @@ AttentionSplit split_of(int cluster, int64_t pieces, int blocks_per_multiprocess
 int64_t rounds_of(int64_t blocks, int64_t room) { return (blocks + room - 1) / room; }
 
 // Many units: one, two or four blocks for each, the least number whose blocks come in almost whole rounds of one a
-// multiprocessor; two where one leaves no second block to overlap with, unless pairs of units share their keys and
-// values anyway. Pieces, which cost a combination through memory, are for longer ones. `most_blocks`: that a
-// multiprocessor holds.
+// multiprocessor, three rounds only where it holds three blocks (`most_blocks`); two where one leaves no second block to
+// overlap with, unless pairs of units share their keys and values anyway. Pieces, which cost a combination through
+// memory, are for longer ones.
 AttentionSplit split_many(int64_t units, int64_t tiles, int64_t multiprocessors, int most_blocks, bool shared) {
   constexpr int64_t kWorthPieces = 128;  // tiles
   const int fewest_rounds = rounds_of(units, 2 * multiprocessors) <= rounds_of(units, 3 * multiprocessors) ? 2 : 3;
@@ -154,9 +154,13 @@ AttentionSplit split(const AttentionProblem& p, const DeviceInfo& device) {
   const int64_t multiprocessors = device.multiprocessors, units = units_of(p, instance);
   const int64_t tiles = std::max<int64_t>(most_tiles(p, instance), 1);
   if (!instance.clusters) return split_of(1, 2 * multiprocessors / units, 2);
-  // Where computing takes as long as reading, small clusters and more pieces keep more warps at work.
-  if (p.quantized() && 3 * units <= multiprocessors && tiles * units >= 2048)
-    return split_of(2, multiprocessors / units, 2);
+  // Where computing takes as long as reading, small clusters keep one block a multiprocessor at work; two for int8,
+  // whose conversion takes longer.
+  if (p.quantized() && 3 * units <= multiprocessors && tiles * units >= 2048) {
+    const int64_t blocks = multiprocessors / units * (p.cache_dtype == DType::i8 ? 2 : 1);
+    const int cluster = blocks % 2 == 0 ? 2 : 1;
+    return split_of(cluster, blocks / cluster, 2);
+  }
   const int most_blocks = instance.blocks_per_multiprocessor;
   if (instance.rows > 8 && units >= 8 && 4 * units <= multiprocessors && tiles >= (units < 16 ? 256 : 64))
     return split_of(units < 16 ? 4 : 2, multiprocessors / (2 * units), 2);
@@ -202,7 +206,8 @@ Room room_of(const AttentionProblem& p, const DecodeInstance& instance, const At
   const int most_blocks = std::min(split.blocks_per_multiprocessor, instance.blocks_per_multiprocessor);
   Room room{};
   room.flows = bulk && d.cluster == 1 && most_tiles(p, instance) <= kShort &&
-               d.clusters > most_blocks * multiprocessors && ring_of(p, instance, shared_memory, most_blocks, true).slots >= kFlowSlots;
+               d.clusters > most_blocks * multiprocessors &&
+               ring_of(p, instance, shared_memory, most_blocks, true).slots >= kFlowSlots;
   int blocks = most_blocks + 1;
   while (room.ring.slots == 0 && blocks > 1) room.ring = ring_of(p, instance, shared_memory, --blocks, room.flows);
   room.clusters = room.flows ? blocks * multiprocessors : d.clusters;

@@ -22,7 +22,8 @@ namespace fdpp {
 inline constexpr int kStagedRows = 128;
 inline constexpr int kConsumerBarrier = 1, kStartBarrier = 2;  // 0 is __syncthreads()'s
 
-// NT groups of 8 query rows a warp, WR warps side by side over rows.
+// NT groups of 8 query rows a warp, WR warps side by side over rows. 16 rows are two by four warps where registers allow:
+// while one waits for its products, another goes on.
 template <typename C, int D, int NT, int WR>
 struct DecodeShape {
   static constexpr int kRows = 8 * NT * WR;
