@@ -142,12 +142,12 @@ class DecodeBlock {
     fixed_.staged[threadIdx.x / 32] = false;
     if (threadIdx.x < launch_.slots) {
       fixed_.full[threadIdx.x].init(kBulk ? 1 : 32);
-      fixed_.empty[threadIdx.x].init(kConsumerWarps);
+      fixed_.empty[threadIdx.x].init(kReleases * kConsumerWarps);
       publish_barriers();
     }
     if (threadIdx.x == kConsumers) {
       fixed_.inbox_full.init(1);
-      fixed_.new_full.init(1);
+      fixed_.new_full.init(32);
       fixed_.new_free.init(kConsumerWarps);
       fixed_.left_rows = 0;
       publish_barriers();
@@ -415,8 +415,7 @@ class DecodeBlock {
         *reinterpret_cast<Quad<C>*>(new_values_ + offset) = value;
       }
     }
-    __syncwarp();
-    if (lane == 0) fixed_.new_full.arrive();
+    fixed_.new_full.arrive();
     new_parity_ ^= 1;
   }
 
@@ -529,7 +528,7 @@ class DecodeBlock {
   // This warp is done with the next slot.
   __device__ __forceinline__ void release() {
     __syncwarp();
-    if (threadIdx.x % 32 == 0) fixed_.empty[position_.slot].arrive();
+    if (kReleases == 32 || threadIdx.x % 32 == 0) fixed_.empty[position_.slot].arrive();
     position_.advance(launch_.slots);
   }
 
@@ -785,6 +784,9 @@ class DecodeBlock {
 
   static constexpr int kUnits = Shape::kUnits;
   static constexpr int kBatch = 8;  // parts that are joined at a time
+  // Lanes of a warp that free a slot. One is enough, but the race checker looks at cp.async's writes and takes each
+  // thread's arrival for its own reads alone.
+  static constexpr int kReleases = kBulk ? 1 : 32;
 
   const Args& args_;
   const DecodeLaunch& launch_;

@@ -55,6 +55,8 @@ class DecodeTile {
   static constexpr int kSteps = D / 16;
   static constexpr int kLoads = kBytes ? kSteps / 2 : kSteps;  // of 32 bytes a key
   static constexpr int kQueryPitch = D + 8;                    // elements between query rows in shared memory
+  static_assert(NT == 1 || NT == 2, "a load of the query is two groups of 8 rows, or two steps of one");
+  static constexpr int kQuerySteps = 2 / NT;
   // [0], [1]: key lane / 4, query rows 2 * (lane % 4) and the next; [2], [3]: key + 8
   using Scores = float[SUB][NT][4];
 
@@ -73,7 +75,7 @@ class DecodeTile {
     }
     if constexpr (kQueryInRegisters) {
 #pragma unroll
-      for (int step = 0; step < kSteps; step += 2) load_query(step, query_fragments_ + step);
+      for (int step = 0; step < kSteps; step += kQuerySteps) load_query(step, query_fragments_ + step);
     }
   }
 
@@ -94,13 +96,13 @@ class DecodeTile {
     const int lane = threadIdx.x % 32;
     const int chunk = lane / 16 ^ lane % 8;
     const unsigned char* const rows = keys.data + (first_subtile * kSubtileKeys + lane % 16) * kPanelRow;
-    uint32_t query_pair[2][NT][2];
+    uint32_t loaded[kQuerySteps][NT][2];
 #pragma unroll
     for (int load = 0; load < kLoads; ++load) {
       const unsigned char* const from = rows + load / 4 * keys.panel_stride + ((chunk ^ load * 2 % 8) * 16);
       uint32_t q[kBytes ? 2 : 1][NT][2];
 #pragma unroll
-      for (int h = 0; h < (kBytes ? 2 : 1); ++h) query_at(kBytes ? 2 * load + h : load, query_pair, q[h]);
+      for (int h = 0; h < (kBytes ? 2 : 1); ++h) query_at(kBytes ? 2 * load + h : load, loaded, q[h]);
 #pragma unroll
       for (int u = 0; u < SUB; ++u) {
         if (u >= subtiles) break;
@@ -316,38 +318,38 @@ class DecodeTile {
     }
   }
 
-  // Fragments of steps `step` and `step` + 1.
+  // Fragments of kQuerySteps steps from `step` on: as many as one load brings.
   __device__ __forceinline__ void load_query(int step, uint32_t (*to)[NT][2]) const {
     const int lane = threadIdx.x % 32;
+    uint32_t r[4];
+    if constexpr (!kBytes) {
+      const int row = NT == 1 ? lane % 8 : lane / 16 * 8 + lane % 8, half = NT == 1 ? lane / 8 : lane / 8 % 2;
+      ldmatrix_x4(r, query_ + row * kQueryPitch + step * 16 + half * 8);
+    }
 #pragma unroll
-    for (int n = 0; n < NT; ++n) {
-      if constexpr (!kBytes) {
-        uint32_t r[4];
-        ldmatrix_x4(r, query_ + (n * 8 + lane % 8) * kQueryPitch + step * 16 + lane / 8 * 8);
-        to[0][n][0] = r[0];
-        to[0][n][1] = r[1];
-        to[1][n][0] = r[2];
-        to[1][n][1] = r[3];
-      } else {
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          const uint2 r = *reinterpret_cast<const uint2*>(query_ + (n * 8 + lane / 4) * kQueryPitch + (step + h) * 16 +
-                                                          lane % 4 * 4);
-          to[h][n][0] = r.x;
-          to[h][n][1] = r.y;
-        }
+    for (int i = 0; i < 2; ++i) {
+      const int s = NT == 1 ? i : 0, n = NT == 1 ? 0 : i;
+      if constexpr (kBytes) {
+        const uint2 pair = *reinterpret_cast<const uint2*>(query_ + (n * 8 + lane / 4) * kQueryPitch +
+                                                           (step + s) * 16 + lane % 4 * 4);
+        r[2 * i] = pair.x;
+        r[2 * i + 1] = pair.y;
       }
+      to[s][n][0] = r[2 * i];
+      to[s][n][1] = r[2 * i + 1];
     }
   }
 
-  // Fragments of `step`; `pair` holds those of an even step and the next.
-  __device__ __forceinline__ void query_at(int step, uint32_t (&pair)[2][NT][2], uint32_t (&q)[NT][2]) const {
-    if (!kQueryInRegisters && step % 2 == 0) load_query(step, pair);
+  // Fragments of `step`; `loaded` holds those of the last load, where registers do not hold all.
+  __device__ __forceinline__ void query_at(int step, uint32_t (&loaded)[kQuerySteps][NT][2],
+                                           uint32_t (&q)[NT][2]) const {
+    if (!kQueryInRegisters && step % kQuerySteps == 0) load_query(step, loaded);
 #pragma unroll
     for (int n = 0; n < NT; ++n) {
 #pragma unroll
       for (int i = 0; i < 2; ++i)
-        q[n][i] = kQueryInRegisters ? query_fragments_[kQueryInRegisters ? step : 0][n][i] : pair[step % 2][n][i];
+        q[n][i] = kQueryInRegisters ? query_fragments_[kQueryInRegisters ? step : 0][n][i]
+                                    : loaded[step % kQuerySteps][n][i];
     }
   }
 
