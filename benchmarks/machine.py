@@ -39,21 +39,22 @@ def _versions(packages: tuple[str, ...]) -> dict[str, str]:
 
 
 def _bundled_commit() -> str | None:
-    """What `make gpu-bundle` was run at, for machines that hold a copy of the tree without its history."""
+    """What `make gpu-bundle` was run at: on machines that hold a copy of the tree, the history may be missing or old."""
     file = ROOT / "gpu-bundle" / "COMMIT"
     return file.read_text(encoding="ascii").strip() if file.is_file() else None
 
 
 def describe(packages: tuple[str, ...]) -> dict[str, object]:
-    """Date, command, commit ("dirty": files differ from it), CPU, GPU with driver, and versions of those of `packages`
-    that are installed. None where the machine does not say."""
+    """Date, command, commit ("dirty": files differ from it), the commit of the bundle of GPU kernels, CPU, GPU with
+    driver, and versions of those of `packages` that are installed. None where the machine does not say."""
     commit = _output("git", "rev-parse", "HEAD")
     changes = _output("git", "status", "--porcelain") if commit else None
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
-        "commit": commit or _bundled_commit(),
+        "command": shlex.join([Path(sys.executable).name, *(word.replace(f"{ROOT}/", "") for word in sys.argv)]),
+        "commit": commit,
         "dirty": None if changes is None else changes != "",
+        "gpu_bundle": _bundled_commit(),
         "cpu": _cpu_name(),
         "cpu_threads": len(os.sched_getaffinity(0)),
         "gpu": _output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"),
