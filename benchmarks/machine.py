@@ -39,7 +39,7 @@ def _versions(packages: tuple[str, ...]) -> dict[str, str]:
 
 
 def _bundled_commit() -> str | None:
-    """What `make gpu-bundle` was run at: on machines that hold a copy of the tree, the history may be missing or old."""
+    """What `make gpu-bundle` was run at. On a machine that got a copy of the tree, history is missing or old."""
     file = ROOT / "gpu-bundle" / "COMMIT"
     return file.read_text(encoding="ascii").strip() if file.is_file() else None
 
