@@ -88,11 +88,11 @@ Ring ring_of(const AttentionProblem& p, const DecodeInstance& instance, int64_t 
 int64_t most_tiles(const AttentionProblem& p, const DecodeInstance& instance) {
   const int64_t past = p.total_length - p.query_length;
   const int64_t seen = p.window > 0 ? std::min(past, p.window - 1) : past;
-  return (seen + instance.tile_keys - 1) / instance.tile_keys;
+  return ceil_div(seen, instance.tile_keys);
 }
 
 int row_tiles_of(const AttentionProblem& p, const DecodeInstance& instance) {
-  return static_cast<int>((p.query_length * p.group() + instance.rows - 1) / instance.rows);
+  return static_cast<int>(ceil_div(p.query_length * p.group(), instance.rows));
 }
 
 int64_t units_of(const AttentionProblem& p, const DecodeInstance& instance) {
@@ -107,21 +107,20 @@ AttentionSplit split_of(int cluster, int64_t pieces, int blocks_per_multiprocess
   return d;
 }
 
-int64_t rounds_of(int64_t blocks, int64_t room) { return (blocks + room - 1) / room; }
-
 // Many units: one, two or four blocks for each, the least number whose blocks come in almost whole rounds of one a
 // multiprocessor, three rounds only where it holds three blocks (`most_blocks`); two where one leaves no second block to
 // overlap with, unless pairs of units share their keys and values anyway. Pieces, which cost a combination through
 // memory, are for longer ones.
 AttentionSplit split_many(int64_t units, int64_t tiles, int64_t multiprocessors, int most_blocks, bool shared) {
   constexpr int64_t kWorthPieces = 128;  // tiles
-  const int fewest_rounds = rounds_of(units, 2 * multiprocessors) <= rounds_of(units, 3 * multiprocessors) ? 2 : 3;
-  if (tiles < 4) return split_of(1, 1, fewest_rounds);
+  // Of two and three blocks a multiprocessor, what takes fewer rounds.
+  const int two_or_three = ceil_div(units, 2 * multiprocessors) <= ceil_div(units, 3 * multiprocessors) ? 2 : 3;
+  if (tiles < 4) return split_of(1, 1, two_or_three);
   const int most = tiles >= kWorthPieces ? 4 : 2;
   for (int blocks = units <= multiprocessors && !shared && most_blocks > 1 ? 2 : 1; blocks <= most; blocks *= 2) {
-    const int64_t rounds = rounds_of(units * blocks, multiprocessors);
+    const int64_t rounds = ceil_div(units * blocks, multiprocessors);
     if (100 * units * blocks < 93 * rounds * multiprocessors || (rounds == 3 && most_blocks < 3)) continue;
-    if (blocks == 1) return split_of(1, 1, rounds == 3 ? 3 : tiles < 16 ? fewest_rounds : 2);
+    if (blocks == 1) return split_of(1, 1, rounds == 3 ? 3 : tiles < 16 ? two_or_three : 2);
     return split_of(2, blocks / 2, rounds == 3 || (rounds > 3 && blocks == 2 && tiles < 64) ? 3 : 2);
   }
   if (units <= multiprocessors) return split_of(1, 1, 2);
@@ -200,17 +199,18 @@ struct Room {
 
 // Many short pieces: as many blocks as there is room for take one after the other, the next keys on their way.
 Room room_of(const AttentionProblem& p, const DecodeInstance& instance, const AttentionSplit& split, const Deal& d,
-             int shared_memory, int multiprocessors, bool bulk) {
+             const DeviceInfo& device, bool bulk) {
   constexpr int64_t kShort = 64;  // tiles
   constexpr int kFlowSlots = 3;   // with fewer, the next keys would not be on their way
   const int most_blocks = std::min(split.blocks_per_multiprocessor, instance.blocks_per_multiprocessor);
+  const int64_t shared_memory = device.shared_memory_per_block;
   Room room{};
   room.flows = bulk && d.cluster == 1 && most_tiles(p, instance) <= kShort &&
-               d.clusters > most_blocks * multiprocessors &&
+               d.clusters > most_blocks * device.multiprocessors &&
                ring_of(p, instance, shared_memory, most_blocks, true).slots >= kFlowSlots;
   int blocks = most_blocks + 1;
   while (room.ring.slots == 0 && blocks > 1) room.ring = ring_of(p, instance, shared_memory, --blocks, room.flows);
-  room.clusters = room.flows ? blocks * multiprocessors : d.clusters;
+  room.clusters = room.flows ? blocks * device.multiprocessors : d.clusters;
   return room;
 }
 
@@ -317,11 +317,9 @@ Status run(const AttentionParams& params, const AttentionSplit& split, void* wor
   launch.whole_units = most_tiles(p, instance) <= d.least_tiles;
   launch.cluster = d.cluster;
   while ((1 << launch.cluster_shift) < launch.cluster) ++launch.cluster_shift;
-  int device = 0, shared_memory = 0, multiprocessors = 0;
-  FDPP_GPU(cudaGetDevice(&device));
-  FDPP_GPU(cudaDeviceGetAttribute(&shared_memory, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-  FDPP_GPU(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
-  const Room room = room_of(p, instance, split, d, shared_memory, multiprocessors, kBulk);
+  DeviceInfo device;
+  FDPP_RETURN_IF_ERROR(current_gpu_device(&device));
+  const Room room = room_of(p, instance, split, d, device, kBulk);
   launch.slots = room.ring.slots;
   launch.flows = room.flows;
   launch.clusters = room.clusters;

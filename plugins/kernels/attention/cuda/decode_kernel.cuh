@@ -37,6 +37,7 @@ struct DecodeShape {
   static constexpr int kPanelColumns = kPanelRow / sizeof(C);
   static constexpr int kTilePanel = kTileKeys * kPanelRow;
   static constexpr int kTileBytes = kPanels * kTilePanel;
+  // Eight warps leave no registers for it.
   static constexpr bool kQueryInRegisters = WR != 2 && NT * D <= (NT == 1 ? 256 : 128);
   static constexpr int kUnits = D / 4;    // quads of columns
   // Many rows give many blocks enough to do by themselves: they need no clusters.

@@ -11,6 +11,8 @@
 
 namespace fdpp {
 
+inline int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
+
 inline bool takes_attention(const AttentionProblem& p, const DeviceInfo& device, std::string* why) {
   constexpr int64_t kMaxGrid = 65535;
   if (device.compute_capability < 80) {

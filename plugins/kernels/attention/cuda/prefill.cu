@@ -145,7 +145,7 @@ Status launch(const AttentionArgs<T, C>& args, const AttentionProblem& p, cudaSt
   static SharedMemoryGrant grant;
   FDPP_RETURN_IF_ERROR(grant.ensure(reinterpret_cast<const void*>(&prefill_kernel<T, C, D>), S::kSharedBytes));
   const int64_t rows = p.query_length * p.group();
-  const dim3 grid(static_cast<unsigned>((rows + kBlockRows - 1) / kBlockRows), static_cast<unsigned>(p.kv_heads),
+  const dim3 grid(static_cast<unsigned>(ceil_div(rows, kBlockRows)), static_cast<unsigned>(p.kv_heads),
                   static_cast<unsigned>(p.batch));
   prefill_kernel<T, C, D><<<grid, kThreads, S::kSharedBytes, stream>>>(args);
   return check_launch("prefill_kernel");

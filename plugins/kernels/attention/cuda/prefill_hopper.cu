@@ -419,7 +419,7 @@ bool supports(const AttentionProblem& p, const DeviceInfo& device, std::string* 
     *why = "takes head sizes 64 and 128";
   } else if (p.quantized() || p.has_bias()) {
     *why = "takes no 8-bit cache and no attention_bias";
-  } else if (p.batch * p.q_heads * ((p.query_length + kGroupRows - 1) / kGroupRows) > INT32_MAX / 2) {
+  } else if (p.batch * p.q_heads * ceil_div(p.query_length, kGroupRows) > INT32_MAX / 2) {
     *why = "takes at most 2^30 tiles of query rows";
   } else {
     return true;
@@ -451,7 +451,7 @@ Status map_cache(const CacheView& view, const AttentionProblem& p, int64_t token
 // be they heads of a group, row tiles of a head, or row tiles that follow from there being few heads.
 int bundle_of(const AttentionProblem& p, int multiprocessors) {
   constexpr int64_t kSharers = 4;
-  const int64_t wanted = (kSharers * p.batch * p.kv_heads + multiprocessors - 1) / multiprocessors;
+  const int64_t wanted = ceil_div(kSharers * p.batch * p.kv_heads, multiprocessors);
   return static_cast<int>(std::max<int64_t>(std::min(wanted, kSharers / p.group()), 1));
 }
 
@@ -485,7 +485,7 @@ Status launch_kernel(const AttentionParams& params, const ExecutionContext& cont
   FDPP_RETURN_IF_ERROR(map_cache(params.present_value, p, p.total_length, &launch.value_cache));
   launch.q_heads = static_cast<int>(p.q_heads);
   launch.heads = static_cast<int>(p.batch * p.q_heads);
-  launch.row_tiles = static_cast<int>((p.query_length + S::kRows - 1) / S::kRows);
+  launch.row_tiles = static_cast<int>(ceil_div(p.query_length, S::kRows));
   launch.bundle = std::min(bundle_of(p, device.multiprocessors), launch.row_tiles);
   launch.tiles = launch.heads * launch.row_tiles;
 
