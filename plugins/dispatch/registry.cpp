@@ -16,6 +16,7 @@ extern const AttentionVariant kCpuScalarAttention;
 extern const GemmVariant kCpuScalarFlat;
 extern const GemmVariant kCpuRuntimeGemm;
 #if FDPP_CUDA
+extern const AttentionVariant kCudaDecodeShortAttention;
 extern const AttentionVariant kCudaDecodeBulkAttention;
 extern const AttentionVariant kCudaDecodeAttention;
 extern const AttentionVariant kCudaPrefillHopperAttention;
@@ -33,6 +34,7 @@ const std::vector<const AttentionVariant*>& attention_variants() {
 #endif
       &kCpuScalarAttention,
 #if FDPP_CUDA
+      &kCudaDecodeShortAttention,
       &kCudaDecodeBulkAttention,
       &kCudaDecodeAttention,
       &kCudaPrefillHopperAttention,

@@ -372,9 +372,9 @@ def test_short_rows_in_a_graph_of_large_capacity(variant: str, case: AttentionCa
         step.assert_rows_equal([0, 1], small)
 
 
-def many_rows(least: int, most: int) -> tuple[int, ...]:
-    """64 lengths, neighbours far apart."""
-    return tuple(least + i * 37 % (most - least + 1) for i in range(64))
+def many_rows(least: int, most: int, rows: int = 64) -> tuple[int, ...]:
+    """Lengths, neighbours far apart."""
+    return tuple(least + i * 37 % (most - least + 1) for i in range(rows))
 
 
 # More pairs of a row and a KV head than an H200 has room for blocks: each block takes several, one after the other.
@@ -385,6 +385,8 @@ MANY_CASES = [
     AttentionCase(many_rows(3, 300), 3, 8, 4, 128, "float16", "float16", softcap=20.0),
     AttentionCase(many_rows(1, 200), 1, 8, 2, 256, "bfloat16", "bfloat16", softmax_mode="online"),
     AttentionCase(many_rows(1, 260), 1, 8, 8, 128, "float16", "int8", quantization="per_channel", norm=True),
+    AttentionCase(many_rows(1, 700, 512), 1, 2, 4, 64, "float16", "float16", rotary="half"),
+    AttentionCase(many_rows(5, 3000, 200), 1, 1, 16, 64, "float16", "float8e4m3fn", quantization="per_tensor"),
 ]
 
 

@@ -45,9 +45,10 @@ constexpr DecodeInstance decode_instance() {
           launch_decode<T, C, D, NT, WR, kBulk>};
 }
 
-// 8-bit panels are 128 columns wide. More than 16 query rows over an 8-bit cache are worked on 16 at a time.
+// More than 16 query rows over an 8-bit cache are worked on 16 at a time.
 template <typename T, typename C, bool kBulk>
 inline constexpr DecodeInstance kByteInstances[] = {
+    decode_instance<T, C, 64, 1, 1, kBulk>(),  decode_instance<T, C, 64, 1, 2, kBulk>(),
     decode_instance<T, C, 128, 1, 1, kBulk>(), decode_instance<T, C, 128, 1, 2, kBulk>(),
     decode_instance<T, C, 256, 1, 1, kBulk>(), decode_instance<T, C, 256, 1, 2, kBulk>(), {}};
 

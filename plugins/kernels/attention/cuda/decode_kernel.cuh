@@ -15,6 +15,7 @@
 #include "kernels/attention/cuda/decode.h"
 #include "kernels/attention/cuda/decode_schedule.cuh"
 #include "kernels/attention/cuda/decode_tile.cuh"
+#include "kernels/attention/cuda/joint_sum.cuh"
 #include "kernels/common/pipeline.cuh"
 
 namespace fdpp {
@@ -31,9 +32,9 @@ struct DecodeShape {
   static constexpr int kConsumerWarps = WR * kKeyWarps;
   static constexpr int kThreads = 32 * kConsumerWarps + 32;
   // Short rows make long tiles, unless many query rows need the registers.
-  static constexpr int kTileKeys = NT * WR == 1 && D * sizeof(C) <= kPanelRow ? 128 : 64;
+  static constexpr int kTileKeys = WR < 4 && D * sizeof(C) <= kPanelRow ? 128 : 64;
   static constexpr int kSubtiles = kTileKeys / kSubtileKeys / kKeyWarps;  // of a tile, for one warp
-  static constexpr int kPanels = D * sizeof(C) / kPanelRow;
+  static constexpr int kPanels = (D * sizeof(C) + kPanelRow - 1) / kPanelRow;
   static constexpr int kPanelColumns = kPanelRow / sizeof(C);
   static constexpr int kTilePanel = kTileKeys * kPanelRow;
   static constexpr int kTileBytes = kPanels * kTilePanel;
@@ -77,41 +78,6 @@ struct DecodeShape {
 template <int D, int NT, int WR, bool kBulk>
 inline constexpr int kDecodeBlocks = std::max(
     (WR == 4 || NT * WR * D >= 384 ? 1 : WR == 1 && NT * D <= 128 ? 3 : 2) - (kBulk ? 0 : 1), 1);
-
-// Sums with one reference: m, the reference; l, the sum of weights; left: some part left phi's interval.
-struct JointSum {
-  float4 sum = make_float4(0, 0, 0, 0);
-  float m = -INFINITY;
-  float l = 0;
-  bool left = false;
-
-  // Joins N more parts at once; `norms` as DecodeTile::norm() gives them, m = -inf for a part that is none.
-  template <int N>
-  __device__ __forceinline__ void add(const float2 (&norms)[N], const float4 (&parts)[N]) {
-    float top = m;
-#pragma unroll
-    for (int i = 0; i < N; ++i) top = fmaxf(top, norms[i].x);
-    if (top == -INFINITY) return;
-    const float own = exp2_approx(m - top);
-    l *= own;
-    sum.x *= own;
-    sum.y *= own;
-    sum.z *= own;
-    sum.w *= own;
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-      const float weight = exp2_approx(norms[i].x - top);
-      l += fabsf(norms[i].y) * weight;
-      left = left || signbit(norms[i].y);
-      sum.x += parts[i].x * weight;
-      sum.y += parts[i].y * weight;
-      sum.z += parts[i].z * weight;
-      sum.w += parts[i].w * weight;
-    }
-    m = top;
-  }
-  __device__ __forceinline__ float2 norm() const { return make_float2(m, left ? -l : l); }
-};
 
 template <typename T, typename C, int D, int NT, int WR, bool kBulk>
 class DecodeBlock {

@@ -47,7 +47,7 @@ struct TileView {
   int panel_stride;  // bytes
 };
 
-// D: head size up to a multiple of 64 (128 for 8-bit caches). NT: groups of 8 query rows. SUB: subtiles at a time.
+// D: head size up to a multiple of 64. NT: groups of 8 query rows. SUB: subtiles at a time.
 template <typename T, typename C, int D, int NT, int SUB, bool kQueryInRegisters>
 class DecodeTile {
  public:

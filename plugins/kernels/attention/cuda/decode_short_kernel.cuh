@@ -1,0 +1,361 @@
+// Decode attention over short contexts: one new token, up to 8 query rows of a KV head, keys and values straight from
+// global memory into the registers of one warp, or of four that share the keys. What a longer context pays for once,
+// rings and clusters, would take most of the time here.
+//
+// Both products are those of decode_tile.cuh. Since the reduction over d may take any order and the columns of the
+// output any place, a lane's 16-byte loads are its fragments: lane (g, t) = (lane / 4, lane % 4) brings chunks t + 4 j of
+// keys g and g + 8, and chunks g + 8 j of values 2 t, 2 t + 1, 2 t + 8 and 2 t + 9.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/attention/cuda/decode_schedule.cuh"
+#include "kernels/attention/cuda/decode_tile.cuh"
+#include "kernels/attention/cuda/joint_sum.cuh"
+#include "kernels/common/pipeline.cuh"
+
+namespace fdpp {
+
+inline constexpr int kShortWarps = 4;  // of a block
+inline constexpr int kShortRows = 8;
+
+// D: head size up to 64 or 128. kSharing: warps that share a unit, a KV head of a row of the batch.
+template <typename T, int D, int kSharing>
+class ShortDecode {
+ public:
+  // At a time: what registers hold; where warps have whole units, of four warps a scheduler.
+  static constexpr int kSubtiles = D == 64 || (D == 128 && kSharing > 1) ? 2 : 1;
+  static constexpr int kStepKeys = kSubtiles * kSubtileKeys;
+  static constexpr int kQuads = D / 4;
+  static constexpr int kSumPitch = D + 4;
+
+  // What a warp lays down for itself: the prepared query, the new token's key and value, what is known of the rows.
+  struct Notes {
+    alignas(16) T query[kShortRows][D];  // only where it is not taken as it is
+    alignas(16) T key[D];
+    alignas(16) T value[D];
+    float query_rms[kShortRows];
+    DecodeRow rows[kShortRows];
+  };
+  // The results of warps that share a unit.
+  struct Sums {
+    float values[kSharing][kShortRows][kSumPitch];
+    float2 norms[kSharing][kShortRows];
+  };
+  union Shared {
+    Notes notes[kShortWarps];
+    Sums sums;
+  };
+
+  __device__ __forceinline__ ShortDecode(const AttentionArgs<T>& args, unsigned char* shared)
+      : args_(args), shared_(*reinterpret_cast<Shared*>(shared)), notes_(shared_.notes[threadIdx.x / 32]) {}
+
+  __device__ __forceinline__ void run(int kv_heads, int units) {
+    const int warp = threadIdx.x / 32, unit = blockIdx.x * (kShortWarps / kSharing) + warp / kSharing;
+    if (unit >= units) return;  // a warp of its own
+    batch_ = quotient(unit, kv_heads);
+    kv_head_ = unit - batch_ * kv_heads;
+    const int share = warp % kSharing;
+    int first_key = share * kStepKeys;
+    for (int key = first_key; key < args_.total_length; key += kSharing * kStepKeys) prefetch(key);
+    wait_for_predecessor();
+
+    // Everything that needs no length is under way before the length is there.
+    const int32_t last = seqlen(args_, batch_);
+    const bool as_it_is = args_.rotary_dim == 0 && args_.q_norm == nullptr;
+    if (as_it_is) load_query(args_.query.at(batch_, 0, kv_head_ * args_.group), args_.query.head_stride);
+    if (first_key < args_.total_length) load(first_key);
+    release_successor();
+    span_ = span_of(args_, last);
+    if (rarely(!span_.valid())) {
+      if (share == 0) {
+        if (lane_ == 0) report_fault(args_.fault, kBadSeqlens);
+        fill_output(args_, batch_, kv_head_, 0, args_.group, NAN, lane_, 32);
+      }
+      return;
+    }
+    if (!as_it_is) prepare_query();
+    note_rows();
+    if (span_.first / kStepKeys % kSharing == share) take_new_token();
+    __syncwarp();
+    if (!as_it_is) load_query(notes_.query[0], D);
+
+    tile_.start(nullptr, notes_.rows);
+    const DecodeRows rows{batch_, kv_head_, 0, args_.group, span_.first};
+    for (; first_key < span_.length(); first_key += kSharing * kStepKeys) {
+      if (first_key != share * kStepKeys) load(first_key);
+      const bool edge = first_key + kStepKeys > span_.first || args_.window > 0;
+      if (edge) insert_new_token(first_key);
+      score();
+      tile_.weigh(scores_, first_key + lane_ / 4, span_.length(), edge, kSubtiles, 1, rows, args_);
+      add_values(edge ? span_.length() - first_key : kStepKeys);
+    }
+    tile_.finish();
+    if constexpr (kSharing == 1)
+      emit_own();
+    else
+      emit_joint(share);
+  }
+
+ private:
+  // The cache's row of a key; what lies beyond the longest context may not be there.
+  __device__ __forceinline__ int row_of(int key) const { return min(key, args_.total_length - 1); }
+
+  __device__ __forceinline__ void prefetch(int first_key) const {
+    constexpr int kLines = D * sizeof(T) / 128;
+    for (int i = lane_; i < kStepKeys * kLines; i += 32) {
+      const int row = row_of(first_key + i / kLines), column = i % kLines * (128 / static_cast<int>(sizeof(T)));
+      if (column >= args_.head_size) continue;
+      prefetch_line(args_.key.at(batch_, kv_head_, row) + column);
+      prefetch_line(args_.value.at(batch_, kv_head_, row) + column);
+    }
+  }
+  static __device__ __forceinline__ void prefetch_line(const T* address) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+  }
+
+  __device__ __forceinline__ uint4 chunk_of(const T* row, int chunk) const {
+    if (chunk * 8 >= args_.head_size) return make_uint4(0, 0, 0, 0);
+    return *reinterpret_cast<const uint4*>(row + chunk * 8);
+  }
+
+  __device__ __forceinline__ int key_of(int u, int i) const { return u * kSubtileKeys + lane_ / 4 + 8 * i; }
+  __device__ __forceinline__ int value_of(int u, int i) const {
+    return u * kSubtileKeys + lane_ % 4 * 2 + i % 2 + i / 2 * 8;
+  }
+
+  __device__ __forceinline__ void load(int first_key) {
+    const T* const keys = args_.key.at(batch_, kv_head_, 0);
+    const T* const values = args_.value.at(batch_, kv_head_, 0);
+#pragma unroll
+    for (int u = 0; u < kSubtiles; ++u) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const T* const row = keys + row_of(first_key + key_of(u, i)) * args_.key.token_stride;
+#pragma unroll
+        for (int j = 0; j < D / 32; ++j) keys_[u][i][j] = chunk_of(row, lane_ % 4 + 4 * j);
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < kSubtiles; ++u) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const T* const row = values + row_of(first_key + value_of(u, i)) * args_.value.token_stride;
+#pragma unroll
+        for (int j = 0; j < D / 64; ++j) values_[u][i][j] = chunk_of(row, lane_ / 4 + 8 * j);
+      }
+    }
+  }
+
+  // Rotated, into this warp's notes.
+  __device__ __forceinline__ void prepare_query() {
+    const int group = args_.group;
+    if (rarely(args_.q_norm != nullptr)) {
+      for (int row = 0; row < group; ++row) {
+        const float rms = inverse_rms(args_.query.at(batch_, 0, kv_head_ * group + row), args_.q_norm,
+                                      args_.head_size, args_.norm_epsilon);
+        if (lane_ == 0) notes_.query_rms[row] = rms;
+      }
+      __syncwarp();
+    }
+#pragma unroll
+    for (int i = 0; i < kShortRows * kQuads; i += 32) {
+      const int row = (i + lane_) / kQuads, column = (i + lane_) % kQuads * 4;
+      if (row >= group || column >= args_.head_size) continue;
+      const T* const head = args_.query.at(batch_, 0, kv_head_ * group + row);
+      *reinterpret_cast<uint2*>(&notes_.query[row][column]) =
+          pack4<T>(prepared4(args_, head, args_.q_norm, notes_.query_rms[row], column,
+                             rotary_position(args_, span_, batch_, 0)));
+    }
+  }
+
+  __device__ __forceinline__ void note_rows() {
+    if (lane_ >= kShortRows) return;
+    DecodeRow row{};
+    row.unified = args_.softmax.phi != nullptr;
+    row.phi = phi_log2(args_.softmax, kv_head_ * args_.group + min(lane_, args_.group - 1));
+    notes_.rows[lane_] = row;
+  }
+
+  // The fragments of this lane's query row.
+  __device__ __forceinline__ void load_query(const T* rows, int64_t row_stride) {
+    const int row = lane_ / 4;
+#pragma unroll
+    for (int j = 0; j < D / 32; ++j)
+      query_[j] = row < args_.group ? chunk_of(rows + row * row_stride, lane_ % 4 + 4 * j) : make_uint4(0, 0, 0, 0);
+  }
+
+  // Into this warp's notes, and into the cache.
+  __device__ __forceinline__ void take_new_token() {
+    const float rms =
+        inverse_rms(args_.new_key.at(batch_, 0, kv_head_), args_.k_norm, args_.head_size, args_.norm_epsilon);
+    for (int column = lane_ * 4; column < D; column += 128) {
+      uint2 key{}, value{};
+      if (column < args_.head_size) {
+        key = new_key4(args_, span_, batch_, kv_head_, 0, column, rms);
+        value = new_value4(args_, batch_, kv_head_, 0, column);
+        *reinterpret_cast<uint2*>(args_.key.at(batch_, kv_head_, span_.first) + column) = key;
+        *reinterpret_cast<uint2*>(args_.value.at(batch_, kv_head_, span_.first) + column) = value;
+      }
+      *reinterpret_cast<uint2*>(notes_.key + column) = key;
+      *reinterpret_cast<uint2*>(notes_.value + column) = value;
+    }
+  }
+
+  // Takes the place of what the cache held where the new token goes.
+  __device__ __forceinline__ void insert_new_token(int first_key) {
+    const int place = span_.first - first_key;
+    if (place < 0 || place >= kStepKeys) return;
+#pragma unroll
+    for (int u = 0; u < kSubtiles; ++u) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        if (key_of(u, i) != place) continue;
+#pragma unroll
+        for (int j = 0; j < D / 32; ++j)
+          keys_[u][i][j] = reinterpret_cast<const uint4*>(notes_.key)[lane_ % 4 + 4 * j];
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (value_of(u, i) != place) continue;
+#pragma unroll
+        for (int j = 0; j < D / 64; ++j)
+          values_[u][i][j] = reinterpret_cast<const uint4*>(notes_.value)[lane_ / 4 + 8 * j];
+      }
+    }
+  }
+
+  __device__ __forceinline__ void score() {
+#pragma unroll
+    for (int u = 0; u < kSubtiles; ++u) scores_[u][0][0] = scores_[u][0][1] = scores_[u][0][2] = scores_[u][0][3] = 0;
+#pragma unroll
+    for (int j = 0; j < D / 32; ++j) {
+      const uint4& q = query_[j];
+#pragma unroll
+      for (int u = 0; u < kSubtiles; ++u) {
+        const uint4 &x = keys_[u][0][j], &y = keys_[u][1][j];
+        const uint32_t low[4] = {x.x, y.x, x.y, y.y}, high[4] = {x.z, y.z, x.w, y.w};
+        mma_m16n8k16<T>(scores_[u][0], low, q.x, q.y);
+        mma_m16n8k16<T>(scores_[u][0], high, q.z, q.w);
+      }
+    }
+  }
+
+  // Values from `valid` on are taken as 0, whatever lies there: 0 * NaN would be NaN.
+  __device__ __forceinline__ void add_values(int valid) {
+#pragma unroll
+    for (int u = 0; u < kSubtiles; ++u) {
+      const float(&w)[4] = scores_[u][0];
+      const uint32_t p0 = transpose8x8(pack2<T>(w[0], w[1])), p1 = transpose8x8(pack2<T>(w[2], w[3]));
+      uint32_t keep[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int left = valid - value_of(u, 2 * i);
+        keep[i] = left >= 2 ? ~0u : left == 1 ? 0xffffu : 0u;
+      }
+#pragma unroll
+      for (int j = 0; j < D / 64; ++j) {
+        const auto word = [&](int i, int m) {
+          const uint4& x = values_[u][i][j];
+          return m == 0 ? x.x : m == 1 ? x.y : m == 2 ? x.z : x.w;
+        };
+#pragma unroll
+        for (int m = 0; m < 4; ++m) {
+          // Two columns of neighbouring keys become two rows of V^T.
+          const uint32_t a[4] = {__byte_perm(word(0, m), word(1, m), 0x5410) & keep[0],
+                                 __byte_perm(word(0, m), word(1, m), 0x7632) & keep[0],
+                                 __byte_perm(word(2, m), word(3, m), 0x5410) & keep[1],
+                                 __byte_perm(word(2, m), word(3, m), 0x7632) & keep[1]};
+          mma_m16n8k16<T>(tile_.o[4 * j + m][0], a, p0, p1);
+        }
+      }
+    }
+  }
+
+  // The column of tile_.o[j][0][i] (i < 2) and, one further, of [i + 2].
+  __device__ __forceinline__ int column_of(int j) const { return (lane_ / 4 + j / 4 * 8) * 8 + j % 4 * 2; }
+
+  // A warp that had all keys has whole rows.
+  __device__ __forceinline__ void emit_own() {
+    bool left[2] = {};
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int row = tile_.local_row(0, i);
+      if (row >= args_.group) continue;
+      const float2 norm = tile_.norm(0, i);
+      left[i] = signbit(norm.y) && lane_ / 4 == 0;
+      const float factor = output_factor(norm.x, fabsf(norm.y), sink_log2(args_, kv_head_, row));
+      T* const to = args_.output.at(batch_, 0, kv_head_ * args_.group + row);
+#pragma unroll
+      for (int j = 0; j < kSteps; j += 4) {
+        uint32_t words[4];
+#pragma unroll
+        for (int m = 0; m < 4; ++m)
+          words[m] = pack2<T>(tile_.o[j + m][0][i] * factor, tile_.o[j + m][0][i + 2] * factor);
+        if (column_of(j) < args_.head_size)
+          *reinterpret_cast<uint4*>(to + column_of(j)) = make_uint4(words[0], words[1], words[2], words[3]);
+      }
+    }
+    count_out_of_range(args_, left[0], left[1]);
+  }
+
+  __device__ __forceinline__ void emit_joint(int share) {
+    const float2 norms[2] = {tile_.norm(0, 0), tile_.norm(0, 1)};
+    __syncthreads();  // nobody reads the notes any more
+    Sums& sums = shared_.sums;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int row = tile_.local_row(0, i);
+#pragma unroll
+      for (int j = 0; j < kSteps; ++j)
+        *reinterpret_cast<float2*>(&sums.values[share][row][column_of(j)]) =
+            make_float2(tile_.o[j][0][i], tile_.o[j][0][i + 2]);
+      if (lane_ < 4) sums.norms[share][row] = norms[i];
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < args_.group * kQuads; i += 32 * kShortWarps) {
+      const int row = i / kQuads, column = i % kQuads * 4;
+      if (column >= args_.head_size) continue;
+      float2 part_norms[kSharing];
+      float4 parts[kSharing];
+#pragma unroll
+      for (int w = 0; w < kSharing; ++w) {
+        part_norms[w] = sums.norms[w][row];
+        parts[w] = *reinterpret_cast<const float4*>(&sums.values[w][row][column]);
+      }
+      JointSum joint;
+      joint.add(part_norms, parts);
+      const float factor = output_factor(joint.m, joint.l, sink_log2(args_, kv_head_, row));
+      const float4 x = make_float4(joint.sum.x * factor, joint.sum.y * factor, joint.sum.z * factor,
+                                   joint.sum.w * factor);
+      *reinterpret_cast<uint2*>(args_.output.at(batch_, 0, kv_head_ * args_.group + row) + column) = pack4<T>(x);
+      if (joint.left && column == 0 && args_.out_of_range_rows != nullptr)
+        atomicAdd(reinterpret_cast<unsigned long long*>(args_.out_of_range_rows), 1ull);
+    }
+  }
+
+  using Tile = DecodeTile<T, T, D, 1, kSubtiles, false>;
+  static constexpr int kSteps = Tile::kSteps;
+
+  const AttentionArgs<T>& args_;
+  Shared& shared_;
+  Notes& notes_;
+  const int lane_ = threadIdx.x % 32;
+  int batch_, kv_head_;
+  CacheSpan span_;
+  Tile tile_;
+  typename Tile::Scores scores_;
+  uint4 query_[D / 32];
+  uint4 keys_[kSubtiles][2][D / 32];
+  uint4 values_[kSubtiles][4][D / 64];
+};
+
+template <typename T, int D, int kSharing>
+__global__ void __launch_bounds__(32 * kShortWarps, D == 64 ? 4 : kSharing == 1 ? 3 : 2)
+    short_decode_kernel(const __grid_constant__ AttentionArgs<T> args, int kv_heads, int units) {
+  using Decode = ShortDecode<T, D, kSharing>;
+  __shared__ __align__(16) unsigned char shared[sizeof(typename Decode::Shared)];
+  Decode(args, shared).run(kv_heads, units);
+}
+
+}  // namespace fdpp
