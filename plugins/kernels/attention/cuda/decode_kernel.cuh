@@ -149,7 +149,7 @@ class DecodeBlock {
         return;
       } else if (!is_first && !launch_.flows) {
         // The ring and the inboxes are free once all are done with them; all blocks of a cluster go the same rounds.
-        if constexpr (kBulk) publish_to_async_proxy();  // of insert_new()
+        if constexpr (kBulk) publish_to_async_proxy();  // of insert_new() and clear_values()
         arrive_at_cluster();
         wait_for_cluster();
         __syncthreads();
@@ -435,7 +435,8 @@ class DecodeBlock {
       tile.weigh(scores, first_key + first_place, end, edge, Shape::kSubtiles, factor, warp_rows, args_);
       slot = next_tile();
       if (with_new) insert_new(slot, new_values_, span, first_key, first_subtile, row_warp);
-      tile.add_values(scores, {slot, Shape::kTilePanel}, first_subtile, Shape::kSubtiles, end - first_key);
+      if (kBulk && end < first_key + Shape::kTileKeys) clear_values(slot, end - first_key, first_subtile, row_warp);
+      tile.template add_values<false>(scores, {slot, Shape::kTilePanel}, first_subtile, Shape::kSubtiles, 0);
       release();
     }
     if (rarely(takes_new_ && !joins)) {
@@ -443,7 +444,7 @@ class DecodeBlock {
       if (key_warp == Shape::kKeyWarps - 1) {
         tile.score({new_keys_, new_panel()}, 0, 1, scores);
         tile.weigh(scores, span.first + Tile::first_place(0), span.length(), true, 1, factor, warp_rows, args_);
-        tile.add_values(scores, {new_values_, new_panel()}, 0, 1, span.tokens);
+        tile.template add_values<true>(scores, {new_values_, new_panel()}, 0, 1, span.tokens);
       }
     }
     if (takes_new_) {
@@ -478,7 +479,25 @@ class DecodeBlock {
                                             ((chunk ^ token) % 8) * 16);
       }
     }
-    // The copy engine may fill the slot again.
+    publish_rows();
+  }
+
+  // Zeroes the rows of a tile of values from row `begin` on, as far as the warps of this key_warp work on them: weights
+  // of 0 would make NaN of what may lie there. The copy engine cleared what lies beyond the cache, cp.async all of it.
+  __device__ __forceinline__ void clear_values(unsigned char* slot, int begin, int first_subtile, int row_warp) {
+    const int own_rows = first_subtile * kSubtileKeys, end = own_rows + Shape::kSubtiles * kSubtileKeys;
+    constexpr int kChunks = Shape::kPanels * 8;  // of 16 bytes
+    const int first = (max(begin, own_rows) - own_rows) * kChunks;
+#pragma unroll 1
+    for (int i = first + row_warp * 32 + threadIdx.x % 32; i < (end - own_rows) * kChunks; i += 32 * WR) {
+      const int row = own_rows + i / kChunks, chunk = i % kChunks;
+      *reinterpret_cast<uint4*>(slot + chunk / 8 * Shape::kTilePanel + row * kPanelRow + chunk % 8 * 16) = uint4{};
+    }
+    publish_rows();
+  }
+
+  // After writes to rows of a slot: to those who read them, and to the copy engine, which may fill the slot again.
+  __device__ __forceinline__ void publish_rows() {
     if (kBulk && launch_.flows) publish_to_async_proxy();
     if constexpr (WR == 1)
       __syncwarp();

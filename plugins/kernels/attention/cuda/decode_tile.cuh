@@ -115,8 +115,9 @@ class DecodeTile {
         } else {
 #pragma unroll
           for (int h = 0; h < 2; ++h) {
-            const uint32_t a[4] = {widened2<T, C>(r[2 * h] & 0xffff), widened2<T, C>(r[2 * h + 1] & 0xffff),
-                                   widened2<T, C>(r[2 * h] >> 16), widened2<T, C>(r[2 * h + 1] >> 16)};
+            uint32_t a[4];
+            widen4<T, C>(r[2 * h], a[0], a[2]);
+            widen4<T, C>(r[2 * h + 1], a[1], a[3]);
 #pragma unroll
             for (int n = 0; n < NT; ++n) mma_m16n8k16<T>(into[n], a, q[h][n][0], q[h][n][1]);
           }
@@ -200,8 +201,9 @@ class DecodeTile {
     return first_subtile * kSubtileKeys + threadIdx.x % 32 / 4;
   }
 
-  // Adds the values of the same keys. The tile's keys from `valid` on are taken as 0, whatever lies there: 0 * NaN
-  // would be NaN.
+  // Adds the values of the same keys. Where kMasked, the tile's keys from `valid` on are taken as 0, whatever lies
+  // there: 0 * NaN would be NaN.
+  template <bool kMasked>
   __device__ __forceinline__ void add_values(const Scores& weights, const TileView& values, int first_subtile,
                                              int subtiles, int valid) {
     // Matrices 2, 3: keys 8-15; 1, 3: the second chunk.
@@ -226,17 +228,17 @@ class DecodeTile {
         ldmatrix_x4_trans(r, rows + u * kSubtileKeys * kPanelRow + load / 4 * values.panel_stride +
                                  ((chunk ^ load * 2 % 8) * 16));
 #pragma unroll
-        for (int i = 0; i < 4; ++i) r[i] &= keep[i / 2];
+        for (int i = 0; kMasked && i < 4; ++i) r[i] &= keep[i / 2];
         if constexpr (!kBytes) {
 #pragma unroll
           for (int n = 0; n < NT; ++n) mma_m16n8k16<T>(o[load][n], r, p[n][0], p[n][1]);
         } else {
 #pragma unroll
           for (int h = 0; h < 2; ++h) {
-            // Bytes: columns 2 c and 2 c + 1 of one key, then of the next; paired by column they are two rows of V^T.
-            const uint32_t low = __byte_perm(r[h], 0, 0x3120), high = __byte_perm(r[h + 2], 0, 0x3120);
-            const uint32_t a[4] = {widened2<T, C>(low & 0xffff), widened2<T, C>(low >> 16),
-                                   widened2<T, C>(high & 0xffff), widened2<T, C>(high >> 16)};
+            // Bytes: columns 2 c and 2 c + 1 of one key, then of the next; crossed they are two rows of V^T.
+            uint32_t a[4];
+            widen4<T, C, true>(r[h], a[0], a[1]);
+            widen4<T, C, true>(r[h + 2], a[2], a[3]);
 #pragma unroll
             for (int n = 0; n < NT; ++n) mma_m16n8k16<T>(o[2 * load + h][n], a, p[n][0], p[n][1]);
           }

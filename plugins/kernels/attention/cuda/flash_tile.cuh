@@ -61,9 +61,10 @@ template <typename T, int D, int Rows, int Threads, typename C>
 __device__ __forceinline__ void widen_tile(T* tile, const C* codes, int thread) {
   for_chunks<D, Rows, Threads>(thread, [&](int row, int chunk, int index) {
     const uint2 bytes = *reinterpret_cast<const uint2*>(codes + index * 8);
-    *reinterpret_cast<uint4*>(tile + TileLayout<D>::offset(row, chunk)) =
-        make_uint4(widened2<T, C>(bytes.x & 0xffff), widened2<T, C>(bytes.x >> 16), widened2<T, C>(bytes.y & 0xffff),
-                   widened2<T, C>(bytes.y >> 16));
+    uint4 wide;
+    widen4<T, C>(bytes.x, wide.x, wide.y);
+    widen4<T, C>(bytes.y, wide.z, wide.w);
+    *reinterpret_cast<uint4*>(tile + TileLayout<D>::offset(row, chunk)) = wide;
   });
 }
 
