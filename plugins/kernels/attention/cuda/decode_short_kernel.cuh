@@ -85,10 +85,10 @@ class ShortDecode {
     for (; first_key < span_.length(); first_key += kSharing * kStepKeys) {
       if (first_key != share * kStepKeys) load(first_key);
       const bool edge = first_key + kStepKeys > span_.first || args_.window > 0;
-      if (edge) insert_new_token(first_key);
+      if (edge) finish_step(first_key);
       score();
       tile_.weigh(scores_, first_key + lane_ / 4, span_.length(), edge, kSubtiles, 1, rows, args_);
-      add_values(edge ? span_.length() - first_key : kStepKeys);
+      add_values();
     }
     tile_.finish();
     if constexpr (kSharing == 1)
@@ -202,8 +202,9 @@ class ShortDecode {
     }
   }
 
-  // Takes the place of what the cache held where the new token goes.
-  __device__ __forceinline__ void insert_new_token(int first_key) {
+  // Where a step reaches the new token: its key and value take the place of what the cache held there, and values
+  // beyond it become 0, whatever lies there: 0 * NaN would be NaN.
+  __device__ __forceinline__ void finish_step(int first_key) {
     const int place = span_.first - first_key;
     if (place < 0 || place >= kStepKeys) return;
 #pragma unroll
@@ -217,10 +218,11 @@ class ShortDecode {
       }
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        if (value_of(u, i) != place) continue;
+        if (value_of(u, i) < place) continue;
+        const bool is_new = value_of(u, i) == place;
 #pragma unroll
         for (int j = 0; j < D / 64; ++j)
-          values_[u][i][j] = reinterpret_cast<const uint4*>(notes_.value)[lane_ / 4 + 8 * j];
+          values_[u][i][j] = is_new ? reinterpret_cast<const uint4*>(notes_.value)[lane_ / 4 + 8 * j] : uint4{};
       }
     }
   }
@@ -241,18 +243,11 @@ class ShortDecode {
     }
   }
 
-  // Values from `valid` on are taken as 0, whatever lies there: 0 * NaN would be NaN.
-  __device__ __forceinline__ void add_values(int valid) {
+  __device__ __forceinline__ void add_values() {
 #pragma unroll
     for (int u = 0; u < kSubtiles; ++u) {
       const float(&w)[4] = scores_[u][0];
       const uint32_t p0 = transpose8x8(pack2<T>(w[0], w[1])), p1 = transpose8x8(pack2<T>(w[2], w[3]));
-      uint32_t keep[2];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int left = valid - value_of(u, 2 * i);
-        keep[i] = left >= 2 ? ~0u : left == 1 ? 0xffffu : 0u;
-      }
 #pragma unroll
       for (int j = 0; j < D / 64; ++j) {
         const auto word = [&](int i, int m) {
@@ -262,10 +257,10 @@ class ShortDecode {
 #pragma unroll
         for (int m = 0; m < 4; ++m) {
           // Two columns of neighbouring keys become two rows of V^T.
-          const uint32_t a[4] = {__byte_perm(word(0, m), word(1, m), 0x5410) & keep[0],
-                                 __byte_perm(word(0, m), word(1, m), 0x7632) & keep[0],
-                                 __byte_perm(word(2, m), word(3, m), 0x5410) & keep[1],
-                                 __byte_perm(word(2, m), word(3, m), 0x7632) & keep[1]};
+          const uint32_t a[4] = {__byte_perm(word(0, m), word(1, m), 0x5410),
+                                 __byte_perm(word(0, m), word(1, m), 0x7632),
+                                 __byte_perm(word(2, m), word(3, m), 0x5410),
+                                 __byte_perm(word(2, m), word(3, m), 0x7632)};
           mma_m16n8k16<T>(tile_.o[4 * j + m][0], a, p0, p1);
         }
       }
