@@ -385,7 +385,6 @@ MANY_CASES = [
     AttentionCase(many_rows(3, 300), 3, 8, 4, 128, "float16", "float16", softcap=20.0),
     AttentionCase(many_rows(1, 200), 1, 8, 2, 256, "bfloat16", "bfloat16", softmax_mode="online"),
     AttentionCase(many_rows(1, 260), 1, 8, 8, 128, "float16", "int8", quantization="per_channel", norm=True),
-    AttentionCase(many_rows(1, 700, 512), 1, 2, 4, 64, "float16", "float16", rotary="half"),
     AttentionCase(many_rows(5, 3000, 200), 1, 1, 16, 64, "float16", "float8e4m3fn", quantization="per_tensor"),
 ]
 

@@ -193,7 +193,7 @@ Deal deal(const AttentionProblem& p, const DecodeInstance& instance, const Atten
 // What a launch gets of the GPU.
 struct Room {
   Ring ring;
-  bool flows;
+  bool flows, shares;
   int clusters;  // of the grid
 };
 
@@ -202,6 +202,7 @@ Room room_of(const AttentionProblem& p, const DecodeInstance& instance, const At
              const DeviceInfo& device, bool bulk) {
   constexpr int64_t kShort = 64;  // tiles
   constexpr int kFlowSlots = 3;   // with fewer, the next keys would not be on their way
+  constexpr int64_t kMostTiles = 1 << 22;  // of all units: what quotient() takes
   const int most_blocks = std::min(split.blocks_per_multiprocessor, instance.blocks_per_multiprocessor);
   const int64_t shared_memory = device.shared_memory_per_block;
   Room room{};
@@ -211,6 +212,8 @@ Room room_of(const AttentionProblem& p, const DecodeInstance& instance, const At
   int blocks = most_blocks + 1;
   while (room.ring.slots == 0 && blocks > 1) room.ring = ring_of(p, instance, shared_memory, --blocks, room.flows);
   room.clusters = room.flows ? blocks * device.multiprocessors : d.clusters;
+  room.shares = room.flows && split.pieces == 1 && most_tiles(p, instance) > d.least_tiles &&
+                most_tiles(p, instance) * d.clusters < kMostTiles;
   return room;
 }
 
@@ -241,7 +244,9 @@ int partial_rows_of(const AttentionProblem& p, const DecodeInstance& instance) {
 Workspace workspace_of(const AttentionProblem& p, const DecodeInstance& instance, const Deal& d) {
   if (most_tiles(p, instance) <= d.least_tiles) return {};  // every unit is one piece
   // Each row of the batch rounds its share up.
-  const size_t pieces = static_cast<size_t>(d.pieces) + static_cast<size_t>(units_of(p, instance));
+  // Where blocks have even shares, two each of fewer blocks than there are units.
+  const size_t pieces = std::max(static_cast<size_t>(d.pieces) + static_cast<size_t>(units_of(p, instance)),
+                                 2 * static_cast<size_t>(d.clusters));
   const size_t rows = static_cast<size_t>(partial_rows_of(p, instance)), cluster = static_cast<size_t>(d.cluster);
   const auto whole = [](size_t bytes) { return (bytes + 255) / 256 * 256; };
   Workspace w{};
@@ -322,6 +327,7 @@ Status run(const AttentionParams& params, const AttentionSplit& split, void* wor
   const Room room = room_of(p, instance, split, d, device, kBulk);
   launch.slots = room.ring.slots;
   launch.flows = room.flows;
+  launch.shares = room.shares;
   launch.clusters = room.clusters;
   launch.whole_rows = tile_panels(p) > 1;
   launch.tile_keys = instance.tile_keys;
