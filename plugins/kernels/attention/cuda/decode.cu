@@ -50,13 +50,11 @@ constexpr int64_t kReservedShared = 1024;  // of each block, for the system
 
 // The smallest instance that holds the head and, where one does, all query rows. But up to 16 rows are worked on 8 at a
 // time where keys are few, and the L2 holds them for those who read them again: a block's way through 16 rows takes
-// longer. That of small heads, whose instance has half the warps, is longer still.
+// longer.
 const DecodeInstance& instance_of(const AttentionProblem& p, bool bulk) {
-  constexpr int64_t kFewKeys = 16384, kFewSmallKeys = 163840;
+  constexpr int64_t kFewKeys = 16384;
   const int64_t rows = p.query_length * p.group(), keys = p.batch * p.kv_heads * p.total_length;
-  const bool few = keys <= kFewKeys ||
-                   (keys <= kFewSmallKeys && p.total_length <= kFewKeys && p.head_size <= 64 && !p.quantized());
-  const int64_t wanted = rows <= 16 && few ? std::min<int64_t>(rows, 8) : rows;
+  const int64_t wanted = rows <= 16 && keys <= kFewKeys ? std::min<int64_t>(rows, 8) : rows;
   const DecodeInstance* best = nullptr;
   for (const DecodeInstance* i = decode_instances(p.dtype, p.cache_dtype, bulk); i->head_size != 0; ++i) {
     if (i->head_size < p.head_size || (best != nullptr && i->head_size > best->head_size)) continue;
@@ -154,9 +152,9 @@ AttentionSplit split(const AttentionProblem& p, const DeviceInfo& device) {
   const int64_t tiles = std::max<int64_t>(most_tiles(p, instance), 1);
   if (!instance.clusters) return split_of(1, 2 * multiprocessors / units, 2);
   // Where computing takes as long as reading, small clusters keep one block a multiprocessor at work; two for int8,
-  // whose conversion takes longer.
+  // whose conversion takes longer, and for small heads, whose scores take longer beside it.
   if (p.quantized() && 3 * units <= multiprocessors && tiles * units >= 2048) {
-    const int64_t blocks = multiprocessors / units * (p.cache_dtype == DType::i8 ? 2 : 1);
+    const int64_t blocks = multiprocessors / units * (p.cache_dtype == DType::i8 || p.head_size <= 64 ? 2 : 1);
     const int cluster = blocks % 2 == 0 ? 2 : 1;
     return split_of(cluster, blocks / cluster, 2);
   }
@@ -193,7 +191,7 @@ Deal deal(const AttentionProblem& p, const DecodeInstance& instance, const Atten
 // What a launch gets of the GPU.
 struct Room {
   Ring ring;
-  bool flows, shares;
+  bool flows;
   int clusters;  // of the grid
 };
 
@@ -202,7 +200,6 @@ Room room_of(const AttentionProblem& p, const DecodeInstance& instance, const At
              const DeviceInfo& device, bool bulk) {
   constexpr int64_t kShort = 64;  // tiles
   constexpr int kFlowSlots = 3;   // with fewer, the next keys would not be on their way
-  constexpr int64_t kMostTiles = 1 << 22;  // of all units: what quotient() takes
   const int most_blocks = std::min(split.blocks_per_multiprocessor, instance.blocks_per_multiprocessor);
   const int64_t shared_memory = device.shared_memory_per_block;
   Room room{};
@@ -212,8 +209,6 @@ Room room_of(const AttentionProblem& p, const DecodeInstance& instance, const At
   int blocks = most_blocks + 1;
   while (room.ring.slots == 0 && blocks > 1) room.ring = ring_of(p, instance, shared_memory, --blocks, room.flows);
   room.clusters = room.flows ? blocks * device.multiprocessors : d.clusters;
-  room.shares = room.flows && split.pieces == 1 && most_tiles(p, instance) > d.least_tiles &&
-                most_tiles(p, instance) * d.clusters < kMostTiles;
   return room;
 }
 
@@ -244,9 +239,7 @@ int partial_rows_of(const AttentionProblem& p, const DecodeInstance& instance) {
 Workspace workspace_of(const AttentionProblem& p, const DecodeInstance& instance, const Deal& d) {
   if (most_tiles(p, instance) <= d.least_tiles) return {};  // every unit is one piece
   // Each row of the batch rounds its share up.
-  // Where blocks have even shares, two each of fewer blocks than there are units.
-  const size_t pieces = std::max(static_cast<size_t>(d.pieces) + static_cast<size_t>(units_of(p, instance)),
-                                 2 * static_cast<size_t>(d.clusters));
+  const size_t pieces = static_cast<size_t>(d.pieces) + static_cast<size_t>(units_of(p, instance));
   const size_t rows = static_cast<size_t>(partial_rows_of(p, instance)), cluster = static_cast<size_t>(d.cluster);
   const auto whole = [](size_t bytes) { return (bytes + 255) / 256 * 256; };
   Workspace w{};
@@ -327,7 +320,6 @@ Status run(const AttentionParams& params, const AttentionSplit& split, void* wor
   const Room room = room_of(p, instance, split, d, device, kBulk);
   launch.slots = room.ring.slots;
   launch.flows = room.flows;
-  launch.shares = room.shares;
   launch.clusters = room.clusters;
   launch.whole_rows = tile_panels(p) > 1;
   launch.tile_keys = instance.tile_keys;

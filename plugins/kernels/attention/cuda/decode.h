@@ -26,7 +26,6 @@ struct DecodeLaunch {
   int least_tiles;   // of a piece
   bool whole_units;  // no unit can have more: unit u is piece u, and there are no others
   bool flows;        // blocks go from piece to piece without a pause: sums have shared memory of their own
-  bool shares;       // blocks have even shares of all tiles
   int clusters;      // of the grid
   int cluster, cluster_shift;  // blocks of a cluster, and their logarithm
   int slots;         // of the ring

@@ -54,7 +54,7 @@ inline constexpr DecodeInstance kByteInstances[] = {
 
 template <typename T, bool kBulk>
 inline constexpr DecodeInstance kPlainInstances[] = {
-    decode_instance<T, T, 64, 1, 1, kBulk>(),  decode_instance<T, T, 64, 2, 1, kBulk>(),
+    decode_instance<T, T, 64, 1, 1, kBulk>(),  decode_instance<T, T, 64, 1, 2, kBulk>(),
     decode_instance<T, T, 64, 2, 4, kBulk>(),  decode_instance<T, T, 128, 1, 1, kBulk>(),
     decode_instance<T, T, 128, 1, 2, kBulk>(), decode_instance<T, T, 128, 2, 4, kBulk>(),
     decode_instance<T, T, 192, 1, 1, kBulk>(), decode_instance<T, T, 192, 1, 2, kBulk>(),

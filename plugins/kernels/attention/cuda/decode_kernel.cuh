@@ -134,12 +134,14 @@ class DecodeBlock {
     // still be working: from lengths that it may be about to change, and of which each warp may see another state.
     // After it has ended, all but what changes memory is begun, and only then it is seen whether the lengths have
     // stayed: by the producer for itself, by the consumers together.
-    bool guesses = kBulk, is_first = true;
-    int wasted_slots = 0, position = -1;
+    bool guesses = kBulk;
+    int wasted_slots = 0;
 #pragma unroll 1
     for (;;) {
       Piece piece;
-      const bool there = (!guesses || can_guess()) && find(id, lengths, &position, &piece);
+      const bool is_first = id < launch_.clusters;
+      bool* const more = &fixed_.more[threadIdx.x / 32];
+      const bool there = (!guesses || can_guess()) && find_piece(args_, launch_, id, lengths, &piece, more);
       if (guesses) {
         if (there && is_producer()) prefetch_first_tile(piece);
         wait_for_predecessor();
@@ -162,7 +164,6 @@ class DecodeBlock {
                                          : sync_threads_and(kConsumerBarrier, kConsumers, stayed && can_prepare_early());
         if (!right) {
           lengths = {first, nullptr};
-          position = -1;
           if (there && is_producer()) wasted_slots = first_tile(piece) < piece.end_tile ? 2 : 0;
           continue;
         }
@@ -179,20 +180,13 @@ class DecodeBlock {
       const bool goes_on = fixed_.more[threadIdx.x / 32];
       __syncwarp();  // no lane may find the next piece before all have read this
       if (!goes_on) return;
-      if (!launch_.shares) id += launch_.clusters;
-      is_first = false;
+      id += launch_.clusters;
       wasted_slots = 0;
       lengths = {first_seqlens(args_, launch_, id), fixed_.staged[threadIdx.x / 32] ? fixed_.seqlens : nullptr};
     }
   }
 
  private:
-  __device__ __forceinline__ bool find(int id, const RowLengths& lengths, int* position, Piece* piece) {
-    bool* const more = &fixed_.more[threadIdx.x / 32];
-    if (kBulk && launch_.shares) return find_share(args_, launch_, id, lengths, position, piece, more);
-    return find_piece(args_, launch_, id, lengths, piece, more);
-  }
-
   static __device__ __forceinline__ bool is_producer() { return threadIdx.x >= kConsumers; }
 
   __device__ __forceinline__ bool can_guess() const {
@@ -642,7 +636,6 @@ class DecodeBlock {
 
   // The number of piece `index` of the unit that p belongs to.
   __device__ __forceinline__ int id_of(const Piece& p, int index) const {
-    if (kBulk && launch_.shares) return 2 * (p.id / 2 - p.index + index) + (index == 0 ? 1 : 0);
     return p.id + (index - p.index) * launch_.kv_heads * launch_.row_tiles;
   }
   // Where piece number `id` leaves what others of its unit need.

@@ -53,9 +53,7 @@ struct Piece {
   PastKeys keys;
   int first_tile, end_tile;  // of the unit's tiles
   int index, count;          // among the unit's pieces
-  // Among all pieces; a unit's next piece comes after one of each unit of the row. Where blocks have even shares, the
-  // place of its sums: block b has place 2 b for what it finishes, 2 b + 1 for what it begins.
-  int id;
+  int id;                    // among all pieces; a unit's next piece comes after one of each unit of the row
 
   __device__ bool ends_unit() const { return index == count - 1; }
 };
@@ -176,68 +174,6 @@ __device__ __forceinline__ bool find_piece(const AttentionArgs<T, C>& args, cons
   }
   *more = id + launch.clusters < before;
   return found;
-}
-
-// Tiles of all units in a row, which blocks share evenly: block i has tiles begin(i) .. begin(i + 1) - 1.
-struct EvenShares {
-  int base, rest;  // tiles of each, and how many have one more
-
-  __device__ __forceinline__ EvenShares(int tiles, int blocks) : base(quotient(tiles, blocks)), rest(tiles - base * blocks) {}
-  __device__ __forceinline__ int begin(int block) const { return block * base + min(block, rest); }
-  __device__ __forceinline__ int block_of(int tile) const {
-    const int longer = rest * (base + 1);
-    return tile < longer ? quotient(tile, base + 1) : rest + quotient(tile - longer, base);
-  }
-};
-
-// The piece of block `block` that begins at tile *position of all, or at the begin of its share where that is negative;
-// moves *position on. By all lanes of a warp; false where there is none.
-template <typename T, typename C>
-__device__ __forceinline__ bool find_share(const AttentionArgs<T, C>& args, const DecodeLaunch& launch, int block,
-                                           const RowLengths& lengths, int* position, Piece* piece, bool* more) {
-  using namespace decode_detail;
-  const int units = launch.kv_heads * launch.row_tiles;
-  // A unit without past keys has its new tokens.
-  const auto length_of = [](const PastKeys& keys) { return keys.tiles < 0 ? 0 : max(keys.tiles, 1); };
-  PastKeys keys = lane_keys(args, launch, 0, lengths);
-  int tiles = __reduce_add_sync(~0u, length_of(keys));
-  for (int first = 32; first < launch.batch; first += 32)
-    tiles += __reduce_add_sync(~0u, length_of(lane_keys(args, launch, first, lengths)));
-  const int blocks = min(launch.clusters, quotient_up(tiles * units, launch.least_tiles));
-  *more = false;
-  if (block >= blocks) return false;
-  const EvenShares shares(tiles * units, blocks);
-  const int begin = *position < 0 ? shares.begin(block) : *position, end = shares.begin(block + 1);
-  int before = 0;
-  for (int first = 0; first < launch.batch; first += 32) {
-    if (first > 0) keys = lane_keys(args, launch, first, lengths);
-    const int row_end = before + warp_scan(length_of(keys) * units);
-    const unsigned later = __ballot_sync(~0u, row_end > begin);
-    before = __shfl_sync(~0u, row_end, 31);
-    if (later == 0) continue;
-    const int lane = __ffs(later) - 1;
-    piece->batch = first + lane;
-    piece->keys.span.first = __shfl_sync(~0u, keys.span.first, lane);
-    piece->keys.span.tokens = __shfl_sync(~0u, keys.span.tokens, lane);
-    piece->keys.begin = __shfl_sync(~0u, keys.begin, lane);
-    piece->keys.tiles = __shfl_sync(~0u, keys.tiles, lane);
-    const int length = max(piece->keys.tiles, 1), row_begin = __shfl_sync(~0u, row_end, lane) - length * units;
-    const int unit = quotient(begin - row_begin, length), unit_begin = row_begin + unit * length;
-    const int piece_end = min(unit_begin + length, end);
-    piece->kv_head = launch.row_tiles == 1 ? unit : quotient(unit, launch.row_tiles);
-    piece->row_tile = unit - piece->kv_head * launch.row_tiles;
-    piece->first_tile = min(begin - unit_begin, piece->keys.tiles);
-    piece->end_tile = min(piece_end - unit_begin, piece->keys.tiles);
-    const int first_block = begin > unit_begin ? shares.block_of(unit_begin) : block;
-    const int last_block = piece_end < unit_begin + length ? shares.block_of(unit_begin + length - 1) : block;
-    piece->index = block - first_block;
-    piece->count = last_block - first_block + 1;
-    piece->id = 2 * block + (piece->index == 0 ? 1 : 0);
-    *position = piece_end;
-    *more = piece_end < end;
-    return true;
-  }
-  return false;
 }
 
 }  // namespace fdpp

@@ -1,4 +1,4 @@
-// Decode attention over short contexts: chooses how many warps share a KV head's keys.
+// Decode attention over short contexts.
 #include <string>
 
 #include "kernels/attention/cuda/decode_short_kernel.cuh"
@@ -8,11 +8,12 @@
 namespace fdpp {
 namespace {
 
-constexpr int64_t kShortContext = 2048;
 constexpr int64_t kLargestHead = 128;
+constexpr int64_t kSmallHead = 64;  // up to here the faster one for any number of units, by times on an H200
 
 bool supports(const AttentionProblem& p, const DeviceInfo& device, std::string* why) {
   if (!takes_attention(p, device, why)) return false;
+  const int64_t units = p.batch * p.kv_heads;
   if (p.quantized()) {
     *why = "takes no 8-bit cache";
   } else if (p.query_length != 1 || p.group() > kShortRows) {
@@ -22,55 +23,48 @@ bool supports(const AttentionProblem& p, const DeviceInfo& device, std::string* 
     *why = "takes at most " + std::to_string(kShortContext) + " tokens a row, not " + std::to_string(p.total_length);
   } else if (p.head_size > kLargestHead) {
     *why = "takes head sizes up to " + std::to_string(kLargestHead) + ", not " + std::to_string(p.head_size);
+  } else if (p.head_size > kSmallHead && units > device.multiprocessors) {
+    *why = "takes at most " + std::to_string(device.multiprocessors) + " KV heads of all rows, one for each " +
+           "multiprocessor, where head sizes are above " + std::to_string(kSmallHead) + ", not " +
+           std::to_string(units);
   } else {
     return true;
   }
   return false;
 }
 
-// pieces: warps that share a KV head. All four of a block where that leaves each enough room.
-AttentionSplit split(const AttentionProblem& p, const DeviceInfo& device) {
-  AttentionSplit d;
-  if (p.batch * p.kv_heads <= 2 * device.multiprocessors) d.pieces = kShortWarps;
-  return d;
-}
+AttentionSplit split(const AttentionProblem&, const DeviceInfo&) { return {}; }
 
 size_t workspace_bytes(const AttentionProblem&, const AttentionSplit&) { return 0; }
 
-template <typename T, int D, int kSharing>
+template <typename T, int D>
 Status launch(const AttentionParams& params, const ExecutionContext& context) {
-  const int units = static_cast<int>(params.problem.batch * params.problem.kv_heads);
-  constexpr int kUnits = kShortWarps / kSharing;  // of a block
+  const AttentionProblem& p = params.problem;
   cudaLaunchAttribute overlap{};
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3((units + kUnits - 1) / kUnits);
+  config.gridDim = dim3(static_cast<unsigned>(p.batch * p.kv_heads));
   config.blockDim = dim3(32 * kShortWarps);
   config.stream = static_cast<cudaStream_t>(context.stream);
   config.attrs = &overlap;
   config.numAttrs = 1;
-  return check_gpu(cudaLaunchKernelEx(&config, short_decode_kernel<T, D, kSharing>, make_args<T, T>(params, context),
-                                      static_cast<int>(params.problem.kv_heads), units),
+  return check_gpu(cudaLaunchKernelEx(&config, short_decode_kernel<T, D>, make_args<T, T>(params, context),
+                                      static_cast<int>(p.kv_heads)),
                    "short_decode_kernel");
 }
 
-template <typename T, int D>
-Status launch_shared(const AttentionParams& params, const AttentionSplit& split, const ExecutionContext& context) {
-  return split.pieces < kShortWarps ? launch<T, D, 1>(params, context) : launch<T, D, kShortWarps>(params, context);
-}
-
 template <typename T>
-Status launch_typed(const AttentionParams& params, const AttentionSplit& split, const ExecutionContext& context) {
-  if (params.problem.head_size <= 64) return launch_shared<T, 64>(params, split, context);
-  return launch_shared<T, 128>(params, split, context);
+Status launch_typed(const AttentionParams& params, const ExecutionContext& context) {
+  return params.problem.head_size <= kSmallHead ? launch<T, kSmallHead>(params, context)
+                                                : launch<T, kLargestHead>(params, context);
 }
 
-Status run(const AttentionParams& params, const AttentionSplit& split, void*, const ExecutionContext& context) {
+Status run(const AttentionParams& params, const AttentionSplit&, void*, const ExecutionContext& context) {
   FDPP_RETURN_IF_ERROR(check_alignment(params));
   FDPP_RETURN_IF_ERROR(copy_past(params, static_cast<cudaStream_t>(context.stream)));
-  return params.problem.dtype == DType::f16 ? launch_typed<__half>(params, split, context)
-                                            : launch_typed<__nv_bfloat16>(params, split, context);
+  return params.problem.dtype == DType::f16 ? launch_typed<__half>(params, context)
+                                            : launch_typed<__nv_bfloat16>(params, context);
 }
 
 }  // namespace
@@ -79,7 +73,7 @@ extern const AttentionVariant kCudaDecodeShortAttention;
 const AttentionVariant kCudaDecodeShortAttention = {
     "cuda_decode_short",
     Backend::cuda,
-    "decode over at most 256 tokens: keys and values straight into the registers of one warp or four",
+    "decode over at most 128 tokens: keys and values straight into the registers of four warps",
     supports,
     split,
     workspace_bytes,

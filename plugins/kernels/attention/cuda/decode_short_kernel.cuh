@@ -1,6 +1,6 @@
-// Decode attention over short contexts: one new token, up to 8 query rows of a KV head, keys and values straight from
-// global memory into the registers of one warp, or of four that share the keys. What a longer context pays for once,
-// rings and clusters, would take most of the time here.
+// Decode attention over short contexts: one new token, up to 8 query rows of a KV head. The four warps of a block share
+// its keys and values, which come straight from global memory into their registers, all at once. What a longer context
+// pays for once, rings and clusters, would take most of the time here.
 //
 // Both products are those of decode_tile.cuh. Since the reduction over d may take any order and the columns of the
 // output any place, a lane's 16-byte loads are its fragments: lane (g, t) = (lane / 4, lane % 4) brings chunks t + 4 j of
@@ -19,13 +19,14 @@ namespace fdpp {
 inline constexpr int kShortWarps = 4;  // of a block
 inline constexpr int kShortRows = 8;
 
-// D: head size up to 64 or 128. kSharing: warps that share a unit, a KV head of a row of the batch.
-template <typename T, int D, int kSharing>
+inline constexpr int kShortSubtiles = 2;  // of a warp
+inline constexpr int kShortWarpKeys = kShortSubtiles * kSubtileKeys;
+inline constexpr int kShortContext = kShortWarps * kShortWarpKeys;
+
+// D: head size up to 64 or 128. A block has a unit, a KV head of a row of the batch.
+template <typename T, int D>
 class ShortDecode {
  public:
-  // At a time: what registers hold; where warps have whole units, of four warps a scheduler.
-  static constexpr int kSubtiles = D == 64 || (D == 128 && kSharing > 1) ? 2 : 1;
-  static constexpr int kStepKeys = kSubtiles * kSubtileKeys;
   static constexpr int kQuads = D / 4;
   static constexpr int kSumPitch = D + 4;
 
@@ -37,10 +38,10 @@ class ShortDecode {
     float query_rms[kShortRows];
     DecodeRow rows[kShortRows];
   };
-  // The results of warps that share a unit.
+  // The warps' results.
   struct Sums {
-    float values[kSharing][kShortRows][kSumPitch];
-    float2 norms[kSharing][kShortRows];
+    float values[kShortWarps][kShortRows][kSumPitch];
+    float2 norms[kShortWarps][kShortRows];
   };
   union Shared {
     Notes notes[kShortWarps];
@@ -48,27 +49,23 @@ class ShortDecode {
   };
 
   __device__ __forceinline__ ShortDecode(const AttentionArgs<T>& args, unsigned char* shared)
-      : args_(args), shared_(*reinterpret_cast<Shared*>(shared)), notes_(shared_.notes[threadIdx.x / 32]) {}
+      : args_(args), shared_(*reinterpret_cast<Shared*>(shared)), notes_(shared_.notes[warp_]) {}
 
-  __device__ __forceinline__ void run(int kv_heads, int units) {
-    const int warp = threadIdx.x / 32, unit = blockIdx.x * (kShortWarps / kSharing) + warp / kSharing;
-    if (unit >= units) return;  // a warp of its own
-    batch_ = quotient(unit, kv_heads);
-    kv_head_ = unit - batch_ * kv_heads;
-    const int share = warp % kSharing;
-    int first_key = share * kStepKeys;
-    for (int key = first_key; key < args_.total_length; key += kSharing * kStepKeys) prefetch(key);
+  __device__ __forceinline__ void run(int kv_heads) {
+    batch_ = quotient(blockIdx.x, kv_heads);
+    kv_head_ = blockIdx.x - batch_ * kv_heads;
+    if (first_key_ < args_.total_length) prefetch();
     wait_for_predecessor();
 
     // Everything that needs no length is under way before the length is there.
     const int32_t last = seqlen(args_, batch_);
     const bool as_it_is = args_.rotary_dim == 0 && args_.q_norm == nullptr;
     if (as_it_is) load_query(args_.query.at(batch_, 0, kv_head_ * args_.group), args_.query.head_stride);
-    if (first_key < args_.total_length) load(first_key);
+    if (first_key_ < args_.total_length) load();
     release_successor();
     span_ = span_of(args_, last);
     if (rarely(!span_.valid())) {
-      if (share == 0) {
+      if (warp_ == 0) {
         if (lane_ == 0) report_fault(args_.fault, kBadSeqlens);
         fill_output(args_, batch_, kv_head_, 0, args_.group, NAN, lane_, 32);
       }
@@ -76,35 +73,31 @@ class ShortDecode {
     }
     if (!as_it_is) prepare_query();
     note_rows();
-    if (span_.first / kStepKeys % kSharing == share) take_new_token();
+    if (span_.first / kShortWarpKeys == warp_) take_new_token();
     __syncwarp();
     if (!as_it_is) load_query(notes_.query[0], D);
 
     tile_.start(nullptr, notes_.rows);
-    const DecodeRows rows{batch_, kv_head_, 0, args_.group, span_.first};
-    for (; first_key < span_.length(); first_key += kSharing * kStepKeys) {
-      if (first_key != share * kStepKeys) load(first_key);
-      const bool edge = first_key + kStepKeys > span_.first || args_.window > 0;
-      if (edge) finish_step(first_key);
+    if (first_key_ < span_.length()) {
+      const bool edge = first_key_ + kShortWarpKeys > span_.first || args_.window > 0;
+      if (edge) put_new_token();
       score();
-      tile_.weigh(scores_, first_key + lane_ / 4, span_.length(), edge, kSubtiles, 1, rows, args_);
+      const DecodeRows rows{batch_, kv_head_, 0, args_.group, span_.first};
+      tile_.weigh(scores_, first_key_ + lane_ / 4, span_.length(), edge, kShortSubtiles, 1, rows, args_);
       add_values();
     }
     tile_.finish();
-    if constexpr (kSharing == 1)
-      emit_own();
-    else
-      emit_joint(share);
+    emit();
   }
 
  private:
   // The cache's row of a key; what lies beyond the longest context may not be there.
   __device__ __forceinline__ int row_of(int key) const { return min(key, args_.total_length - 1); }
 
-  __device__ __forceinline__ void prefetch(int first_key) const {
+  __device__ __forceinline__ void prefetch() const {
     constexpr int kLines = D * sizeof(T) / 128;
-    for (int i = lane_; i < kStepKeys * kLines; i += 32) {
-      const int row = row_of(first_key + i / kLines), column = i % kLines * (128 / static_cast<int>(sizeof(T)));
+    for (int i = lane_; i < kShortWarpKeys * kLines; i += 32) {
+      const int row = row_of(first_key_ + i / kLines), column = i % kLines * (128 / static_cast<int>(sizeof(T)));
       if (column >= args_.head_size) continue;
       prefetch_line(args_.key.at(batch_, kv_head_, row) + column);
       prefetch_line(args_.value.at(batch_, kv_head_, row) + column);
@@ -124,23 +117,23 @@ class ShortDecode {
     return u * kSubtileKeys + lane_ % 4 * 2 + i % 2 + i / 2 * 8;
   }
 
-  __device__ __forceinline__ void load(int first_key) {
+  __device__ __forceinline__ void load() {
     const T* const keys = args_.key.at(batch_, kv_head_, 0);
     const T* const values = args_.value.at(batch_, kv_head_, 0);
 #pragma unroll
-    for (int u = 0; u < kSubtiles; ++u) {
+    for (int u = 0; u < kShortSubtiles; ++u) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const T* const row = keys + row_of(first_key + key_of(u, i)) * args_.key.token_stride;
+        const T* const row = keys + row_of(first_key_ + key_of(u, i)) * args_.key.token_stride;
 #pragma unroll
         for (int j = 0; j < D / 32; ++j) keys_[u][i][j] = chunk_of(row, lane_ % 4 + 4 * j);
       }
     }
 #pragma unroll
-    for (int u = 0; u < kSubtiles; ++u) {
+    for (int u = 0; u < kShortSubtiles; ++u) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const T* const row = values + row_of(first_key + value_of(u, i)) * args_.value.token_stride;
+        const T* const row = values + row_of(first_key_ + value_of(u, i)) * args_.value.token_stride;
 #pragma unroll
         for (int j = 0; j < D / 64; ++j) values_[u][i][j] = chunk_of(row, lane_ / 4 + 8 * j);
       }
@@ -202,13 +195,13 @@ class ShortDecode {
     }
   }
 
-  // Where a step reaches the new token: its key and value take the place of what the cache held there, and values
-  // beyond it become 0, whatever lies there: 0 * NaN would be NaN.
-  __device__ __forceinline__ void finish_step(int first_key) {
-    const int place = span_.first - first_key;
-    if (place < 0 || place >= kStepKeys) return;
+  // The new token's key and value take the place of what the cache held there, and values beyond it become 0, whatever
+  // lies there: 0 * NaN would be NaN.
+  __device__ __forceinline__ void put_new_token() {
+    const int place = span_.first - first_key_;
+    if (place < 0 || place >= kShortWarpKeys) return;
 #pragma unroll
-    for (int u = 0; u < kSubtiles; ++u) {
+    for (int u = 0; u < kShortSubtiles; ++u) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         if (key_of(u, i) != place) continue;
@@ -229,12 +222,12 @@ class ShortDecode {
 
   __device__ __forceinline__ void score() {
 #pragma unroll
-    for (int u = 0; u < kSubtiles; ++u) scores_[u][0][0] = scores_[u][0][1] = scores_[u][0][2] = scores_[u][0][3] = 0;
+    for (int u = 0; u < kShortSubtiles; ++u) scores_[u][0][0] = scores_[u][0][1] = scores_[u][0][2] = scores_[u][0][3] = 0;
 #pragma unroll
     for (int j = 0; j < D / 32; ++j) {
       const uint4& q = query_[j];
 #pragma unroll
-      for (int u = 0; u < kSubtiles; ++u) {
+      for (int u = 0; u < kShortSubtiles; ++u) {
         const uint4 &x = keys_[u][0][j], &y = keys_[u][1][j];
         const uint32_t low[4] = {x.x, y.x, x.y, y.y}, high[4] = {x.z, y.z, x.w, y.w};
         mma_m16n8k16<T>(scores_[u][0], low, q.x, q.y);
@@ -245,7 +238,7 @@ class ShortDecode {
 
   __device__ __forceinline__ void add_values() {
 #pragma unroll
-    for (int u = 0; u < kSubtiles; ++u) {
+    for (int u = 0; u < kShortSubtiles; ++u) {
       const float(&w)[4] = scores_[u][0];
       const uint32_t p0 = transpose8x8(pack2<T>(w[0], w[1])), p1 = transpose8x8(pack2<T>(w[2], w[3]));
 #pragma unroll
@@ -270,31 +263,7 @@ class ShortDecode {
   // The column of tile_.o[j][0][i] (i < 2) and, one further, of [i + 2].
   __device__ __forceinline__ int column_of(int j) const { return (lane_ / 4 + j / 4 * 8) * 8 + j % 4 * 2; }
 
-  // A warp that had all keys has whole rows.
-  __device__ __forceinline__ void emit_own() {
-    bool left[2] = {};
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int row = tile_.local_row(0, i);
-      if (row >= args_.group) continue;
-      const float2 norm = tile_.norm(0, i);
-      left[i] = signbit(norm.y) && lane_ / 4 == 0;
-      const float factor = output_factor(norm.x, fabsf(norm.y), sink_log2(args_, kv_head_, row));
-      T* const to = args_.output.at(batch_, 0, kv_head_ * args_.group + row);
-#pragma unroll
-      for (int j = 0; j < kSteps; j += 4) {
-        uint32_t words[4];
-#pragma unroll
-        for (int m = 0; m < 4; ++m)
-          words[m] = pack2<T>(tile_.o[j + m][0][i] * factor, tile_.o[j + m][0][i + 2] * factor);
-        if (column_of(j) < args_.head_size)
-          *reinterpret_cast<uint4*>(to + column_of(j)) = make_uint4(words[0], words[1], words[2], words[3]);
-      }
-    }
-    count_out_of_range(args_, left[0], left[1]);
-  }
-
-  __device__ __forceinline__ void emit_joint(int share) {
+  __device__ __forceinline__ void emit() {
     const float2 norms[2] = {tile_.norm(0, 0), tile_.norm(0, 1)};
     __syncthreads();  // nobody reads the notes any more
     Sums& sums = shared_.sums;
@@ -303,18 +272,18 @@ class ShortDecode {
       const int row = tile_.local_row(0, i);
 #pragma unroll
       for (int j = 0; j < kSteps; ++j)
-        *reinterpret_cast<float2*>(&sums.values[share][row][column_of(j)]) =
+        *reinterpret_cast<float2*>(&sums.values[warp_][row][column_of(j)]) =
             make_float2(tile_.o[j][0][i], tile_.o[j][0][i + 2]);
-      if (lane_ < 4) sums.norms[share][row] = norms[i];
+      if (lane_ < 4) sums.norms[warp_][row] = norms[i];
     }
     __syncthreads();
     for (int i = threadIdx.x; i < args_.group * kQuads; i += 32 * kShortWarps) {
       const int row = i / kQuads, column = i % kQuads * 4;
       if (column >= args_.head_size) continue;
-      float2 part_norms[kSharing];
-      float4 parts[kSharing];
+      float2 part_norms[kShortWarps];
+      float4 parts[kShortWarps];
 #pragma unroll
-      for (int w = 0; w < kSharing; ++w) {
+      for (int w = 0; w < kShortWarps; ++w) {
         part_norms[w] = sums.norms[w][row];
         parts[w] = *reinterpret_cast<const float4*>(&sums.values[w][row][column]);
       }
@@ -329,28 +298,29 @@ class ShortDecode {
     }
   }
 
-  using Tile = DecodeTile<T, T, D, 1, kSubtiles, false>;
+  using Tile = DecodeTile<T, T, D, 1, kShortSubtiles, false>;
   static constexpr int kSteps = Tile::kSteps;
 
+  const int warp_ = threadIdx.x / 32, lane_ = threadIdx.x % 32;
+  const int first_key_ = warp_ * kShortWarpKeys;
   const AttentionArgs<T>& args_;
   Shared& shared_;
   Notes& notes_;
-  const int lane_ = threadIdx.x % 32;
   int batch_, kv_head_;
   CacheSpan span_;
   Tile tile_;
   typename Tile::Scores scores_;
   uint4 query_[D / 32];
-  uint4 keys_[kSubtiles][2][D / 32];
-  uint4 values_[kSubtiles][4][D / 64];
+  uint4 keys_[kShortSubtiles][2][D / 32];
+  uint4 values_[kShortSubtiles][4][D / 64];
 };
 
-template <typename T, int D, int kSharing>
-__global__ void __launch_bounds__(32 * kShortWarps, D == 64 ? 4 : kSharing == 1 ? 3 : 2)
-    short_decode_kernel(const __grid_constant__ AttentionArgs<T> args, int kv_heads, int units) {
-  using Decode = ShortDecode<T, D, kSharing>;
+template <typename T, int D>
+__global__ void __launch_bounds__(32 * kShortWarps, D == 64 ? 4 : 2)
+    short_decode_kernel(const __grid_constant__ AttentionArgs<T> args, int kv_heads) {
+  using Decode = ShortDecode<T, D>;
   __shared__ __align__(16) unsigned char shared[sizeof(typename Decode::Shared)];
-  Decode(args, shared).run(kv_heads, units);
+  Decode(args, shared).run(kv_heads);
 }
 
 }  // namespace fdpp
