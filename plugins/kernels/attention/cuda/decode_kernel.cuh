@@ -426,6 +426,10 @@ class DecodeBlock {
       const bool edge = first_key + Shape::kTileKeys > span.first ||
                         (args_.window > 0 && first_key <= span.first + span.tokens - args_.window);
       unsigned char* slot = next_tile();
+      const bool clears = kBulk && end < first_key + Shape::kTileKeys;
+      // Rows are about to be written where other warps read before. The ring's barriers order that, but through one lane
+      // of each warp, which racecheck does not follow.
+      if (kBulk && WR > 1 && (with_new || clears)) sync_threads(kConsumerBarrier, kConsumers);
       if (with_new) {
         fixed_.new_full.wait(new_parity_);
         insert_new(slot, new_keys_, span, first_key, first_subtile, row_warp);
@@ -435,7 +439,7 @@ class DecodeBlock {
       tile.weigh(scores, first_key + first_place, end, edge, Shape::kSubtiles, factor, warp_rows, args_);
       slot = next_tile();
       if (with_new) insert_new(slot, new_values_, span, first_key, first_subtile, row_warp);
-      if (kBulk && end < first_key + Shape::kTileKeys) clear_values(slot, end - first_key, first_subtile, row_warp);
+      if (clears) clear_values(slot, end - first_key, first_subtile, row_warp);
       tile.template add_values<false>(scores, {slot, Shape::kTilePanel}, first_subtile, Shape::kSubtiles, 0);
       release();
     }

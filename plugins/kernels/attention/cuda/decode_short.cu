@@ -9,24 +9,25 @@ namespace fdpp {
 namespace {
 
 constexpr int64_t kLargestHead = 128;
-constexpr int64_t kSmallHead = 64;  // up to here the faster one for any number of units, by times on an H200
+constexpr int64_t kSmallHead = 64;  // up to here the faster one for any number of blocks, by times on an H200
+
+int64_t row_tiles_of(const AttentionProblem& p) { return ceil_div(p.group(), kShortRows); }
+int64_t blocks_of(const AttentionProblem& p) { return p.batch * p.kv_heads * row_tiles_of(p); }
 
 bool supports(const AttentionProblem& p, const DeviceInfo& device, std::string* why) {
   if (!takes_attention(p, device, why)) return false;
-  const int64_t units = p.batch * p.kv_heads;
   if (p.quantized()) {
     *why = "takes no 8-bit cache";
-  } else if (p.query_length != 1 || p.group() > kShortRows) {
-    *why = "takes one new token and at most " + std::to_string(kShortRows) + " query heads per KV head, not " +
-           std::to_string(p.query_length) + " and " + std::to_string(p.group());
+  } else if (p.query_length != 1) {
+    *why = "takes one new token, not " + std::to_string(p.query_length);
   } else if (p.total_length > kShortContext) {
     *why = "takes at most " + std::to_string(kShortContext) + " tokens a row, not " + std::to_string(p.total_length);
   } else if (p.head_size > kLargestHead) {
     *why = "takes head sizes up to " + std::to_string(kLargestHead) + ", not " + std::to_string(p.head_size);
-  } else if (p.head_size > kSmallHead && units > device.multiprocessors) {
-    *why = "takes at most " + std::to_string(device.multiprocessors) + " KV heads of all rows, one for each " +
-           "multiprocessor, where head sizes are above " + std::to_string(kSmallHead) + ", not " +
-           std::to_string(units);
+  } else if (p.head_size > kSmallHead && blocks_of(p) > device.multiprocessors) {
+    *why = "takes at most one block for each of the " + std::to_string(device.multiprocessors) +
+           " multiprocessors where head sizes are above " + std::to_string(kSmallHead) + ", not " +
+           std::to_string(blocks_of(p));
   } else {
     return true;
   }
@@ -44,13 +45,13 @@ Status launch(const AttentionParams& params, const ExecutionContext& context) {
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(p.batch * p.kv_heads));
+  config.gridDim = dim3(static_cast<unsigned>(blocks_of(p)));
   config.blockDim = dim3(32 * kShortWarps);
   config.stream = static_cast<cudaStream_t>(context.stream);
   config.attrs = &overlap;
   config.numAttrs = 1;
   return check_gpu(cudaLaunchKernelEx(&config, short_decode_kernel<T, D>, make_args<T, T>(params, context),
-                                      static_cast<int>(p.kv_heads)),
+                                      static_cast<int>(p.kv_heads), static_cast<int>(row_tiles_of(p))),
                    "short_decode_kernel");
 }
 

@@ -1,6 +1,6 @@
-// Decode attention over short contexts: one new token, up to 8 query rows of a KV head. The four warps of a block share
-// its keys and values, which come straight from global memory into their registers, all at once. What a longer context
-// pays for once, rings and clusters, would take most of the time here.
+// Decode attention over short contexts: one new token, 8 query rows of a KV head at a time. The four warps of a block
+// share its keys and values, which come straight from global memory into their registers, all at once. What a longer
+// context pays for once, rings and clusters, would take most of the time here.
 //
 // Both products are those of decode_tile.cuh. Since the reduction over d may take any order and the columns of the
 // output any place, a lane's 16-byte loads are its fragments: lane (g, t) = (lane / 4, lane % 4) brings chunks t + 4 j of
@@ -23,7 +23,7 @@ inline constexpr int kShortSubtiles = 2;  // of a warp
 inline constexpr int kShortWarpKeys = kShortSubtiles * kSubtileKeys;
 inline constexpr int kShortContext = kShortWarps * kShortWarpKeys;
 
-// D: head size up to 64 or 128. A block has a unit, a KV head of a row of the batch.
+// D: head size up to 64 or 128. A block has 8 query rows of a KV head of a row of the batch.
 template <typename T, int D>
 class ShortDecode {
  public:
@@ -51,23 +51,26 @@ class ShortDecode {
   __device__ __forceinline__ ShortDecode(const AttentionArgs<T>& args, unsigned char* shared)
       : args_(args), shared_(*reinterpret_cast<Shared*>(shared)), notes_(shared_.notes[warp_]) {}
 
-  __device__ __forceinline__ void run(int kv_heads) {
-    batch_ = quotient(blockIdx.x, kv_heads);
-    kv_head_ = blockIdx.x - batch_ * kv_heads;
+  __device__ __forceinline__ void run(int kv_heads, int row_tiles) {
+    const int heads = quotient(blockIdx.x, row_tiles);
+    first_row_ = (blockIdx.x - heads * row_tiles) * kShortRows;
+    rows_ = min(args_.group - first_row_, kShortRows);
+    batch_ = quotient(heads, kv_heads);
+    kv_head_ = heads - batch_ * kv_heads;
     if (first_key_ < args_.total_length) prefetch();
     wait_for_predecessor();
 
     // Everything that needs no length is under way before the length is there.
     const int32_t last = seqlen(args_, batch_);
     const bool as_it_is = args_.rotary_dim == 0 && args_.q_norm == nullptr;
-    if (as_it_is) load_query(args_.query.at(batch_, 0, kv_head_ * args_.group), args_.query.head_stride);
+    if (as_it_is) load_query(args_.query.at(batch_, 0, query_head(0)), args_.query.head_stride);
     if (first_key_ < args_.total_length) load();
     release_successor();
     span_ = span_of(args_, last);
     if (rarely(!span_.valid())) {
       if (warp_ == 0) {
         if (lane_ == 0) report_fault(args_.fault, kBadSeqlens);
-        fill_output(args_, batch_, kv_head_, 0, args_.group, NAN, lane_, 32);
+        fill_output(args_, batch_, kv_head_, first_row_, rows_, NAN, lane_, 32);
       }
       return;
     }
@@ -82,7 +85,7 @@ class ShortDecode {
       const bool edge = first_key_ + kShortWarpKeys > span_.first || args_.window > 0;
       if (edge) put_new_token();
       score();
-      const DecodeRows rows{batch_, kv_head_, 0, args_.group, span_.first};
+      const DecodeRows rows{batch_, kv_head_, first_row_, args_.group, span_.first};
       tile_.weigh(scores_, first_key_ + lane_ / 4, span_.length(), edge, kShortSubtiles, 1, rows, args_);
       add_values();
     }
@@ -91,6 +94,8 @@ class ShortDecode {
   }
 
  private:
+  __device__ __forceinline__ int query_head(int row) const { return kv_head_ * args_.group + first_row_ + row; }
+
   // The cache's row of a key; what lies beyond the longest context may not be there.
   __device__ __forceinline__ int row_of(int key) const { return min(key, args_.total_length - 1); }
 
@@ -142,10 +147,9 @@ class ShortDecode {
 
   // Rotated, into this warp's notes.
   __device__ __forceinline__ void prepare_query() {
-    const int group = args_.group;
     if (rarely(args_.q_norm != nullptr)) {
-      for (int row = 0; row < group; ++row) {
-        const float rms = inverse_rms(args_.query.at(batch_, 0, kv_head_ * group + row), args_.q_norm,
+      for (int row = 0; row < rows_; ++row) {
+        const float rms = inverse_rms(args_.query.at(batch_, 0, query_head(row)), args_.q_norm,
                                       args_.head_size, args_.norm_epsilon);
         if (lane_ == 0) notes_.query_rms[row] = rms;
       }
@@ -154,8 +158,8 @@ class ShortDecode {
 #pragma unroll
     for (int i = 0; i < kShortRows * kQuads; i += 32) {
       const int row = (i + lane_) / kQuads, column = (i + lane_) % kQuads * 4;
-      if (row >= group || column >= args_.head_size) continue;
-      const T* const head = args_.query.at(batch_, 0, kv_head_ * group + row);
+      if (row >= rows_ || column >= args_.head_size) continue;
+      const T* const head = args_.query.at(batch_, 0, query_head(row));
       *reinterpret_cast<uint2*>(&notes_.query[row][column]) =
           pack4<T>(prepared4(args_, head, args_.q_norm, notes_.query_rms[row], column,
                              rotary_position(args_, span_, batch_, 0)));
@@ -166,7 +170,7 @@ class ShortDecode {
     if (lane_ >= kShortRows) return;
     DecodeRow row{};
     row.unified = args_.softmax.phi != nullptr;
-    row.phi = phi_log2(args_.softmax, kv_head_ * args_.group + min(lane_, args_.group - 1));
+    row.phi = phi_log2(args_.softmax, query_head(min(lane_, rows_ - 1)));
     notes_.rows[lane_] = row;
   }
 
@@ -175,7 +179,7 @@ class ShortDecode {
     const int row = lane_ / 4;
 #pragma unroll
     for (int j = 0; j < D / 32; ++j)
-      query_[j] = row < args_.group ? chunk_of(rows + row * row_stride, lane_ % 4 + 4 * j) : make_uint4(0, 0, 0, 0);
+      query_[j] = row < rows_ ? chunk_of(rows + row * row_stride, lane_ % 4 + 4 * j) : make_uint4(0, 0, 0, 0);
   }
 
   // Into this warp's notes, and into the cache.
@@ -187,8 +191,10 @@ class ShortDecode {
       if (column < args_.head_size) {
         key = new_key4(args_, span_, batch_, kv_head_, 0, column, rms);
         value = new_value4(args_, batch_, kv_head_, 0, column);
-        *reinterpret_cast<uint2*>(args_.key.at(batch_, kv_head_, span_.first) + column) = key;
-        *reinterpret_cast<uint2*>(args_.value.at(batch_, kv_head_, span_.first) + column) = value;
+        if (first_row_ == 0) {
+          *reinterpret_cast<uint2*>(args_.key.at(batch_, kv_head_, span_.first) + column) = key;
+          *reinterpret_cast<uint2*>(args_.value.at(batch_, kv_head_, span_.first) + column) = value;
+        }
       }
       *reinterpret_cast<uint2*>(notes_.key + column) = key;
       *reinterpret_cast<uint2*>(notes_.value + column) = value;
@@ -277,7 +283,7 @@ class ShortDecode {
       if (lane_ < 4) sums.norms[warp_][row] = norms[i];
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < args_.group * kQuads; i += 32 * kShortWarps) {
+    for (int i = threadIdx.x; i < rows_ * kQuads; i += 32 * kShortWarps) {
       const int row = i / kQuads, column = i % kQuads * 4;
       if (column >= args_.head_size) continue;
       float2 part_norms[kShortWarps];
@@ -289,10 +295,10 @@ class ShortDecode {
       }
       JointSum joint;
       joint.add(part_norms, parts);
-      const float factor = output_factor(joint.m, joint.l, sink_log2(args_, kv_head_, row));
+      const float factor = output_factor(joint.m, joint.l, sink_log2(args_, kv_head_, first_row_ + row));
       const float4 x = make_float4(joint.sum.x * factor, joint.sum.y * factor, joint.sum.z * factor,
                                    joint.sum.w * factor);
-      *reinterpret_cast<uint2*>(args_.output.at(batch_, 0, kv_head_ * args_.group + row) + column) = pack4<T>(x);
+      *reinterpret_cast<uint2*>(args_.output.at(batch_, 0, query_head(row)) + column) = pack4<T>(x);
       if (joint.left && column == 0 && args_.out_of_range_rows != nullptr)
         atomicAdd(reinterpret_cast<unsigned long long*>(args_.out_of_range_rows), 1ull);
     }
@@ -306,7 +312,7 @@ class ShortDecode {
   const AttentionArgs<T>& args_;
   Shared& shared_;
   Notes& notes_;
-  int batch_, kv_head_;
+  int batch_, kv_head_, first_row_, rows_;
   CacheSpan span_;
   Tile tile_;
   typename Tile::Scores scores_;
@@ -317,10 +323,10 @@ class ShortDecode {
 
 template <typename T, int D>
 __global__ void __launch_bounds__(32 * kShortWarps, D == 64 ? 4 : 2)
-    short_decode_kernel(const __grid_constant__ AttentionArgs<T> args, int kv_heads) {
+    short_decode_kernel(const __grid_constant__ AttentionArgs<T> args, int kv_heads, int row_tiles) {
   using Decode = ShortDecode<T, D>;
   __shared__ __align__(16) unsigned char shared[sizeof(typename Decode::Shared)];
-  Decode(args, shared).run(kv_heads);
+  Decode(args, shared).run(kv_heads, row_tiles);
 }
 
 }  // namespace fdpp
