@@ -54,6 +54,21 @@ def test_short_contexts_and_many_heads_stay_whole() -> None:
         assert plan is None or plan["num_splits"] == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "head_size", "variant"),
+    [
+        ((64, 32, 8, 128), 64, "cuda_decode_short"),
+        ((1, 32, 8, 128), 128, "cuda_decode_short"),
+        ((1, 32, 8, 129), 128, "cuda_decode_hopper"),
+        ((64, 32, 8, 128), 128, "cuda_decode_hopper"),
+        ((1, 32, 8, 128), 256, "cuda_decode_hopper"),
+    ],
+)
+def test_short_contexts_have_a_kernel_of_their_own(arguments: tuple[int, ...], head_size: int, variant: str) -> None:
+    plan = plan_for_h200(*arguments, head_size=head_size)
+    assert plan is None or plan["variant"] == variant
+
+
 def test_workspace_follows_the_split() -> None:
     one, four = (plan_for_h200(1, 32, 8, 8192, split={"pieces": n, "cluster": 2}) for n in (1, 4))
     assert one is None or four["workspace_bytes"] > one["workspace_bytes"]

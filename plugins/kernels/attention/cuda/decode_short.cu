@@ -41,7 +41,9 @@ size_t workspace_bytes(const AttentionProblem&, const AttentionSplit&) { return 
 template <typename T, int D>
 Status launch(const AttentionParams& params, const ExecutionContext& context) {
   const AttentionProblem& p = params.problem;
-  cudaLaunchAttribute overlap{};
+  DeviceInfo device;
+  FDPP_RETURN_IF_ERROR(current_gpu_device(&device));
+  cudaLaunchAttribute overlap{};  // there from compute capability 9.0 on
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
@@ -49,7 +51,7 @@ Status launch(const AttentionParams& params, const ExecutionContext& context) {
   config.blockDim = dim3(32 * kShortWarps);
   config.stream = static_cast<cudaStream_t>(context.stream);
   config.attrs = &overlap;
-  config.numAttrs = 1;
+  config.numAttrs = device.compute_capability >= 90 ? 1 : 0;
   return check_gpu(cudaLaunchKernelEx(&config, short_decode_kernel<T, D>, make_args<T, T>(params, context),
                                       static_cast<int>(p.kv_heads), static_cast<int>(row_tiles_of(p))),
                    "short_decode_kernel");
