@@ -7,8 +7,23 @@
 #include "fdpp/gemm.h"
 
 namespace fdpp {
+namespace {
 
-Status plan_gemm(const GemmProblem& problem, const DeviceInfo& device, GemmPlan* plan, const std::string& variant) {
+Status check_split(const GemmSplit& s) {
+  const auto check = [](const char* name, int value, int least, int most) -> Status {
+    if (value >= least && value <= most) return {};
+    return invalid_argument(std::string("FdppFlatGemm: split's ") + name + " is " + std::to_string(value) +
+                            ", expected " + std::to_string(least) + " to " + std::to_string(most));
+  };
+  FDPP_RETURN_IF_ERROR(check("pieces", s.pieces, 1, 64));
+  FDPP_RETURN_IF_ERROR(check("rows", s.rows, 0, 1024));
+  return check("stages", s.stages, 0, 64);
+}
+
+}  // namespace
+
+Status plan_gemm(const GemmProblem& problem, const DeviceInfo& device, GemmPlan* plan, const std::string& variant,
+                 const GemmSplit* split) {
   const GemmInflection inflection = gemm_inflection(device);
   const GemmKind wanted = problem.m < inflection.m1   ? GemmKind::gemv
                           : problem.m < inflection.m2 ? GemmKind::flat
@@ -20,8 +35,9 @@ Status plan_gemm(const GemmProblem& problem, const DeviceInfo& device, GemmPlan*
   GemmPlan chosen;
   FDPP_RETURN_IF_ERROR(select_variant(gemm_spec().name, gemm_variants(), problem, device, variant, distance,
                                       inflection.source, &chosen.variant, &chosen.reason));
-  chosen.num_splits = chosen.variant->num_splits(problem, device);
-  chosen.workspace_bytes = chosen.variant->workspace_bytes(problem, chosen.num_splits);
+  if (split != nullptr) FDPP_RETURN_IF_ERROR(check_split(*split));
+  chosen.split = split != nullptr ? *split : chosen.variant->split(problem, device);
+  chosen.workspace_bytes = chosen.variant->workspace_bytes(problem, chosen.split);
   *plan = chosen;
   return {};
 }
@@ -38,7 +54,7 @@ Status run_gemm(const GemmProblem& problem, const GemmPlan& plan, const TensorVi
   params.bias = inputs[kGemmBias].data;
   params.residual = inputs[kGemmResidual].data;
   params.y = outputs[kGemmY].data;
-  return plan.variant->run(params, plan.num_splits, workspace, context);
+  return plan.variant->run(params, plan.split, workspace, context);
 }
 
 }  // namespace fdpp

@@ -16,7 +16,7 @@ namespace fdpp {
 namespace {
 
 int splits_of(const AttentionPlan& plan) { return plan.num_splits(); }
-int splits_of(const GemmPlan& plan) { return plan.num_splits; }
+int splits_of(const GemmPlan& plan) { return plan.split.pieces; }
 
 }  // namespace
 

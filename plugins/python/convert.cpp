@@ -131,14 +131,20 @@ Backend parse_backend(const std::string& text) {
   return parse_enum("backend", text, {Backend::cpu, Backend::cuda, Backend::hip}, backend_name);
 }
 
-AttentionSplit parse_split(const py::dict& split) {
-  AttentionSplit s;
+void parse_split(const py::dict& split, AttentionSplit* out) {
   DictReader reader("split key", split);
-  reader.read("pieces", &s.pieces);
-  reader.read("cluster", &s.cluster);
-  reader.read("blocks_per_multiprocessor", &s.blocks_per_multiprocessor);
+  reader.read("pieces", &out->pieces);
+  reader.read("cluster", &out->cluster);
+  reader.read("blocks_per_multiprocessor", &out->blocks_per_multiprocessor);
   reader.finish();
-  return s;
+}
+
+void parse_split(const py::dict& split, GemmSplit* out) {
+  DictReader reader("split key", split);
+  reader.read("pieces", &out->pieces);
+  reader.read("rows", &out->rows);
+  reader.read("stages", &out->stages);
+  reader.finish();
 }
 
 py::dict split_dict(const AttentionSplit& split) {
@@ -146,6 +152,14 @@ py::dict split_dict(const AttentionSplit& split) {
   d["pieces"] = split.pieces;
   d["cluster"] = split.cluster;
   d["blocks_per_multiprocessor"] = split.blocks_per_multiprocessor;
+  return d;
+}
+
+py::dict split_dict(const GemmSplit& split) {
+  py::dict d;
+  d["pieces"] = split.pieces;
+  d["rows"] = split.rows;
+  d["stages"] = split.stages;
   return d;
 }
 

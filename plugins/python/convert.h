@@ -24,8 +24,10 @@ Backend parse_backend(const std::string& text);
 
 // Keys as DeviceInfo's members; those left out keep its defaults, so a device that is not there can be made up.
 // A split as split_dict() gives it; keys left out keep their defaults.
-AttentionSplit parse_split(const pybind11::dict& split);
+void parse_split(const pybind11::dict& split, AttentionSplit* out);
+void parse_split(const pybind11::dict& split, GemmSplit* out);
 pybind11::dict split_dict(const AttentionSplit& split);
+pybind11::dict split_dict(const GemmSplit& split);
 DeviceInfo parse_device(const pybind11::dict& device);
 pybind11::dict device_dict(const DeviceInfo& device);
 

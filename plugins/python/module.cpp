@@ -89,6 +89,7 @@ struct Attention {
   using Plan = AttentionPlan;
   static const OpSpec& spec() { return attention_spec(); }
   static constexpr auto check = check_attention;
+  static constexpr auto plan = plan_attention;
   static constexpr auto run = run_attention;
   static Status check_values(const Problem& p, const Tensors& in) {
     FDPP_RETURN_IF_ERROR(check_seqlens(p, static_cast<const int32_t*>(in.views[kAttnSeqlensK].data)));
@@ -108,6 +109,7 @@ struct Gemm {
   using Plan = GemmPlan;
   static const OpSpec& spec() { return gemm_spec(); }
   static constexpr auto check = check_gemm;
+  static constexpr auto plan = plan_gemm;
   static constexpr auto run = run_gemm;
   static Status check_values(const Problem&, const Tensors&) { return {}; }
   static void check_outputs(const Problem& p, const Tensors& in, const Tensors& out) {
@@ -119,16 +121,15 @@ struct Gemm {
 
 // ---- planning ----
 
+int num_splits(const AttentionPlan& plan) { return plan.num_splits(); }
+int num_splits(const GemmPlan& plan) { return plan.split.pieces; }
+
 template <typename Plan>
 py::dict plan_dict(const Plan& plan) {
   py::dict d;
   d["variant"] = variant_name(plan);
-  if constexpr (std::is_same_v<Plan, AttentionPlan>) {
-    d["num_splits"] = plan.num_splits();
-    d["split"] = split_dict(plan.split);
-  } else {
-    d["num_splits"] = plan.num_splits;
-  }
+  d["num_splits"] = num_splits(plan);
+  d["split"] = split_dict(plan.split);
   d["workspace_bytes"] = plan.workspace_bytes;
   d["reason"] = plan.reason;
   return d;
@@ -141,13 +142,9 @@ template <typename Op>
 typename Op::Plan make_plan(const typename Op::Problem& problem, const DeviceInfo& device, const Wish& variant,
                             const SplitWish& split) {
   typename Op::Plan plan;
-  if constexpr (std::is_same_v<Op, Attention>) {
-    const AttentionSplit own = parse_split(split.value_or(py::dict()));
-    raise_if_error(plan_attention(problem, device, &plan, variant.value_or(""), split ? &own : nullptr));
-  } else {
-    if (split) throw py::value_error(std::string(Op::spec().name) + " takes no split");
-    raise_if_error(plan_gemm(problem, device, &plan, variant.value_or("")));
-  }
+  decltype(plan.split) own;
+  if (split) parse_split(*split, &own);
+  raise_if_error(Op::plan(problem, device, &plan, variant.value_or(""), split ? &own : nullptr));
   PlanSlot::of(Op::spec().name, "").record(problem, plan);
   return plan;
 }
@@ -175,11 +172,7 @@ std::pair<bool, std::string> supports_op(const py::dict& attributes, const py::d
   const auto problem = make_problem<Op>(attributes, in);
   const DeviceInfo info = parse_device(device);
   typename Op::Plan plan;
-  Status status;
-  if constexpr (std::is_same_v<Op, Attention>)
-    status = plan_attention(problem, info, &plan, variant);
-  else
-    status = plan_gemm(problem, info, &plan, variant);
+  const Status status = Op::plan(problem, info, &plan, variant, nullptr);
   if (status.code() == StatusCode::not_supported) return {false, status.message()};
   raise_if_error(status);
   return {true, ""};
@@ -362,12 +355,12 @@ constexpr const char* kRunHelp = R"(Check, plan and run on the device that the t
 `inputs` and `outputs` map the names of the op's spec to dense row-major tensors that speak DLPack; None and left-out
 names are absent; total_sequence_length may be an int. All outputs are the caller's (pass one tensor as past and present
 to append in place). `workspace`: on a GPU a uint8 tensor of at least the plan's workspace_bytes; on the CPU not needed.
-`stream`: the CUDA stream's handle as an int. `variant` names the variant for this call; `split`, for attention, stands
-in for the variant's own choice of {pieces, cluster, blocks_per_multiprocessor}; `threads` sets the number of
-CPU threads; `fault` receives what only the GPU can see. `counter` counts the query rows of attention (tokens times
+`stream`: the CUDA stream's handle as an int. `variant` names the variant for this call; `split` stands in for the
+variant's own choice of {pieces, cluster, blocks_per_multiprocessor}, for a product of {pieces, rows, stages}; `threads`
+sets the number of CPU threads; `fault` receives what only the GPU can see. `counter` counts the query rows of attention (tokens times
 query heads) whose scores left the interval of the unified softmax.
 
-Returns the plan: {variant, num_splits, workspace_bytes, reason}, for attention with its split. Raises ValueError for wrong tensors or attributes,
+Returns the plan: {variant, num_splits, split, workspace_bytes, reason}. Raises ValueError for wrong tensors or attributes,
 NotImplementedError where no kernel takes them, RuntimeError for errors of the GPU.)";
 
 constexpr const char* kPlanHelp = R"(Check and plan for `device` (cpu_device(), gpu_device(i), or such a dict made up).

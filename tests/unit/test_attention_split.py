@@ -89,10 +89,19 @@ def test_wrong_splits(split: dict[str, int], message: str) -> None:
         _core.plan_attention(*call(1, 4, 2, 256, dtype=torch.float32), _core.cpu_device(), split=split)
 
 
-def test_gemm_takes_none() -> None:
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ({"pieces": 0}, "split's pieces is 0, expected 1 to 64"),
+        ({"rows": -1}, "split's rows is -1, expected 0 to 1024"),
+        ({"stages": 65}, "split's stages is 65, expected 0 to 64"),
+        ({"cluster": 2}, 'unknown split key "cluster"'),
+    ],
+)
+def test_wrong_splits_of_a_product(split: dict[str, int], message: str) -> None:
     inputs = {"A": torch.zeros(1, 8), "B": torch.zeros(8, 8)}
-    with pytest.raises(ValueError, match="FdppFlatGemm takes no split"):
-        _core.plan_gemm({"N": 8, "K": 8, "weight_format": "f32"}, inputs, _core.cpu_device(), split={"pieces": 2})
+    with pytest.raises(ValueError, match=message):
+        _core.plan_gemm({"N": 8, "K": 8, "weight_format": "f32"}, inputs, _core.cpu_device(), split=split)
 
 
 def test_a_callers_split_is_followed() -> None:

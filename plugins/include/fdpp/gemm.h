@@ -38,15 +38,23 @@ FDPP_API Status check_gemm(const GemmAttributes& attributes, const TensorView* i
 
 struct GemmVariant;
 
-struct GemmPlan {
-  const GemmVariant* variant = nullptr;
-  int num_splits = 1;           // pieces of K that are worked on side by side
-  size_t workspace_bytes = 0;
-  const char* reason = "";
+// How a product is shared out. 0 where a variant has one number only; it may take less than asked for.
+struct GemmSplit {
+  int pieces = 1;  // of K, worked on side by side: 1 to 64
+  int rows = 0;    // of B that a block works on at a time: 0 to 1024
+  int stages = 0;  // slices of K under way in a block: 0 to 64
 };
 
+struct GemmPlan {
+  const GemmVariant* variant = nullptr;
+  GemmSplit split;
+  size_t workspace_bytes = 0;   // in the device's memory, 256-byte aligned, contents arbitrary
+  const char* reason = "";      // why this variant; static text
+};
+
+// `split`, if not null, stands in for the variant's own choice.
 FDPP_API Status plan_gemm(const GemmProblem& problem, const DeviceInfo& device, GemmPlan* plan,
-                          const std::string& variant = "");
+                          const std::string& variant = "", const GemmSplit* split = nullptr);
 FDPP_API const char* variant_name(const GemmPlan& plan);
 FDPP_API Status run_gemm(const GemmProblem& problem, const GemmPlan& plan, const TensorView* inputs,
                          const TensorView* outputs, void* workspace, const ExecutionContext& context);

@@ -18,9 +18,9 @@ struct GemmVariant {
   GemmKind kind;
   const char* summary;
   bool (*supports)(const GemmProblem& problem, const DeviceInfo& device, std::string* why);
-  int (*num_splits)(const GemmProblem& problem, const DeviceInfo& device);
-  size_t (*workspace_bytes)(const GemmProblem& problem, int num_splits);
-  Status (*run)(const GemmParams& params, int num_splits, void* workspace, const ExecutionContext& context);
+  GemmSplit (*split)(const GemmProblem& problem, const DeviceInfo& device);
+  size_t (*workspace_bytes)(const GemmProblem& problem, const GemmSplit& split);
+  Status (*run)(const GemmParams& params, const GemmSplit& split, void* workspace, const ExecutionContext& context);
 };
 
 }  // namespace fdpp

@@ -16,6 +16,6 @@ inline bool takes_dtypes(const GemmProblem& p, std::string* why) {
   return known;
 }
 
-inline int one_split(const GemmProblem&, const DeviceInfo&) { return 1; }
+inline GemmSplit one_split(const GemmProblem&, const DeviceInfo&) { return {}; }
 
 }  // namespace fdpp

@@ -26,7 +26,7 @@ bool supports(const GemmProblem& p, const DeviceInfo& device, std::string* why) 
 int64_t piece_rows(const GemmProblem& p) { return std::clamp<int64_t>(kPieceElements / p.k, 1, p.n); }
 
 // A piece of B in float32; and its columns of the product, unless it is all of B.
-size_t workspace_bytes(const GemmProblem& p, int) {
+size_t workspace_bytes(const GemmProblem& p, const GemmSplit&) {
   if (p.weight_dtype == DType::f32) return 0;
   const int64_t rows = piece_rows(p);
   return sizeof(float) * static_cast<size_t>(rows * p.k + (rows < p.n ? p.m * rows : 0));
@@ -75,7 +75,7 @@ void finish(const GemmParams& params, const float* product, int64_t product_stri
   });
 }
 
-Status run(const GemmParams& params, int, void* workspace, const ExecutionContext& context) {
+Status run(const GemmParams& params, const GemmSplit&, void* workspace, const ExecutionContext& context) {
   const GemmProblem& p = params.problem;
   const HostRuntime* host = context.host;
   if (host == nullptr || host->gemm == nullptr)

@@ -19,10 +19,10 @@ bool supports(const GemmProblem& p, const DeviceInfo& device, std::string* why) 
   return takes_dtypes(p, why);
 }
 
-size_t workspace_bytes(const GemmProblem&, int) { return 0; }
+size_t workspace_bytes(const GemmProblem&, const GemmSplit&) { return 0; }
 
 template <GemmKernel kernel>
-Status run(const GemmParams& params, int, void*, const ExecutionContext& context) {
+Status run(const GemmParams& params, const GemmSplit&, void*, const ExecutionContext& context) {
   kernel(params, context.host);
   return {};
 }

@@ -153,11 +153,11 @@ bool supports(const GemmProblem& problem, const DeviceInfo& device, std::string*
 }
 
 // cuBLASLt splits K as it likes.
-int num_splits(const GemmProblem&, const DeviceInfo&) { return 1; }
+GemmSplit split(const GemmProblem&, const DeviceInfo&) { return {}; }
 
-size_t workspace_bytes(const GemmProblem&, int) { return kWorkspaceBytes; }
+size_t workspace_bytes(const GemmProblem&, const GemmSplit&) { return kWorkspaceBytes; }
 
-Status run(const GemmParams& params, int, void* workspace, const ExecutionContext& context) {
+Status run(const GemmParams& params, const GemmSplit&, void* workspace, const ExecutionContext& context) {
   std::string why;
   const Library* loaded = cublaslt::library(&why);
   if (loaded == nullptr) return not_supported("FdppFlatGemm: " + why);
@@ -187,7 +187,7 @@ const GemmVariant kCublasLt = {"cublaslt",
                                GemmKind::large,
                                "any M through NVIDIA's cuBLASLt, loaded at run time; N and K multiples of 8",
                                supports,
-                               num_splits,
+                               split,
                                workspace_bytes,
                                run};
 

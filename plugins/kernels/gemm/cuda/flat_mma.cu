@@ -262,27 +262,29 @@ bool supports(const GemmProblem& problem, const DeviceInfo& device, std::string*
   return true;
 }
 
-int num_splits(const GemmProblem& problem, const DeviceInfo& device) {
+GemmSplit split(const GemmProblem& problem, const DeviceInfo& device) {
   const Shape shape = shape_of(problem, problem.k % kVector == 0);
   // Two of the small blocks, or one of the large ones, keep enough bytes under way to fill a multiprocessor's share of
   // the memory bandwidth. A split shorter than 8 slices would be all start-up.
   const int64_t wanted = device.multiprocessors * (row_tiles(shape.token_tiles) == 1 ? 2 : 1);
   const int64_t most = std::min<int64_t>(kMaxSplits, problem.k / (8 * kSliceK));
-  return static_cast<int>(std::max<int64_t>(1, std::min(most, wanted / (shape.row_blocks * shape.token_blocks))));
+  GemmSplit s;
+  s.pieces = static_cast<int>(std::max<int64_t>(1, std::min(most, wanted / (shape.row_blocks * shape.token_blocks))));
+  return s;
 }
 
-size_t workspace_bytes(const GemmProblem& problem, int num_splits) {
-  return num_splits == 1 ? 0 : sizeof(float) * num_splits * problem.m * problem.n;
+size_t workspace_bytes(const GemmProblem& problem, const GemmSplit& split) {
+  return split.pieces == 1 ? 0 : sizeof(float) * split.pieces * problem.m * problem.n;
 }
 
-Status run(const GemmParams& params, int num_splits, void* workspace, const ExecutionContext& context) {
+Status run(const GemmParams& params, const GemmSplit& split, void* workspace, const ExecutionContext& context) {
   const auto stream = static_cast<cudaStream_t>(context.stream);
-  if (num_splits > 1 && workspace == nullptr)
+  if (split.pieces > 1 && workspace == nullptr)
     return invalid_argument("FdppFlatGemm: workspace is null, expected " +
-                            std::to_string(workspace_bytes(params.problem, num_splits)) + " bytes");
-  float* parts = num_splits == 1 ? nullptr : static_cast<float*>(workspace);
-  return params.problem.dtype == DType::f16 ? run_typed<__half>(params, num_splits, parts, stream)
-                                            : run_typed<__nv_bfloat16>(params, num_splits, parts, stream);
+                            std::to_string(workspace_bytes(params.problem, split)) + " bytes");
+  float* parts = split.pieces == 1 ? nullptr : static_cast<float*>(workspace);
+  return params.problem.dtype == DType::f16 ? run_typed<__half>(params, split.pieces, parts, stream)
+                                            : run_typed<__nv_bfloat16>(params, split.pieces, parts, stream);
 }
 
 }  // namespace
@@ -293,7 +295,7 @@ const GemmVariant kCudaFlatMma = {"cuda_flat_mma",
                                   GemmKind::flat,
                                   "any M on tensor cores, tokens padded to 8, multi-stage pipeline, split-K",
                                   supports,
-                                  num_splits,
+                                  split,
                                   workspace_bytes,
                                   run};
 

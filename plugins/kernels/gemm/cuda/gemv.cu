@@ -1,4 +1,6 @@
 // M = 1...4 on CUDA cores: warps stream rows of B with 16-byte loads and take dot products with A, which stays in L1.
+#include <algorithm>
+
 #include "kernels/gemm/cuda/epilogue.cuh"
 #include "kernels/gemm/cuda/stream.cuh"
 #include "kernels/gemm/cuda/supports.h"
@@ -170,22 +172,32 @@ bool supports(const GemmProblem& problem, const DeviceInfo& device, std::string*
   return supports_half_gemm(problem, device, why);
 }
 
-int num_splits(const GemmProblem& problem, const DeviceInfo& device) {
-  if (problem.k % kVector != 0) return 1;
+GemmSplit split(const GemmProblem& problem, const DeviceInfo& device) {
+  GemmSplit s;
+  if (problem.k % kVector != 0) return s;
   // Three blocks fit a multiprocessor: the narrowest split that fills them all.
   for (int splits : {1, 2, 4}) {
     const int rows = rows_of_block(splits);
-    if ((problem.n + rows - 1) / rows >= 3 * device.multiprocessors) return splits;
+    s.pieces = splits;
+    if ((problem.n + rows - 1) / rows >= 3 * device.multiprocessors) return s;
   }
-  return kWarps;
+  s.pieces = kWarps;
+  return s;
 }
 
-size_t workspace_bytes(const GemmProblem&, int) { return 0; }
+// Warps of a block that share a row's K: a power of two.
+int sharing_warps(const GemmSplit& split) {
+  int warps = 1;
+  while (2 * warps <= std::min(split.pieces, kWarps)) warps *= 2;
+  return warps;
+}
 
-Status run(const GemmParams& params, int num_splits, void*, const ExecutionContext& context) {
+size_t workspace_bytes(const GemmProblem&, const GemmSplit&) { return 0; }
+
+Status run(const GemmParams& params, const GemmSplit& split, void*, const ExecutionContext& context) {
   const auto stream = static_cast<cudaStream_t>(context.stream);
-  return params.problem.dtype == DType::f16 ? run_typed<__half>(params, num_splits, stream)
-                                            : run_typed<__nv_bfloat16>(params, num_splits, stream);
+  return params.problem.dtype == DType::f16 ? run_typed<__half>(params, sharing_warps(split), stream)
+                                            : run_typed<__nv_bfloat16>(params, sharing_warps(split), stream);
 }
 
 }  // namespace
@@ -196,7 +208,7 @@ const GemmVariant kCudaGemv = {"cuda_gemv",
                                GemmKind::gemv,
                                "M up to 4 on CUDA cores, float16 and bfloat16, weights streamed past the caches",
                                supports,
-                               num_splits,
+                               split,
                                workspace_bytes,
                                run};
 
