@@ -1,6 +1,7 @@
 // M = 1...4 on CUDA cores: warps stream rows of B with 16-byte loads and take dot products with A, which stays in L1.
 #include <algorithm>
 
+#include "kernels/common/pipeline.cuh"
 #include "kernels/gemm/cuda/epilogue.cuh"
 #include "kernels/gemm/cuda/stream.cuh"
 #include "kernels/gemm/cuda/supports.h"
@@ -39,7 +40,7 @@ __device__ __forceinline__ void unpack(const uint4& v, float (&out)[kVector]) {
 // A [M, vectors], B [n, vectors] in units of 16 bytes.
 template <typename T, int M, int Rows>
 __global__ void __launch_bounds__(kWarps* kWarp, M <= 2 ? 3 : 2)
-    gemv_kernel(const uint4* __restrict__ a, const uint4* __restrict__ b, Epilogue<T> out, int n, int vectors,
+    gemv_kernel(const uint4* a, const uint4* __restrict__ b, Epilogue<T> out, int n, int vectors,
                 int splits) {
   // Steps of K in flight, so that a thread has 8 loads of B under way where registers allow.
   constexpr int kSteps = Rows == 4 || M > 2 ? 2 : 4;
@@ -61,21 +62,23 @@ __global__ void __launch_bounds__(kWarps* kWarp, M <= 2 ? 3 : 2)
   }
 
   float acc[M][Rows] = {};
-  const int stride = splits * kWarp;
-  for (int v = warp % splits * kWarp + lane; v < vectors; v += kSteps * stride) {
+  const int stride = splits * kWarp, begin = warp % splits * kWarp + lane;
+  release_successor();
+  for (int v = begin; v < vectors; v += kSteps * stride) {
     uint4 weights[kSteps][Rows];
 #pragma unroll
     for (int s = 0; s < kSteps; ++s)
 #pragma unroll
       for (int r = 0; r < Rows; ++r)
         weights[s][r] = load_streamed_16(row[r] + v + s * stride, v + s * stride < vectors, policy);
+    if (v == begin) wait_for_predecessor();  // nobody writes weights, but A may still be on its way
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
       float x[M][kVector];
 #pragma unroll
       for (int m = 0; m < M; ++m) {
         const int i = v + s * stride;
-        unpack<T>(i < vectors ? __ldg(a + static_cast<int64_t>(m) * vectors + i) : make_uint4(0, 0, 0, 0), x[m]);
+        unpack<T>(i < vectors ? a[static_cast<int64_t>(m) * vectors + i] : make_uint4(0, 0, 0, 0), x[m]);
       }
 #pragma unroll
       for (int r = 0; r < Rows; ++r) {
@@ -98,6 +101,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, M <= 2 ? 3 : 2)
     }
   __syncthreads();
 
+  wait_for_predecessor();
   const int m = threadIdx.x / rows;
   const int in_block = threadIdx.x % rows;
   if (m >= M || block_row + in_block >= n) return;
@@ -132,7 +136,7 @@ __global__ void __launch_bounds__(kWarps* kWarp)
 }
 
 template <typename T, int M>
-void launch(const GemmParams& p, int splits, cudaStream_t stream) {
+Status launch(const GemmParams& p, int splits, cudaStream_t stream) {
   const int n = static_cast<int>(p.problem.n);
   const int vectors = static_cast<int>(p.problem.k / kVector);
   const int rows = rows_of_block(splits);
@@ -140,10 +144,19 @@ void launch(const GemmParams& p, int splits, cudaStream_t stream) {
   const auto* a = static_cast<const uint4*>(p.a);
   const auto* b = static_cast<const uint4*>(p.b);
   const Epilogue<T> out(p);
-  if (rows_of_warp(splits) == 2)
-    gemv_kernel<T, M, 2><<<blocks, kWarps * kWarp, 0, stream>>>(a, b, out, n, vectors, splits);
-  else
-    gemv_kernel<T, M, 4><<<blocks, kWarps * kWarp, 0, stream>>>(a, b, out, n, vectors, splits);
+  DeviceInfo device;
+  FDPP_RETURN_IF_ERROR(current_gpu_device(&device));
+  cudaLaunchAttribute overlap{};  // there from compute capability 9.0 on
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(blocks);
+  config.blockDim = dim3(kWarps * kWarp);
+  config.stream = stream;
+  config.attrs = &overlap;
+  config.numAttrs = device.compute_capability >= 90 ? 1 : 0;
+  const auto kernel = rows_of_warp(splits) == 2 ? gemv_kernel<T, M, 2> : gemv_kernel<T, M, 4>;
+  return check_gpu(cudaLaunchKernelEx(&config, kernel, a, b, out, n, vectors, splits), "cuda_gemv");
 }
 
 template <typename T>
@@ -156,12 +169,11 @@ Status run_typed(const GemmParams& p, int splits, cudaStream_t stream) {
     return check_launch("cuda_gemv (unaligned rows)");
   }
   switch (p.problem.m) {
-    case 1: launch<T, 1>(p, splits, stream); break;
-    case 2: launch<T, 2>(p, splits, stream); break;
-    case 3: launch<T, 3>(p, splits, stream); break;
-    default: launch<T, 4>(p, splits, stream); break;
+    case 1: return launch<T, 1>(p, splits, stream);
+    case 2: return launch<T, 2>(p, splits, stream);
+    case 3: return launch<T, 3>(p, splits, stream);
+    default: return launch<T, 4>(p, splits, stream);
   }
-  return check_launch("cuda_gemv");
 }
 
 bool supports(const GemmProblem& problem, const DeviceInfo& device, std::string* why) {
