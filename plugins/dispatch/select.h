@@ -1,5 +1,5 @@
-// The choice among variants, the same for every op: the caller's wish wins, then a standing override, then the least
-// distance from what the table wants, then the order of the registry.
+// The choice among variants, the same for every op: the caller's wish wins, then a standing override, then `preferred`,
+// a table's own choice, where it takes the problem, then the least distance from what is wanted, then the registry's order.
 #pragma once
 
 #include <limits>
@@ -14,9 +14,15 @@ namespace fdpp {
 
 template <typename Variant, typename Problem, typename Distance>
 Status select_variant(const char* op, const std::vector<const Variant*>& variants, const Problem& problem,
-                      const DeviceInfo& device, const std::string& wish, Distance distance, const char* table_reason,
-                      const Variant** chosen, const char** reason) {
+                      const DeviceInfo& device, const std::string& wish, const Variant* preferred, Distance distance,
+                      const char* choice_reason, const Variant** chosen, const char** reason) {
   const std::string forced = wish.empty() ? forced_variant(op) : wish;
+  // Every call of a tuned shape comes this way: the others' refusals take far longer to write than a lookup.
+  if (std::string why; forced.empty() && preferred != nullptr && preferred->supports(problem, device, &why)) {
+    *chosen = preferred;
+    *reason = choice_reason;
+    return {};
+  }
   const Variant* best = nullptr;
   int best_distance = std::numeric_limits<int>::max();
   std::string refusals;
@@ -54,7 +60,7 @@ Status select_variant(const char* op, const std::vector<const Variant*>& variant
                          backend_name(device.backend) + " (" +
                          (refusals.empty() ? "this build has none for that backend" : refusals) + ")");
   *chosen = best;
-  *reason = table_reason;
+  *reason = choice_reason;
   return {};
 }
 

@@ -144,6 +144,7 @@ void parse_split(const py::dict& split, GemmSplit* out) {
   reader.read("pieces", &out->pieces);
   reader.read("rows", &out->rows);
   reader.read("stages", &out->stages);
+  reader.read("algorithm", &out->algorithm);
   reader.finish();
 }
 
@@ -160,6 +161,7 @@ py::dict split_dict(const GemmSplit& split) {
   d["pieces"] = split.pieces;
   d["rows"] = split.rows;
   d["stages"] = split.stages;
+  d["algorithm"] = split.algorithm;
   return d;
 }
 
