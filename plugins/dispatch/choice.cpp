@@ -44,11 +44,10 @@ class Store {
     if (!path.empty()) FDPP_RETURN_IF_ERROR(keep(path, &table));
     const std::lock_guard<std::mutex> lock(mutex_);
     auto next = std::make_unique<InForce>(in_force());
-    if (table == nullptr) {
-      next->loaded.clear();
-    } else {
-      next->loaded.insert(next->loaded.begin(), table);
-    }
+    Tables& loaded = next->loaded;
+    const auto replaced = [&path](const Table* t) { return path.empty() || t->path == path; };
+    loaded.erase(std::remove_if(loaded.begin(), loaded.end(), replaced), loaded.end());
+    if (table != nullptr) loaded.insert(loaded.begin(), table);
     publish(std::move(next));
     return {};
   }

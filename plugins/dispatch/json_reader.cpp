@@ -72,7 +72,8 @@ Status JsonReader::text(std::string* out) {
   out->clear();
   for (; at_ < text_.size() && text_[at_] != '"'; ++at_) {
     char c = text_[at_];
-    if (static_cast<unsigned char>(c) < ' ') return bad("text holds " + here() + ", expected it escaped");
+    // Messages and reasons quote it, and whoever reads those wants text.
+    if (c < ' ' || c > '~') return bad("text holds " + here() + ", expected printable ASCII");
     if (c == '\\') {
       // Names of devices, variants and files have no use for the other escapes.
       if (++at_ == text_.size() || (text_[at_] != '"' && text_[at_] != '\\' && text_[at_] != '/'))

@@ -6,16 +6,8 @@
 namespace fdpp {
 namespace {
 
-// Shapes further apart than this (a factor of 2 in N times K, say) say nothing about each other.
+// Shapes further apart than this, in |log2| of N plus that of K, say nothing about each other.
 constexpr double kNear = 1;
-
-double distance(const GemmKey& a, const GemmKey& b) {
-  const auto apart = [](int64_t x, int64_t y) {
-    return std::fabs(std::log2(static_cast<double>(x) / static_cast<double>(y)));
-  };
-  // The epilogue matters least: it decides among equals.
-  return apart(a.n, b.n) + apart(a.k, b.k) + (a.epilogue == b.epilogue ? 0 : 1e-6);
-}
 
 }  // namespace
 
@@ -36,21 +28,36 @@ std::string DeviceKey::describe() const {
          std::to_string(compute_capability % 10) + ", " + std::to_string(multiprocessors) + " multiprocessors)";
 }
 
-bool Table::choose(const GemmProblem& problem, GemmChoice* choice) const {
-  const GemmKey key = key_of(problem);
-  const GemmEntry* entry = nullptr;
-  if (const auto exact = gemm.find(key); exact != gemm.end()) {
-    entry = &exact->second;
-  } else {
-    double least = kNear;
-    for (const auto& [other, candidate] : gemm) {
-      if (!other.same_types(key)) continue;
-      if (const double d = distance(key, other); d < least) {
-        least = d;
-        entry = &candidate;
-      }
+bool Table::add(GemmEntry entry) {
+  entry.log2_n = std::log2(static_cast<double>(entry.key.n));
+  entry.log2_k = std::log2(static_cast<double>(entry.key.k));
+  if (!gemm_index.emplace(entry.key, gemm.size()).second) return false;
+  gemm.push_back(std::move(entry));
+  return true;
+}
+
+const GemmEntry* Table::nearest(const GemmKey& key) const {
+  const double log2_n = std::log2(static_cast<double>(key.n)), log2_k = std::log2(static_cast<double>(key.k));
+  const GemmEntry* best = nullptr;
+  double least = kNear;
+  for (const GemmEntry& e : gemm) {
+    if (!e.key.same_types(key)) continue;
+    // The epilogue matters least: it decides among equals.
+    const double apart = std::fabs(e.log2_n - log2_n) + std::fabs(e.log2_k - log2_k);
+    const double distance = apart + (e.key.epilogue == key.epilogue ? 0 : 1e-6);
+    if (distance <= least) {
+      least = distance;
+      best = &e;
     }
   }
+  return best;
+}
+
+bool Table::choose(const GemmProblem& problem, GemmChoice* choice) const {
+  if (gemm.empty()) return false;
+  const GemmKey key = key_of(problem);
+  const auto exact = gemm_index.find(key);
+  const GemmEntry* entry = exact != gemm_index.end() ? &gemm[exact->second] : nearest(key);
   if (entry == nullptr) return false;
   choice->kind = problem.m < entry->m1   ? GemmKind::gemv
                  : problem.m < entry->m2 ? GemmKind::flat

@@ -43,6 +43,8 @@ struct GemmEntry {
   int64_t m1 = 0;  // gemv for M < m1, flat for m1 <= M < m2, large from m2 on (FlashDecoding++, section 5)
   int64_t m2 = 0;
   std::vector<GemmRange> ranges;  // by `from`, the first from 1
+  double log2_n = 0;              // of the key, for distances
+  double log2_k = 0;
 };
 
 // Holds from this batch and context on; a batch's ranges start at context 1, the first batch is 1.
@@ -61,15 +63,22 @@ struct AttentionEntry {
 struct Table {
   std::string path;
   DeviceKey device;
-  std::unordered_map<GemmKey, GemmEntry, KeyHash> gemm;
+  std::vector<GemmEntry> gemm;
+  std::unordered_map<GemmKey, size_t, KeyHash> gemm_index;  // into gemm
   std::unordered_map<AttentionKey, AttentionEntry, KeyHash> attention;
   // Reasons of plans, which are static text: a table that was read is never freed.
   std::string tuned, tuned_near, foreign;
   mutable std::atomic<bool> said_foreign{false};
 
+  // False: there is an entry with that key.
+  bool add(GemmEntry entry);
+
   // Fills `choice` from the entry of that shape or, without one, of the nearest; false: there is none near.
   bool choose(const GemmProblem& problem, GemmChoice* choice) const;
   bool choose(const AttentionProblem& problem, AttentionChoice* choice) const;
+
+ private:
+  const GemmEntry* nearest(const GemmKey& key) const;
 };
 
 // `text` is the file's content. not_supported: a later version of the library or of the format wrote it.

@@ -188,7 +188,7 @@ class TableReader {
       if (e.m1 > e.m2)
         return json_.bad("m1 is " + std::to_string(e.m1) + ", expected at most m2 = " + std::to_string(e.m2));
       if (e.ranges.empty()) return json_.bad("ranges is empty");
-      if (!table_.gemm.emplace(e.key, e).second) return json_.bad("a second entry for the same product");
+      if (!table_.add(std::move(e))) return json_.bad("a second entry for the same product");
       return Status();
     });
   }

@@ -165,11 +165,9 @@ py::dict plan_op(const py::dict& attributes, const py::dict& inputs, const py::d
   return plan_dict(make_plan<Op>(make_problem<Op>(attributes, in), parse_device(device), variant, split));
 }
 
-py::list splits_of_gemm(const py::dict& attributes, const py::dict& inputs, const py::dict& device,
-                        const std::string& variant) {
-  const Tensors in = borrow(gemm_spec().name, gemm_spec().inputs, inputs);
+py::list splits_of_gemm(const py::dict& problem, const py::dict& device, const std::string& variant) {
   std::vector<GemmSplit> splits;
-  raise_if_error(gemm_splits(make_problem<Gemm>(attributes, in), parse_device(device), variant, &splits));
+  raise_if_error(gemm_splits(parse_problem(problem), parse_device(device), variant, &splits));
   py::list list;
   for (const GemmSplit& s : splits) list.append(split_dict(s));
   return list;
@@ -408,8 +406,9 @@ PYBIND11_MODULE(_core, m) {
   bind_op<Gemm>(m, "gemm", "plan_gemm");
   m.def("supports", &supports, py::arg("op"), py::arg("attributes"), py::arg("inputs"), py::arg("variant"),
         py::arg("device"), "Whether `variant` takes these tensors on `device`, and if not, why: (bool, str).");
-  m.def("gemm_splits", &splits_of_gemm, py::arg("attributes"), py::arg("inputs"), py::arg("device"),
-        py::arg("variant"), "The splits of `variant` that are worth timing for these tensors, its own choice first.");
+  m.def("gemm_splits", &splits_of_gemm, py::arg("problem"), py::arg("device"), py::arg("variant"),
+        R"(The splits of `variant` that are worth timing, its own choice first. NotImplementedError: it does not take the
+problem, {m, n, k, dtype, weight_format, has_bias, has_residual}.)");
   m.def("variants", &variant_dicts, "Every variant of this build: [{op, name, backend, kind, summary}].");
   m.def("op_specs", &specs, "The ops' signatures, attributes and in-place pairs.");
   m.def("cpu_device", [] { return device_dict(cpu_device()); }, "The processor that this process runs on.");
