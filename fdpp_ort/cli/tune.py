@@ -34,16 +34,20 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     what.add_argument("--model", metavar="MODEL", type=Path, help="model folder or .onnx file")
     what.add_argument("--shapes", metavar="N,K", nargs="+", help="weights by their dimensions")
     parser.add_argument(
-        "--dtype", choices=list(DTYPES), help="element type of the weights (default: the model's; f32 or, on a GPU, f16)"
+        "--dtype", choices=list(DTYPES), help="of the weights (default: the model's; f32 or, on a GPU, f16)"
     )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if PyTorch has one")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: PyTorch's GPU if any")
     parser.add_argument(
         "-o", "--output", metavar="TABLE", type=Path, help=f"default: {TABLE_NAME} beside the model, where it is found"
     )
     parser.add_argument("--rows", metavar="M,...", type=_rows, default=ROWS, help="the Ms to time")
     parser.add_argument("--seconds", type=float, default=0.1, help="of each configuration at each M (default: 0.1)")
     parser.add_argument(
-        "--pool", metavar="MIB", type=int, default=0, help="memory that weights take turns in (default: more than caches)"
+        "--pool",
+        metavar="MIB",
+        type=int,
+        default=0,
+        help="memory that weights take turns in (default: more than the caches)",
     )
     parser.add_argument(
         "--resume",

@@ -37,7 +37,7 @@ def best_of(times: list[Timed], kind: str) -> Timed | None:
 
 
 def analyse(times: dict[int, list[Timed]]) -> Inflection:
-    """`times` by M, rising. What was found at an M holds from beyond the M timed before it: kernels pad rows upwards."""
+    """`times` by M, rising. What was found at an M holds from beyond the M before it on: kernels pad rows upwards."""
     rows = list(times)
     first = [1] + [m + 1 for m in rows]  # of the stretch that each M stands for, and of what lies beyond them all
     gemvs, larges = _cuts(times)

@@ -1,5 +1,5 @@
-"""Timing on the CPU, in ONNX Runtime: the implementation for many rows is the runtime's own product, and its threads are
-those that kernels get."""
+"""Timing on the CPU, in ONNX Runtime: the implementation for many rows is the runtime's own product, and its threads
+are those that kernels get."""
 
 from __future__ import annotations
 

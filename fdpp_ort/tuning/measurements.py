@@ -1,5 +1,5 @@
-"""What was timed, kept beside the table: a run that was cut short goes on where it stopped, and a table can be made anew
-without timing anything again."""
+"""What was timed, kept beside the table: a run that was cut short goes on where it stopped, and a table can be made
+anew without timing anything again."""
 
 from __future__ import annotations
 
