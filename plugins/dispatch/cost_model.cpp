@@ -40,9 +40,10 @@ double gpu_cost(GemmKind kind, const GemmProblem& p, const DeviceInfo& d) {
   return 0;
 }
 
-// What fdpp-tune measured on two cores of a Xeon with AVX-512, weights of 576 x 576 to 2048 x 2048 in float32 and float16:
-// the kernels read 8 GB/s a core; a pass over the weights serves up to 16 rows, at 15e9 multiplications a second and core;
-// the runtime's product moves its operand twice as float32 (packed, before that widened) but multiplies at 34e9.
+// What fdpp-tune measured on two cores of a Xeon with AVX-512, weights of 576 x 576 to 2048 x 2048 in float32 and
+// float16: the kernels read 8 GB/s a core; a pass over the weights serves up to 16 rows, at 15e9 multiplications a
+// second and core; the runtime's product moves its operand twice as float32 (packed, before that widened) but
+// multiplies at 34e9.
 double cpu_cost(GemmKind kind, const GemmProblem& p, const DeviceInfo& d) {
   const double threads = std::max(d.threads, 1);
   const double weights = static_cast<double>(p.n) * static_cast<double>(p.k);

@@ -53,8 +53,10 @@ Status JsonReader::object(std::initializer_list<Member> members) {
     } while (take(','));
     FDPP_RETURN_IF_ERROR(expect('}'));
   }
-  for (size_t i = 0; i < members.size(); ++i)
-    if (const Member& m = members.begin()[i]; m.required && !seen[i]) return bad(std::string("\"") + m.name + "\" is missing");
+  for (size_t i = 0; i < members.size(); ++i) {
+    const Member& m = members.begin()[i];
+    if (m.required && !seen[i]) return bad(std::string("\"") + m.name + "\" is missing");
+  }
   return {};
 }
 

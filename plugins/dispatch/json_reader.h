@@ -1,5 +1,5 @@
-// JSON as dispatch tables use it: objects of known members, arrays, text, whole numbers. Everything else is an error that
-// says where. Nesting is as deep as the caller's own calls, so no input can exhaust the stack.
+// JSON as dispatch tables use it: objects of known members, arrays, text, whole numbers. Everything else is an error
+// that says where. Nesting is as deep as the caller's own calls, so no input can exhaust the stack.
 #pragma once
 
 #include <cstddef>

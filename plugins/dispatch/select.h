@@ -26,8 +26,8 @@ Status find_forced(const char* op, const std::vector<const Variant*>& variants, 
     if (name != v->name) continue;
     if (v->backend != device.backend) {
       if (wish.empty()) return {};
-      return not_supported(std::string(op) + ": variant " + wish + " runs on " + backend_name(v->backend) + ", not on " +
-                           backend_name(device.backend));
+      return not_supported(std::string(op) + ": variant " + wish + " runs on " + backend_name(v->backend) +
+                           ", not on " + backend_name(device.backend));
     }
     std::string why;
     if (!v->supports(problem, device, &why))
@@ -63,7 +63,9 @@ Status select_variant(const char* op, const std::vector<const Variant*>& variant
   *reason = choice_reason;
   // Nearest first, so that the common call asks one variant alone: a refusal takes far longer to write than a lookup.
   std::string why;
-  const auto takes = [&](const Variant* v) { return v->backend == device.backend && v->supports(problem, device, &why); };
+  const auto takes = [&](const Variant* v) {
+    return v->backend == device.backend && v->supports(problem, device, &why);
+  };
   if (preferred != nullptr && takes(preferred)) *chosen = preferred;
   for (int wanted = 0; *chosen == nullptr && wanted <= kMostDistance; ++wanted)
     for (const Variant* v : variants)

@@ -86,7 +86,8 @@ bool Table::choose(const AttentionProblem& problem, AttentionChoice* choice) con
                             [field](int64_t v, const AttentionRange& range) { return v < range.*field; });
   };
   const auto end = above(problem.batch, &AttentionRange::batch, ranges.begin() + 1, ranges.end());
-  const auto begin = std::find_if(ranges.begin(), end, [end](const AttentionRange& r) { return r.batch == (end - 1)->batch; });
+  const auto begin =
+      std::find_if(ranges.begin(), end, [end](const AttentionRange& r) { return r.batch == (end - 1)->batch; });
   const AttentionRange& range = *(above(problem.total_length, &AttentionRange::context, begin + 1, end) - 1);
   choice->variant = range.variant;
   choice->split = range.split;

@@ -15,6 +15,8 @@ namespace {
 
 constexpr int64_t kFormat = 1;
 constexpr uintmax_t kMostBytes = 64 << 20;  // far above any table, far below what would hurt
+constexpr auto kFloats = {DType::f32, DType::f16, DType::bf16};
+constexpr auto kCaches = {DType::f32, DType::f16, DType::bf16, DType::i8, DType::f8e4m3};
 constexpr int64_t kMost = int64_t{1} << 40;
 constexpr int64_t kMostInt = 1 << 20;
 
@@ -32,11 +34,9 @@ class TableReader {
 
   Status read() {
     table_.path = path_;
-    int64_t format = 0;
-    std::string library, measured;
-    // What the device is says how to read the rest, and a later format may read differently throughout.
+    std::string measured;  // for people
     FDPP_RETURN_IF_ERROR(json_.object({
-        {"fdpp_table", [&] { return read_format(&format); }},
+        {"fdpp_table", [&] { return read_format(); }},
         {"library", [&] { return read_library(); }},
         {"measured", [&] { return json_.text(&measured); }, false},
         {"device", [&] { return read_device(); }},
@@ -49,10 +49,11 @@ class TableReader {
  private:
   Status newer(const std::string& what) const { return not_supported(path_ + ": " + what); }
 
-  Status read_format(int64_t* format) {
-    FDPP_RETURN_IF_ERROR(json_.integer(1, kMost, format));
-    if (*format <= kFormat) return {};
-    return newer("the table has format " + std::to_string(*format) + ", this library reads up to " +
+  Status read_format() {
+    int64_t format = 0;
+    FDPP_RETURN_IF_ERROR(json_.integer(1, kMost, &format));
+    if (format <= kFormat) return {};
+    return newer("the table has format " + std::to_string(format) + ", this library reads up to " +
                  std::to_string(kFormat));
   }
 
@@ -118,6 +119,7 @@ class TableReader {
     return {};
   }
 
+  // The device's backend says which variants there are.
   template <typename Read>
   Status needs_device(const char* what, Read read) {
     return has_device_ ? read() : json_.bad(std::string("expected \"device\" before \"") + what + "\"");
@@ -170,12 +172,9 @@ class TableReader {
       FDPP_RETURN_IF_ERROR(json_.object({
           {"n", [&] { return json_.integer(1, kMost, &e.key.n); }},
           {"k", [&] { return json_.integer(1, kMost, &e.key.k); }},
-          {"dtype", [&] { return read_name("dtype", {DType::f32, DType::f16, DType::bf16}, dtype_name, &e.key.dtype); }},
+          {"dtype", [&] { return read_name("dtype", kFloats, dtype_name, &e.key.dtype); }},
           {"weight_format",
-           [&] {
-             return read_name("weight_format", {DType::f32, DType::f16, DType::bf16}, weight_format_name,
-                              &e.key.weight_format);
-           }},
+           [&] { return read_name("weight_format", kFloats, weight_format_name, &e.key.weight_format); }},
           {"epilogue",
            [&] {
              return read_name("epilogue", {EpilogueClass::plain, EpilogueClass::added}, epilogue_class_name,
@@ -215,12 +214,8 @@ class TableReader {
           {"q_heads", [&] { return json_.integer(1, kMost, &e.key.q_heads); }},
           {"kv_heads", [&] { return json_.integer(1, kMost, &e.key.kv_heads); }},
           {"head_size", [&] { return json_.integer(1, kMost, &e.key.head_size); }},
-          {"dtype", [&] { return read_name("dtype", {DType::f32, DType::f16, DType::bf16}, dtype_name, &e.key.dtype); }},
-          {"cache_dtype",
-           [&] {
-             return read_name("cache_dtype", {DType::f32, DType::f16, DType::bf16, DType::i8, DType::f8e4m3}, dtype_name,
-                              &e.key.cache_dtype);
-           }},
+          {"dtype", [&] { return read_name("dtype", kFloats, dtype_name, &e.key.dtype); }},
+          {"cache_dtype", [&] { return read_name("cache_dtype", kCaches, dtype_name, &e.key.cache_dtype); }},
           {"ranges", [&] { return json_.array([&] { return read_range(&e); }); }},
       }));
       if (e.ranges.empty()) return json_.bad("ranges is empty");

@@ -365,9 +365,9 @@ constexpr const char* kRunHelp = R"(Check, plan and run on the device that the t
 names are absent; total_sequence_length may be an int. All outputs are the caller's (pass one tensor as past and present
 to append in place). `workspace`: on a GPU a uint8 tensor of at least the plan's workspace_bytes; on the CPU not needed.
 `stream`: the CUDA stream's handle as an int. `variant` names the variant for this call; `split` stands in for the
-variant's own choice of {pieces, cluster, blocks_per_multiprocessor}, for a product of {pieces, rows, stages, algorithm}; `threads`
-sets the number of CPU threads; `fault` receives what only the GPU can see. `counter` counts the query rows of attention (tokens times
-query heads) whose scores left the interval of the unified softmax.
+variant's own choice of {pieces, cluster, blocks_per_multiprocessor}, for a product of {pieces, rows, stages, algorithm};
+`threads` sets the number of CPU threads; `fault` receives what only the GPU can see. `counter` counts the query rows of
+attention (tokens times query heads) whose scores left the interval of the unified softmax.
 
 Returns the plan: {variant, num_splits, split, workspace_bytes, reason}. Raises ValueError for wrong tensors or attributes,
 NotImplementedError where no kernel takes them, RuntimeError for errors of the GPU.)";

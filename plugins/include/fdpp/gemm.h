@@ -63,7 +63,8 @@ struct GemmPlan {
 FDPP_API Status plan_gemm(const GemmProblem& problem, const DeviceInfo& device, GemmPlan* plan,
                           const std::string& variant = "", const GemmSplit* split = nullptr);
 FDPP_API const char* variant_name(const GemmPlan& plan);
-// The splits of `variant` that are worth timing for this problem, its own choice first. Of a library the device is asked.
+// The splits of `variant` that are worth timing for this problem, its own choice first. A library is asked on the
+// current GPU.
 FDPP_API Status gemm_splits(const GemmProblem& problem, const DeviceInfo& device, const std::string& variant,
                             std::vector<GemmSplit>* splits);
 FDPP_API Status run_gemm(const GemmProblem& problem, const GemmPlan& plan, const TensorView* inputs,

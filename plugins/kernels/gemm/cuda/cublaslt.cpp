@@ -80,9 +80,9 @@ Status describe_call(const Library& lt, const GemmParams& params, Call* call) {
   return {};
 }
 
-// Up to `wanted` algorithms for a call, at least one, in the order in which the library recommends them.
+// Up to `most` algorithms for a call, at least one, in the order in which the library recommends them.
 Status ask_heuristic(const Library& lt, cublaslt::Handle handle, const GemmParams& params, const Call& call,
-                     const Alignments& align, int wanted, std::vector<cublaslt::Algorithm>* algorithms) {
+                     const Alignments& align, int most, std::vector<cublaslt::Algorithm>* algorithms) {
   cublaslt::Preference raw = nullptr;
   FDPP_LT(lt.preference_create(&raw));
   const Owned<cublaslt::Preference> preference(raw, lt.preference_destroy);
@@ -99,7 +99,7 @@ Status ask_heuristic(const Library& lt, cublaslt::Handle handle, const GemmParam
   cublaslt::Candidate found[kMostAlgorithms] = {};
   int count = 0;
   const int status = lt.heuristic(handle, call.operation.get(), call.a.get(), call.b.get(), call.y.get(), call.y.get(),
-                                  raw, wanted, found, &count);
+                                  raw, most, found, &count);
   if (status == cublaslt::kSuccess)
     for (int i = 0; i < count && found[i].status == cublaslt::kSuccess; ++i)
       algorithms->push_back(found[i].algorithm);
@@ -173,7 +173,10 @@ Call empty_call(const Library& lt) {
           {nullptr, lt.layout_destroy}};
 }
 
-Status count_algorithms(const Library& lt, const GemmProblem& problem, int device, int* count) {
+Status count_algorithms(const Library& lt, const GemmProblem& problem, int ordinal, int* count) {
+  int device = 0;
+  FDPP_GPU(cudaGetDevice(&device));
+  if (device != ordinal) return device_error("the library answers for the current GPU alone");
   // The library looks at addresses alone: any that is aligned as tensors are stands for all of them.
   alignas(256) static char aligned[1];
   GemmParams params;
@@ -197,7 +200,7 @@ void splits(const GemmProblem& problem, const DeviceInfo& device, std::vector<Ge
   std::string why;
   const Library* lt = cublaslt::library(&why);
   int count = 0;
-  // Where there is no GPU to ask, the library's first choice is all there is.
+  // Where that GPU cannot be asked, the library's first choice is all there is.
   if (lt == nullptr || !count_algorithms(*lt, problem, device.ordinal, &count).ok()) return;
   for (int i = 0; i < count; ++i) {
     GemmSplit s;
