@@ -11,7 +11,10 @@ from fdpp_ort.tuning.measurements import Candidate, Timed
 KINDS = ("gemv", "flat", "large")  # the paper's implementations A, B and C
 # A configuration stays on from one M to the next until another one beats it by this factor: less is noise.
 _WORTH_CHANGING = 1.02
-_NEVER = 1e9  # microseconds, of what cannot run
+# What a kind loses against the best at one M counts up to here (in logarithms): one figure that somebody else's work
+# on the machine spoiled then does not move a cut. What cannot run loses more than all Ms together.
+_MOST_LOSS = 0.25
+_CANNOT_RUN = 1e3
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,9 @@ def analyse(times: dict[int, list[Timed]]) -> Inflection:
 
 
 def _cuts(times: dict[int, list[Timed]]) -> tuple[int, int]:
-    """How many of the smallest Ms are gemv's, and at which the library's product begins: the pair whose product of
-    times is least. Single ones that are out of order count as noise."""
-    costs = {
-        kind: [math.log(t.microseconds) if (t := best_of(row, kind)) else math.log(_NEVER) for row in times.values()]
-        for kind in KINDS
-    }
-    sums = {kind: [0.0, *accumulate(values)] for kind, values in costs.items()}
+    """How many of the smallest Ms are gemv's, and at which the library's product begins: the pair that loses least."""
+    losses = {kind: [_loss(row, kind) for row in times.values()] for kind in KINDS}
+    sums = {kind: [0.0, *accumulate(values)] for kind, values in losses.items()}
     count = len(times)
 
     def total(cuts: tuple[int, int]) -> float:
@@ -66,6 +65,12 @@ def _cuts(times: dict[int, list[Timed]]) -> tuple[int, int]:
         return sums["gemv"][a] + sums["flat"][b] - sums["flat"][a] + sums["large"][count] - sums["large"][b]
 
     return min(((a, b) for a in range(count + 1) for b in range(a, count + 1)), key=total)
+
+
+def _loss(times: list[Timed], kind: str) -> float:
+    if (own := best_of(times, kind)) is None:
+        return _CANNOT_RUN
+    return min(math.log(own.microseconds / min(t.microseconds for t in times)), _MOST_LOSS)
 
 
 def _choose(times: list[Timed], kind: str, ranges: list[Range]) -> Candidate:

@@ -71,10 +71,11 @@ def test_inflection_points_lie_where_curves_cross() -> None:
         ((lambda m: 5, lambda m: 9, lambda m: 99), (33, 33)),
         ((lambda m: 9, lambda m: 9, lambda m: 5), (1, 1)),
         ((lambda m: 9, lambda m: 5, lambda m: None), (1, 33)),
-        ((lambda m: None, lambda m: 5, lambda m: 5 if m == 2 else 4 if m > 8 else 9), (1, 9)),  # noise at M = 2
+        ((lambda m: None, lambda m: 9 if m == 2 else 5, lambda m: 5 if m == 2 else 4 if m > 8 else 9), (1, 9)),
+        ((lambda m: None, lambda m: 5, lambda m: 4 if m > 4 else 9 if m < 32 else 50), (1, 5)),
     ],
 )
-def test_one_kind_never_wins(curve, expected: tuple[int, int]) -> None:
+def test_kinds_that_never_win_and_noise(curve, expected: tuple[int, int]) -> None:
     assert points(curves(*curve)) == expected
 
 
@@ -352,3 +353,19 @@ def test_a_gpu_that_is_not_there(command) -> None:
     done = command("tune", "--shapes", "48,32", "--device", "cuda")
     assert done.returncode == 1
     assert "fdpp-tune: error: tuning for a GPU needs a PyTorch that sees one" in done.stderr
+
+
+@pytest.mark.gpu
+def test_tune_on_a_gpu(command, tmp_path) -> None:
+    torch = pytest.importorskip("torch")
+    table = tmp_path / "t.json"
+    options = ("--device", "cuda", "--rows", "1,2,8,40", "--seconds", "0.01", "--plot", tmp_path / "plot.png")
+    done = command("tune", "--shapes", "256,1024", *options, "-o", table)
+    assert done.returncode == 0, done.stderr
+    fdpp_ort.load_table(table)
+    device = _core.gpu_device(0)
+    assert json.loads(table.read_text())["device"]["name"] == device["name"]
+    for m in (1, 3, 8, 40, 300):
+        inputs = {"A": torch.empty(m, 1024, dtype=torch.float16), "B": torch.empty(256, 1024, dtype=torch.float16)}
+        chosen = _core.plan_gemm({"N": 256, "K": 1024, "weight_format": "f16"}, inputs, device)
+        assert chosen["reason"] == f"tuned: {table}"
