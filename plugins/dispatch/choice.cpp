@@ -64,17 +64,19 @@ class Store {
     }
     std::error_code error;
     std::vector<std::string> shipped;
-    for (const auto& entry : std::filesystem::directory_iterator(folder / "tables", error))
-      if (entry.path().extension() == ".json") shipped.push_back(entry.path().string());
+    for (std::filesystem::directory_iterator file(folder / "tables", error), end; !error && file != end;
+         file.increment(error))
+      if (file->path().extension() == ".json") shipped.push_back(file->path().string());
     std::sort(shipped.begin(), shipped.end());
     for (const std::string& path : shipped) add(path, &first->shipped);
     publish(std::move(first));
   }
 
-  // Where this library lies; a model that fdpp-export wrote has a copy of it beside.
+  // Where this library lies; a model that fdpp-export wrote has a copy of it beside. Asked by a function that no other
+  // copy in the process can stand in for.
   static std::filesystem::path library_folder() {
     Dl_info info;
-    if (dladdr(reinterpret_cast<const void*>(&load_table), &info) == 0 || info.dli_fname == nullptr) return {};
+    if (dladdr(reinterpret_cast<const void*>(&library_folder), &info) == 0 || info.dli_fname == nullptr) return {};
     return std::filesystem::path(info.dli_fname).parent_path();
   }
 

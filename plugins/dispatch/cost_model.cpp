@@ -7,6 +7,8 @@
 namespace fdpp {
 namespace {
 
+// All costs are seconds.
+
 double bytes_moved(const GemmProblem& p) {
   const double rows = static_cast<double>(p.m) * static_cast<double>(p.k + p.n);
   return weight_bytes(p) + static_cast<double>(dtype_size(p.dtype)) * rows;
@@ -66,15 +68,12 @@ double cpu_cost(GemmKind kind, const GemmProblem& p, const DeviceInfo& d) {
 
 }  // namespace
 
-double gemm_cost(GemmKind kind, const GemmProblem& problem, const DeviceInfo& device) {
-  return device.backend == Backend::cpu ? cpu_cost(kind, problem, device) : gpu_cost(kind, problem, device);
-}
-
 GemmKind cheapest_kind(const GemmProblem& problem, const DeviceInfo& device) {
-  GemmKind best = GemmKind::gemv;
-  for (GemmKind kind : {GemmKind::flat, GemmKind::large})
-    if (gemm_cost(kind, problem, device) < gemm_cost(best, problem, device)) best = kind;
-  return best;
+  const auto cost = device.backend == Backend::cpu ? cpu_cost : gpu_cost;
+  const auto kinds = {GemmKind::gemv, GemmKind::flat, GemmKind::large};
+  return *std::min_element(kinds.begin(), kinds.end(), [&](GemmKind a, GemmKind b) {
+    return cost(a, problem, device) < cost(b, problem, device);
+  });
 }
 
 }  // namespace fdpp

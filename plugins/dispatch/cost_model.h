@@ -7,10 +7,7 @@
 
 namespace fdpp {
 
-// Estimated seconds of one call.
-double gemm_cost(GemmKind kind, const GemmProblem& problem, const DeviceInfo& device);
-
-// The cheapest; of equals the one for fewer rows.
+// The kind that takes the least time by estimate; of equals the one for fewer rows.
 GemmKind cheapest_kind(const GemmProblem& problem, const DeviceInfo& device);
 
 }  // namespace fdpp
