@@ -83,7 +83,7 @@ class CpuTimer:
             self._turn += 1
             address = pool.ctypes.data + self._turn % weights * product.weight_bytes
             binding.bind_input("B", "cpu", 0, element_type, (product.n, product.k), address)
-            native.force_variant(_OP, candidate.variant)
+            native.force_variant(_OP, candidate.variant)  # which says it all: on the CPU each has one split
             start = time.perf_counter()
             session.run_with_iobinding(binding)
             return time.perf_counter() - start
