@@ -4,7 +4,7 @@
 
 Each figure is the median of replays of a CUDA graph over distinct weights of 256 MB in all, more than four times an
 H200's L2, so that they come from memory as in a model. Inputs are random, and every result is first held against
-float64. The figures of plugins/dispatch/table.cpp come from here.
+float64. plugins/dispatch/cost_model.cpp is fitted to what comes from here.
 """
 
 from __future__ import annotations

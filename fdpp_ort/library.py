@@ -79,6 +79,16 @@ def last_plan() -> list[dict]:
     return core().last_plans()
 
 
+def load_table(path: str | Path) -> None:
+    """From now on the table at `path`, as fdpp-tune writes it, decides on the device that it was measured on, in all
+    sessions of this process; on another device it is set aside, which standard error and last_plan() say. "" forgets
+    all that were loaded so. FdppError: the table is missing or malformed, or a later version of fdpp_ort wrote it."""
+    try:
+        core().load_table(str(path))
+    except (ValueError, NotImplementedError) as error:
+        raise FdppError(str(error)) from error
+
+
 def force_variant(op: str, variant: str | None) -> None:
     """From now on `op` ("FdppAttention", "FdppFlatGemm") runs `variant` wherever the variant's backend runs; a problem
     that it does not take is then an error. None or "" lifts it. ValueError: no such op or variant."""

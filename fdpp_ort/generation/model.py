@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fdpp_ort.errors import FdppError
 from fdpp_ort.generation.folder import ModelFolder
-from fdpp_ort.library import import_onnxruntime, register
+from fdpp_ort.library import import_onnxruntime, load_table, register
 
 if TYPE_CHECKING:
     import onnxruntime
 
 PROVIDERS = ("auto", "cpu", "cuda")
+TABLE_NAME = "fdpp_table.json"
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
 
@@ -61,6 +63,7 @@ def load_model(
     FdppError: provider not available, or a graph that cannot be loaded or is no decoder with a cache."""
     if not isinstance(folder, ModelFolder):
         folder = ModelFolder.open(folder)
+    _load_table(folder)
     session = _open_session(folder, provider, cuda_graph, threads)
     device = "cuda" if _CUDA in session.get_providers() else "cpu"
     is_float32 = _caches(folder, session)[0].element_type == ELEMENT_TYPES["tensor(float)"]
@@ -70,6 +73,14 @@ def load_model(
     if cuda_graph and device != "cuda":
         raise FdppError("a CUDA graph was requested, but the model runs on the CPU; add --provider cuda")
     return _describe(folder, session, device, cuda_graph)
+
+
+def _load_table(folder: ModelFolder) -> None:
+    """What fdpp-tune left beside the model, unless the user names another table. ONNX Runtime tells an op nothing of
+    where its model lies."""
+    table = folder.path / TABLE_NAME
+    if not os.environ.get("FDPP_TABLE") and table.is_file():
+        load_table(table)
 
 
 def _open_session(folder: ModelFolder, provider: str, cuda_graph: bool, threads: int) -> onnxruntime.InferenceSession:

@@ -1,6 +1,8 @@
 // plan_attention() and run_attention(): selection and launch of FdppAttention.
+#include "dispatch/choice.h"
 #include "dispatch/registry.h"
 #include "dispatch/select.h"
+#include "dispatch/split.h"
 #include "fdpp/attention.h"
 
 namespace fdpp {
@@ -52,6 +54,8 @@ AttentionParams make_params(const AttentionProblem& p, const TensorView* in, con
   return params;
 }
 
+}  // namespace
+
 Status check_split(const AttentionSplit& s) {
   constexpr int kMost = 1 << 16;
   const auto bad = [](const char* name, int value, const char* expected) {
@@ -66,16 +70,17 @@ Status check_split(const AttentionSplit& s) {
   return {};
 }
 
-}  // namespace
-
 Status plan_attention(const AttentionProblem& problem, const DeviceInfo& device, AttentionPlan* plan,
                       const std::string& variant, const AttentionSplit* split) {
+  const AttentionChoice choice = choose_attention(problem, device);
   AttentionPlan chosen;
   FDPP_RETURN_IF_ERROR(select_variant(attention_spec().name, attention_variants(), problem, device, variant,
-                                      [](const AttentionVariant&) { return 0; }, "first in the registry that takes it",
+                                      choice.variant, [](const AttentionVariant&) { return 0; }, choice.reason,
                                       &chosen.variant, &chosen.reason));
   if (split != nullptr) FDPP_RETURN_IF_ERROR(check_split(*split));
-  chosen.split = split != nullptr ? *split : chosen.variant->split(problem, device);
+  chosen.split = split != nullptr                     ? *split
+                 : is_choice(choice, chosen)          ? choice.split
+                                                      : chosen.variant->split(problem, device);
   chosen.workspace_bytes = chosen.variant->workspace_bytes(problem, chosen.split);
   *plan = chosen;
   return {};

@@ -1,13 +1,13 @@
 // plan_gemm() and run_gemm(): selection and launch of FdppFlatGemm.
 #include <cstdlib>
 
+#include "dispatch/choice.h"
 #include "dispatch/registry.h"
 #include "dispatch/select.h"
-#include "dispatch/table.h"
+#include "dispatch/split.h"
 #include "fdpp/gemm.h"
 
 namespace fdpp {
-namespace {
 
 Status check_split(const GemmSplit& s) {
   const auto check = [](const char* name, int value, int least, int most) -> Status {
@@ -17,28 +17,38 @@ Status check_split(const GemmSplit& s) {
   };
   FDPP_RETURN_IF_ERROR(check("pieces", s.pieces, 1, 64));
   FDPP_RETURN_IF_ERROR(check("rows", s.rows, 0, 1024));
-  return check("stages", s.stages, 0, 64);
+  FDPP_RETURN_IF_ERROR(check("stages", s.stages, 0, 64));
+  return check("algorithm", s.algorithm, 0, 15);
 }
-
-}  // namespace
 
 Status plan_gemm(const GemmProblem& problem, const DeviceInfo& device, GemmPlan* plan, const std::string& variant,
                  const GemmSplit* split) {
-  const GemmInflection inflection = gemm_inflection(device);
-  const GemmKind wanted = problem.m < inflection.m1   ? GemmKind::gemv
-                          : problem.m < inflection.m2 ? GemmKind::flat
-                                                      : GemmKind::large;
+  const GemmChoice choice = choose_gemm(problem, device);
   // Where no variant of the wanted kind takes the problem, the nearest kind does.
-  const auto distance = [wanted](const GemmVariant& v) {
-    return std::abs(static_cast<int>(v.kind) - static_cast<int>(wanted));
+  const auto distance = [&choice](const GemmVariant& v) {
+    return std::abs(static_cast<int>(v.kind) - static_cast<int>(choice.kind));
   };
   GemmPlan chosen;
-  FDPP_RETURN_IF_ERROR(select_variant(gemm_spec().name, gemm_variants(), problem, device, variant, distance,
-                                      inflection.source, &chosen.variant, &chosen.reason));
+  FDPP_RETURN_IF_ERROR(select_variant(gemm_spec().name, gemm_variants(), problem, device, variant, choice.variant,
+                                      distance, choice.reason, &chosen.variant, &chosen.reason));
   if (split != nullptr) FDPP_RETURN_IF_ERROR(check_split(*split));
-  chosen.split = split != nullptr ? *split : chosen.variant->split(problem, device);
+  chosen.split = split != nullptr            ? *split
+                 : is_choice(choice, chosen) ? choice.split
+                                             : chosen.variant->split(problem, device);
   chosen.workspace_bytes = chosen.variant->workspace_bytes(problem, chosen.split);
   *plan = chosen;
+  return {};
+}
+
+Status gemm_splits(const GemmProblem& problem, const DeviceInfo& device, const std::string& variant,
+                   std::vector<GemmSplit>* splits) {
+  GemmPlan plan;
+  FDPP_RETURN_IF_ERROR(plan_gemm(problem, device, &plan, variant));
+  splits->assign(1, plan.split);
+  std::vector<GemmSplit> offered;
+  if (plan.variant->splits != nullptr) plan.variant->splits(problem, device, &offered);
+  for (const GemmSplit& s : offered)
+    if (!(s == plan.split)) splits->push_back(s);
   return {};
 }
 

@@ -65,8 +65,10 @@ const std::vector<const GemmVariant*>& gemm_variants() {
 
 std::vector<VariantInfo> list_variants() {
   std::vector<VariantInfo> list;
-  for (const auto* v : attention_variants()) list.push_back({attention_spec().name, v->name, v->backend, v->summary});
-  for (const auto* v : gemm_variants()) list.push_back({gemm_spec().name, v->name, v->backend, v->summary});
+  for (const auto* v : attention_variants())
+    list.push_back({attention_spec().name, v->name, v->backend, "", v->summary});
+  for (const auto* v : gemm_variants())
+    list.push_back({gemm_spec().name, v->name, v->backend, gemm_kind_name(v->kind), v->summary});
   return list;
 }
 

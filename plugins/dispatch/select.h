@@ -1,8 +1,8 @@
-// The choice among variants, the same for every op: the caller's wish wins, then a standing override, then the least
-// distance from what the table wants, then the order of the registry.
+// The choice among variants, the same for every op: the caller's wish wins, then a standing override, then `preferred`,
+// a table's own choice, where it takes the problem, then the least distance from what is wanted (0 to 2), then the
+// registry's order.
 #pragma once
 
-#include <limits>
 #include <string>
 #include <vector>
 
@@ -12,50 +12,65 @@
 
 namespace fdpp {
 
-template <typename Variant, typename Problem, typename Distance>
-Status select_variant(const char* op, const std::vector<const Variant*>& variants, const Problem& problem,
-                      const DeviceInfo& device, const std::string& wish, Distance distance, const char* table_reason,
-                      const Variant** chosen, const char** reason) {
-  const std::string forced = wish.empty() ? forced_variant(op) : wish;
-  const Variant* best = nullptr;
-  int best_distance = std::numeric_limits<int>::max();
-  std::string refusals;
-  bool seen = wish.empty();
+constexpr int kMostDistance = 2;
+
+// The variant that must run, or null. A standing override is for the backends that have the variant, a caller's wish is
+// for this call.
+template <typename Variant, typename Problem>
+Status find_forced(const char* op, const std::vector<const Variant*>& variants, const Problem& problem,
+                   const DeviceInfo& device, const std::string& wish, const Variant** forced) {
+  *forced = nullptr;
+  const std::string name = wish.empty() ? forced_variant(op) : wish;
+  if (name.empty()) return {};
   for (const Variant* v : variants) {
-    const bool is_forced = forced == v->name;
-    seen = seen || is_forced;
+    if (name != v->name) continue;
     if (v->backend != device.backend) {
-      // A standing override is for the backends that have the variant; a caller's wish is for this call.
-      if (wish != v->name) continue;
-      return not_supported(std::string(op) + ": variant " + wish + " runs on " + backend_name(v->backend) + ", not on " +
-                           backend_name(device.backend));
+      if (wish.empty()) return {};
+      return not_supported(std::string(op) + ": variant " + wish + " runs on " + backend_name(v->backend) +
+                           ", not on " + backend_name(device.backend));
     }
     std::string why;
-    if (!v->supports(problem, device, &why)) {
-      if (is_forced)
-        return not_supported(std::string(op) + ": variant " + v->name + " is forced but does not take " +
-                             describe(problem) + ": " + why);
-      refusals += std::string(refusals.empty() ? "" : "; ") + v->name + ": " + why;
-      continue;
-    }
-    if (is_forced) {
-      *chosen = v;
-      *reason = "forced";
-      return {};
-    }
-    if (distance(*v) < best_distance) {
-      best_distance = distance(*v);
-      best = v;
-    }
+    if (!v->supports(problem, device, &why))
+      return not_supported(std::string(op) + ": variant " + v->name + " is forced but does not take " +
+                           describe(problem) + ": " + why);
+    *forced = v;
+    return {};
   }
-  if (!seen) return invalid_argument(std::string(op) + " has no variant \"" + wish + "\" in this build");
-  if (best == nullptr)
-    return not_supported(std::string(op) + ": no kernel for " + describe(problem) + " on " +
-                         backend_name(device.backend) + " (" +
-                         (refusals.empty() ? "this build has none for that backend" : refusals) + ")");
-  *chosen = best;
-  *reason = table_reason;
-  return {};
+  return invalid_argument(std::string(op) + " has no variant \"" + name + "\" in this build");
+}
+
+template <typename Variant, typename Problem>
+Status no_kernel(const char* op, const std::vector<const Variant*>& variants, const Problem& problem,
+                 const DeviceInfo& device) {
+  std::string refusals;
+  for (const Variant* v : variants) {
+    std::string why;
+    if (v->backend != device.backend || v->supports(problem, device, &why)) continue;
+    refusals += std::string(refusals.empty() ? "" : "; ") + v->name + ": " + why;
+  }
+  return not_supported(std::string(op) + ": no kernel for " + describe(problem) + " on " +
+                       backend_name(device.backend) + " (" +
+                       (refusals.empty() ? "this build has none for that backend" : refusals) + ")");
+}
+
+template <typename Variant, typename Problem, typename Distance>
+Status select_variant(const char* op, const std::vector<const Variant*>& variants, const Problem& problem,
+                      const DeviceInfo& device, const std::string& wish, const Variant* preferred, Distance distance,
+                      const char* choice_reason, const Variant** chosen, const char** reason) {
+  *reason = "forced";
+  FDPP_RETURN_IF_ERROR(find_forced(op, variants, problem, device, wish, chosen));
+  if (*chosen != nullptr) return {};
+  *reason = choice_reason;
+  // Nearest first, so that the common call asks one variant alone: a refusal takes far longer to write than a lookup.
+  std::string why;
+  const auto takes = [&](const Variant* v) {
+    return v->backend == device.backend && v->supports(problem, device, &why);
+  };
+  if (preferred != nullptr && takes(preferred)) *chosen = preferred;
+  for (int wanted = 0; *chosen == nullptr && wanted <= kMostDistance; ++wanted)
+    for (const Variant* v : variants)
+      if (*chosen == nullptr && distance(*v) == wanted && takes(v)) *chosen = v;
+  return *chosen != nullptr ? Status() : no_kernel(op, variants, problem, device);
 }
 
 }  // namespace fdpp

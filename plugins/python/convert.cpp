@@ -74,7 +74,7 @@ Enum parse_enum(const char* key, const std::string& text, std::initializer_list<
     if (text == name(value)) return value;
     known += (known.empty() ? "" : ", ") + std::string(name(value));
   }
-  throw py::value_error("device " + std::string(key) + " is \"" + text + "\", expected one of " + known);
+  throw py::value_error(std::string(key) + " is \"" + text + "\", expected one of " + known);
 }
 
 }  // namespace
@@ -127,8 +127,30 @@ void parse_attributes(const py::dict& attributes, GemmAttributes* out) {
   reader.finish();
 }
 
+GemmProblem parse_problem(const py::dict& problem) {
+  GemmProblem p;
+  DictReader reader("problem key", problem);
+  std::string text;
+  reader.read("m", &p.m);
+  reader.read("n", &p.n);
+  reader.read("k", &p.k);
+  const auto types = {DType::f32, DType::f16, DType::bf16};
+  if (reader.read("dtype", &text)) p.dtype = parse_enum("problem dtype", text, types, dtype_name);
+  // The formats are element types, under the names of the op's attribute.
+  const auto format_name = [](DType t) { return t == DType::f32 ? "f32" : t == DType::f16 ? "f16" : "bf16"; };
+  if (reader.read("weight_format", &text))
+    p.weight_dtype = parse_enum("problem weight_format", text, types, format_name);
+  reader.read("has_bias", &p.has_bias);
+  reader.read("has_residual", &p.has_residual);
+  reader.finish();
+  if (p.m < 1 || p.n < 1 || p.k < 1)
+    throw py::value_error("problem has m = " + std::to_string(p.m) + ", n = " + std::to_string(p.n) + " and k = " +
+                          std::to_string(p.k) + ", expected positive numbers");
+  return p;
+}
+
 Backend parse_backend(const std::string& text) {
-  return parse_enum("backend", text, {Backend::cpu, Backend::cuda, Backend::hip}, backend_name);
+  return parse_enum("device backend", text, {Backend::cpu, Backend::cuda, Backend::hip}, backend_name);
 }
 
 void parse_split(const py::dict& split, AttentionSplit* out) {
@@ -144,6 +166,7 @@ void parse_split(const py::dict& split, GemmSplit* out) {
   reader.read("pieces", &out->pieces);
   reader.read("rows", &out->rows);
   reader.read("stages", &out->stages);
+  reader.read("algorithm", &out->algorithm);
   reader.finish();
 }
 
@@ -160,6 +183,7 @@ py::dict split_dict(const GemmSplit& split) {
   d["pieces"] = split.pieces;
   d["rows"] = split.rows;
   d["stages"] = split.stages;
+  d["algorithm"] = split.algorithm;
   return d;
 }
 
@@ -178,7 +202,7 @@ DeviceInfo parse_device(const py::dict& device) {
   reader.read("memory_bytes", &d.memory_bytes);
   reader.read("memory_bandwidth", &d.memory_bandwidth);
   if (reader.read("isa", &text))
-    d.isa = parse_enum("isa", text, {CpuIsa::scalar, CpuIsa::avx2, CpuIsa::avx512}, cpu_isa_name);
+    d.isa = parse_enum("device isa", text, {CpuIsa::scalar, CpuIsa::avx2, CpuIsa::avx512}, cpu_isa_name);
   reader.read("threads", &d.threads);
   reader.read("host_gemm", &d.host_gemm);
   reader.finish();

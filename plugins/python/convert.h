@@ -22,12 +22,15 @@ void parse_attributes(const pybind11::dict& attributes, GemmAttributes* out);
 // ValueError: no backend has that name.
 Backend parse_backend(const std::string& text);
 
-// Keys as DeviceInfo's members; those left out keep its defaults, so a device that is not there can be made up.
+// A product by its shape: m, n, k, dtype ("float16"), weight_format ("f16"), has_bias, has_residual.
+GemmProblem parse_problem(const pybind11::dict& problem);
+
 // A split as split_dict() gives it; keys left out keep their defaults.
 void parse_split(const pybind11::dict& split, AttentionSplit* out);
 void parse_split(const pybind11::dict& split, GemmSplit* out);
 pybind11::dict split_dict(const AttentionSplit& split);
 pybind11::dict split_dict(const GemmSplit& split);
+// Keys as DeviceInfo's members; those left out keep its defaults, so a device that is not there can be made up.
 DeviceInfo parse_device(const pybind11::dict& device);
 pybind11::dict device_dict(const DeviceInfo& device);
 

@@ -165,6 +165,14 @@ py::dict plan_op(const py::dict& attributes, const py::dict& inputs, const py::d
   return plan_dict(make_plan<Op>(make_problem<Op>(attributes, in), parse_device(device), variant, split));
 }
 
+py::list splits_of_gemm(const py::dict& problem, const py::dict& device, const std::string& variant) {
+  std::vector<GemmSplit> splits;
+  raise_if_error(gemm_splits(parse_problem(problem), parse_device(device), variant, &splits));
+  py::list list;
+  for (const GemmSplit& s : splits) list.append(split_dict(s));
+  return list;
+}
+
 template <typename Op>
 std::pair<bool, std::string> supports_op(const py::dict& attributes, const py::dict& inputs, const std::string& variant,
                                          const py::dict& device) {
@@ -314,6 +322,7 @@ py::list variant_dicts() {
     d["op"] = v.op;
     d["name"] = v.name;
     d["backend"] = backend_name(v.backend);
+    d["kind"] = v.kind;
     d["summary"] = v.summary;
     list.append(d);
   }
@@ -356,9 +365,9 @@ constexpr const char* kRunHelp = R"(Check, plan and run on the device that the t
 names are absent; total_sequence_length may be an int. All outputs are the caller's (pass one tensor as past and present
 to append in place). `workspace`: on a GPU a uint8 tensor of at least the plan's workspace_bytes; on the CPU not needed.
 `stream`: the CUDA stream's handle as an int. `variant` names the variant for this call; `split` stands in for the
-variant's own choice of {pieces, cluster, blocks_per_multiprocessor}, for a product of {pieces, rows, stages}; `threads`
-sets the number of CPU threads; `fault` receives what only the GPU can see. `counter` counts the query rows of attention (tokens times
-query heads) whose scores left the interval of the unified softmax.
+variant's own choice of {pieces, cluster, blocks_per_multiprocessor}, for a product of {pieces, rows, stages, algorithm};
+`threads` sets the number of CPU threads; `fault` receives what only the GPU can see. `counter` counts the query rows of
+attention (tokens times query heads) whose scores left the interval of the unified softmax.
 
 Returns the plan: {variant, num_splits, split, workspace_bytes, reason}. Raises ValueError for wrong tensors or attributes,
 NotImplementedError where no kernel takes them, RuntimeError for errors of the GPU.)";
@@ -397,13 +406,19 @@ PYBIND11_MODULE(_core, m) {
   bind_op<Gemm>(m, "gemm", "plan_gemm");
   m.def("supports", &supports, py::arg("op"), py::arg("attributes"), py::arg("inputs"), py::arg("variant"),
         py::arg("device"), "Whether `variant` takes these tensors on `device`, and if not, why: (bool, str).");
-  m.def("variants", &variant_dicts, "Every variant of this build: [{op, name, backend, summary}].");
+  m.def("gemm_splits", &splits_of_gemm, py::arg("problem"), py::arg("device"), py::arg("variant"),
+        R"(The splits of `variant` that are worth timing, its own choice first. NotImplementedError: it does not take the
+problem, {m, n, k, dtype, weight_format, has_bias, has_residual}.)");
+  m.def("variants", &variant_dicts, "Every variant of this build: [{op, name, backend, kind, summary}].");
   m.def("op_specs", &specs, "The ops' signatures, attributes and in-place pairs.");
   m.def("cpu_device", [] { return device_dict(cpu_device()); }, "The processor that this process runs on.");
   m.def("gpu_device", &gpu, py::arg("ordinal") = 0, "One GPU; RuntimeError where there is none.");
   m.def("gpu_architectures", &gpu_architectures, "GPU architectures with machine code in this build; '' without.");
   m.def("force_variant", &force, py::arg("op"), py::arg("variant"),
         "Run `variant` for `op` from now on, wherever its backend runs; None lifts it.");
+  m.def(
+      "load_table", [](const std::string& path) { raise_if_error(load_table(path)); }, py::arg("path"),
+      "Let the dispatch table at `path` decide on the device that it was measured on; '' forgets those loaded so.");
   m.def("last_plans", &plan_dicts, "The last plan of each graph node; calls of this module have node ''.");
   m.def("clear_plans", &clear_plans, "Forget all records.");
 }

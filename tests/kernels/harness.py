@@ -377,7 +377,8 @@ def run(
         options = {"stream": torch.cuda.current_stream().cuda_stream} | options
     else:
         device = _core.cpu_device() | ({} if threads is None else {"threads": threads})
-    bytes_needed = plan_op(attributes, call.inputs, device, variant=variant)["workspace_bytes"]
+    plan = plan_op(attributes, call.inputs, device, variant=variant, split=options.get("split"))
+    bytes_needed = plan["workspace_bytes"]
     call.workspace = random_bytes(bytes_needed, output.device)
     options = {"workspace": call.workspace, "variant": variant, "threads": threads} | options
     return run_op(attributes, call.inputs, call.outputs, **options)

@@ -8,7 +8,14 @@ import torch
 from cases import GEMM_CASES, GEMM_TYPES, GemmCase
 from harness import GEMM, GemmCall
 
+from fdpp_ort import _core
+
 FEWEST_CASES = 5
+SPLIT_CASES = [
+    GemmCase(m, n, k, *types, residual=m == 8)
+    for types in GEMM_TYPES
+    for m, n, k in ((1, 200, 1024), (8, 96, 2048), (40, 264, 4096))
+]
 EXTREME_CASES = [GemmCase(m, 24, 72, *types) for types in GEMM_TYPES for m in (1, 5, 40)]
 
 
@@ -33,6 +40,23 @@ def test_accuracy(variant: str, case: GemmCase) -> None:
         results.append(call.outputs["Y"])
     if device == "cpu":
         assert harness.same_bits(results[1], results[2]), "the same call gave other bits"
+
+
+@pytest.mark.parametrize(("variant", "case"), harness.parameters(GEMM, SPLIT_CASES))
+def test_every_split_that_is_offered(variant: str, case: GemmCase) -> None:
+    """What tuning may choose is as right as the variant's own choice, which comes first."""
+    device = harness.device_of(variant)
+    problem = {"m": case.m, "n": case.n, "k": case.k, "dtype": case.dtype, "has_residual": case.residual}
+    problem["weight_format"] = case.attributes()["weight_format"]
+    planning = harness.planning_device(device)
+    splits = _core.gemm_splits(problem, planning, variant)
+    own = _core.plan_gemm(case.attributes(), harness.shapes_only(case), planning, variant=variant)["split"]
+    assert splits[0] == own
+    assert all(splits.count(split) == 1 for split in splits)
+    for split in splits:
+        call = GemmCall(case, harness.gemm_tensors(case), device)
+        assert call.run(variant, split=split)["split"] == split
+        call.check(*harness.expected_gemm(case))
 
 
 @pytest.mark.parametrize(("variant", "case"), harness.parameters(GEMM, EXTREME_CASES))

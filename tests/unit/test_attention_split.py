@@ -95,6 +95,7 @@ def test_wrong_splits(split: dict[str, int], message: str) -> None:
         ({"pieces": 0}, "split's pieces is 0, expected 1 to 64"),
         ({"rows": -1}, "split's rows is -1, expected 0 to 1024"),
         ({"stages": 65}, "split's stages is 65, expected 0 to 64"),
+        ({"algorithm": 16}, "split's algorithm is 16, expected 0 to 15"),
         ({"cluster": 2}, 'unknown split key "cluster"'),
     ],
 )

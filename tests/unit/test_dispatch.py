@@ -196,7 +196,7 @@ def test_records() -> None:
     )
     (record,) = _core.last_plans()
     problem = "M=3 N=64 K=32 float32 weights float32"
-    assert plan.pop("split") == {"pieces": 1, "rows": 0, "stages": 0}
+    assert plan.pop("split") == {"pieces": 1, "rows": 0, "stages": 0, "algorithm": 0}
     assert record == plan | {"op": GEMM, "node": "", "problem": problem, "out_of_range_rows": 0}
     _core.plan_attention(*attention_call(), cpu())
     assert {r["op"] for r in _core.last_plans()} == {ATTENTION, GEMM}

@@ -15,6 +15,7 @@ struct VariantInfo {
   std::string op;       // "FdppAttention" or "FdppFlatGemm"
   std::string name;     // unique within the op, e.g. "cuda_split_kv"
   Backend backend;
+  std::string kind;     // of a product: "gemv", "flat" or "large", the paper's implementations A, B and C; else ""
   std::string summary;  // one line for people
 };
 
@@ -25,6 +26,12 @@ FDPP_API std::vector<VariantInfo> list_variants();
 // is then an error. An empty variant lifts it. FDPP_FORCE="FdppFlatGemm=cpu_avx2_gemv,..." does the same from the
 // environment, read once. Thread-safe.
 FDPP_API Status force_variant(const std::string& op, const std::string& variant);
+
+// From now on the table at `path`, as fdpp-tune writes it, decides on the device that it was measured on, before
+// FDPP_TABLE's, the one beside the library and those that come with it. On other devices it is set aside, which standard
+// error and the plans' reasons say. An empty path forgets all that were loaded so. Thread-safe.
+// invalid_argument: the file is missing or malformed; not_supported: a later version of the library wrote it.
+FDPP_API Status load_table(const std::string& path);
 
 // What a node ran last. Rows are kept by op and node name, the newest call winning.
 struct PlanRecord {

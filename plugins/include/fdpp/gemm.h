@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "fdpp/device.h"
 #include "fdpp/op_spec.h"
@@ -43,6 +44,11 @@ struct GemmSplit {
   int pieces = 1;  // of K, worked on side by side: 1 to 64
   int rows = 0;    // of B that a block works on at a time: 0 to 1024
   int stages = 0;  // slices of K under way in a block: 0 to 64
+  int algorithm = 0;  // of a library's, in the order in which it recommends them: 0 to 15
+
+  bool operator==(const GemmSplit& other) const {
+    return pieces == other.pieces && rows == other.rows && stages == other.stages && algorithm == other.algorithm;
+  }
 };
 
 struct GemmPlan {
@@ -52,10 +58,15 @@ struct GemmPlan {
   const char* reason = "";      // why this variant; static text
 };
 
-// `split`, if not null, stands in for the variant's own choice.
+// `variant` names the variant to take, an error where it does not take the problem; empty: force_variant(), then the
+// tables and the model of costs decide. `split`, if not null, stands in for theirs and for the variant's own choice.
 FDPP_API Status plan_gemm(const GemmProblem& problem, const DeviceInfo& device, GemmPlan* plan,
                           const std::string& variant = "", const GemmSplit* split = nullptr);
 FDPP_API const char* variant_name(const GemmPlan& plan);
+// The splits of `variant` that are worth timing for this problem, its own choice first. A library is asked on the
+// current GPU.
+FDPP_API Status gemm_splits(const GemmProblem& problem, const DeviceInfo& device, const std::string& variant,
+                            std::vector<GemmSplit>* splits);
 FDPP_API Status run_gemm(const GemmProblem& problem, const GemmPlan& plan, const TensorView* inputs,
                          const TensorView* outputs, void* workspace, const ExecutionContext& context);
 

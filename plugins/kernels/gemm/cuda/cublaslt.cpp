@@ -5,6 +5,7 @@
 #include <memory>
 #include <mutex>
 #include <tuple>
+#include <vector>
 
 #include "kernels/gemm/cuda/cublaslt_library.h"
 #include "kernels/gemm/cuda/supports.h"
@@ -17,6 +18,7 @@ using cublaslt::Library;
 
 constexpr size_t kWorkspaceBytes = size_t{32} << 20;  // what the library's fastest Hopper kernels may ask for
 constexpr size_t kMaxAlgorithms = 4096;               // remembered ones; prompts come in many lengths
+constexpr int kMostAlgorithms = 16;                   // asked for at once, as many as a split can name
 
 Status check(const Library& lt, int status, const char* what) {
   if (status == cublaslt::kSuccess) return {};
@@ -46,7 +48,7 @@ Alignments alignments(const GemmParams& p) {
 }
 
 // Everything that a choice of algorithm depends on.
-using Key = std::tuple<int, int64_t, int64_t, int64_t, DType, bool, bool, uint32_t, uint32_t, uint32_t, uint32_t>;
+using Key = std::tuple<int, int64_t, int64_t, int64_t, DType, bool, bool, uint32_t, uint32_t, uint32_t, uint32_t, int>;
 
 // What one product is, in the library's objects. They are host memory only and cheap next to a launch.
 struct Call {
@@ -78,8 +80,9 @@ Status describe_call(const Library& lt, const GemmParams& params, Call* call) {
   return {};
 }
 
+// Up to `most` algorithms for a call, at least one, in the order in which the library recommends them.
 Status ask_heuristic(const Library& lt, cublaslt::Handle handle, const GemmParams& params, const Call& call,
-                     const Alignments& align, cublaslt::Algorithm* algorithm) {
+                     const Alignments& align, int most, std::vector<cublaslt::Algorithm>* algorithms) {
   cublaslt::Preference raw = nullptr;
   FDPP_LT(lt.preference_create(&raw));
   const Owned<cublaslt::Preference> preference(raw, lt.preference_destroy);
@@ -93,16 +96,16 @@ Status ask_heuristic(const Library& lt, cublaslt::Handle handle, const GemmParam
         std::pair{cublaslt::kAlignmentC, align.c}, std::pair{cublaslt::kAlignmentD, align.d}})
     FDPP_LT(lt.preference_set(raw, attribute, &value, sizeof value));
 
-  cublaslt::Candidate best = {};
+  cublaslt::Candidate found[kMostAlgorithms] = {};
   int count = 0;
   const int status = lt.heuristic(handle, call.operation.get(), call.a.get(), call.b.get(), call.y.get(), call.y.get(),
-                                  raw, 1, &best, &count);
-  if (status == cublaslt::kSuccess && count > 0 && best.status == cublaslt::kSuccess) {
-    *algorithm = best.algorithm;
-    return {};
-  }
+                                  raw, most, found, &count);
+  if (status == cublaslt::kSuccess)
+    for (int i = 0; i < count && found[i].status == cublaslt::kSuccess; ++i)
+      algorithms->push_back(found[i].algorithm);
+  if (!algorithms->empty()) return {};
   return not_supported("FdppFlatGemm: cuBLASLt has no algorithm for " + describe(params.problem) + ": " +
-                       lt.status_text(status != cublaslt::kSuccess ? status : best.status));
+                       lt.status_text(status != cublaslt::kSuccess ? status : found[0].status));
 }
 
 // Handles by GPU and algorithms by problem. Lives until the process ends: the GPU's runtime may be gone before
@@ -118,25 +121,33 @@ Cache& cache() {
   return *instance;
 }
 
-Status prepare(const Library& lt, const GemmParams& params, const Call& call, cublaslt::Handle* handle,
+Status handle_of(const Library& lt, Cache& known, int device, cublaslt::Handle* handle) {
+  cublaslt::Handle& of_device = known.handles[device];
+  if (of_device == nullptr) FDPP_LT(lt.create(&of_device));
+  *handle = of_device;
+  return {};
+}
+
+Status prepare(const Library& lt, const GemmParams& params, const Call& call, int wanted, cublaslt::Handle* handle,
                cublaslt::Algorithm* algorithm) {
   int device = 0;
   FDPP_GPU(cudaGetDevice(&device));
   const GemmProblem& p = params.problem;
   const Alignments align = alignments(params);
   const Key key(device, p.m, p.n, p.k, p.dtype, params.bias != nullptr, params.residual != nullptr, align.a, align.b,
-                align.c, align.d);
+                align.c, align.d, wanted);
 
   Cache& known = cache();
   const std::lock_guard<std::mutex> lock(known.mutex);
-  cublaslt::Handle& of_device = known.handles[device];
-  if (of_device == nullptr) FDPP_LT(lt.create(&of_device));
-  *handle = of_device;
+  FDPP_RETURN_IF_ERROR(handle_of(lt, known, device, handle));
   if (const auto it = known.algorithms.find(key); it != known.algorithms.end()) {
     *algorithm = it->second;
     return {};
   }
-  FDPP_RETURN_IF_ERROR(ask_heuristic(lt, of_device, params, call, align, algorithm));
+  std::vector<cublaslt::Algorithm> found;
+  FDPP_RETURN_IF_ERROR(ask_heuristic(lt, *handle, params, call, align, wanted + 1, &found));
+  // Another version of the library than the one that was tuned may know fewer.
+  *algorithm = found[static_cast<size_t>(wanted) < found.size() ? wanted : 0];
   if (known.algorithms.size() >= kMaxAlgorithms) known.algorithms.clear();
   known.algorithms.emplace(key, *algorithm);
   return {};
@@ -157,18 +168,58 @@ GemmSplit split(const GemmProblem&, const DeviceInfo&) { return {}; }
 
 size_t workspace_bytes(const GemmProblem&, const GemmSplit&) { return kWorkspaceBytes; }
 
-Status run(const GemmParams& params, const GemmSplit&, void* workspace, const ExecutionContext& context) {
+Call empty_call(const Library& lt) {
+  return {{nullptr, lt.operation_destroy}, {nullptr, lt.layout_destroy}, {nullptr, lt.layout_destroy},
+          {nullptr, lt.layout_destroy}};
+}
+
+Status count_algorithms(const Library& lt, const GemmProblem& problem, int ordinal, int* count) {
+  int device = 0;
+  FDPP_GPU(cudaGetDevice(&device));
+  if (device != ordinal) return device_error("the library answers for the current GPU alone");
+  // The library looks at addresses alone: any that is aligned as tensors are stands for all of them.
+  alignas(256) static char aligned[1];
+  GemmParams params;
+  params.problem = problem;
+  params.a = params.b = params.y = aligned;
+  if (problem.has_bias) params.bias = aligned;
+  if (problem.has_residual) params.residual = aligned;
+  Call call = empty_call(lt);
+  FDPP_RETURN_IF_ERROR(describe_call(lt, params, &call));
+  Cache& known = cache();
+  const std::lock_guard<std::mutex> lock(known.mutex);
+  cublaslt::Handle handle = nullptr;
+  FDPP_RETURN_IF_ERROR(handle_of(lt, known, device, &handle));
+  std::vector<cublaslt::Algorithm> found;
+  FDPP_RETURN_IF_ERROR(ask_heuristic(lt, handle, params, call, alignments(params), kMostAlgorithms, &found));
+  *count = static_cast<int>(found.size());
+  return {};
+}
+
+void splits(const GemmProblem& problem, const DeviceInfo& device, std::vector<GemmSplit>* out) {
+  std::string why;
+  const Library* lt = cublaslt::library(&why);
+  int count = 0;
+  // Where that GPU cannot be asked, the library's first choice is all there is.
+  if (lt == nullptr || !count_algorithms(*lt, problem, device.ordinal, &count).ok()) return;
+  for (int i = 0; i < count; ++i) {
+    GemmSplit s;
+    s.algorithm = i;
+    out->push_back(s);
+  }
+}
+
+Status run(const GemmParams& params, const GemmSplit& split, void* workspace, const ExecutionContext& context) {
   std::string why;
   const Library* loaded = cublaslt::library(&why);
   if (loaded == nullptr) return not_supported("FdppFlatGemm: " + why);
   const Library& lt = *loaded;
 
-  Call call{{nullptr, lt.operation_destroy}, {nullptr, lt.layout_destroy}, {nullptr, lt.layout_destroy},
-            {nullptr, lt.layout_destroy}};
+  Call call = empty_call(lt);
   FDPP_RETURN_IF_ERROR(describe_call(lt, params, &call));
   cublaslt::Handle handle = nullptr;
   cublaslt::Algorithm algorithm;
-  FDPP_RETURN_IF_ERROR(prepare(lt, params, call, &handle, &algorithm));
+  FDPP_RETURN_IF_ERROR(prepare(lt, params, call, split.algorithm, &handle, &algorithm));
 
   const float alpha = 1;
   const float beta = params.residual != nullptr ? 1 : 0;
@@ -189,6 +240,7 @@ const GemmVariant kCublasLt = {"cublaslt",
                                supports,
                                split,
                                workspace_bytes,
-                               run};
+                               run,
+                               splits};
 
 }  // namespace fdpp

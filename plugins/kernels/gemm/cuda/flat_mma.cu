@@ -262,15 +262,23 @@ bool supports(const GemmProblem& problem, const DeviceInfo& device, std::string*
   return true;
 }
 
+// A split shorter than 8 slices would be all start-up.
+int64_t most_pieces(const GemmProblem& problem) { return std::min<int64_t>(kMaxSplits, problem.k / (8 * kSliceK)); }
+
 GemmSplit split(const GemmProblem& problem, const DeviceInfo& device) {
   const Shape shape = shape_of(problem, problem.k % kVector == 0);
   // Two of the small blocks, or one of the large ones, keep enough bytes under way to fill a multiprocessor's share of
-  // the memory bandwidth. A split shorter than 8 slices would be all start-up.
+  // the memory bandwidth.
   const int64_t wanted = device.multiprocessors * (row_tiles(shape.token_tiles) == 1 ? 2 : 1);
-  const int64_t most = std::min<int64_t>(kMaxSplits, problem.k / (8 * kSliceK));
   GemmSplit s;
-  s.pieces = static_cast<int>(std::max<int64_t>(1, std::min(most, wanted / (shape.row_blocks * shape.token_blocks))));
+  s.pieces = static_cast<int>(
+      std::max<int64_t>(1, std::min(most_pieces(problem), wanted / (shape.row_blocks * shape.token_blocks))));
   return s;
+}
+
+void splits(const GemmProblem& problem, const DeviceInfo&, std::vector<GemmSplit>* out) {
+  for (int pieces : {1, 2, 3, 4, 6, 8, 12, 16})
+    if (pieces <= most_pieces(problem)) out->push_back({pieces});
 }
 
 size_t workspace_bytes(const GemmProblem& problem, const GemmSplit& split) {
@@ -297,6 +305,7 @@ const GemmVariant kCudaFlatMma = {"cuda_flat_mma",
                                   supports,
                                   split,
                                   workspace_bytes,
-                                  run};
+                                  run,
+                                  splits};
 
 }  // namespace fdpp

@@ -204,6 +204,11 @@ int sharing_warps(const GemmSplit& split) {
   return warps;
 }
 
+void splits(const GemmProblem& problem, const DeviceInfo&, std::vector<GemmSplit>* out) {
+  if (problem.k % kVector != 0) return;
+  for (int pieces = 1; pieces <= kWarps; pieces *= 2) out->push_back({pieces});
+}
+
 size_t workspace_bytes(const GemmProblem&, const GemmSplit&) { return 0; }
 
 Status run(const GemmParams& params, const GemmSplit& split, void*, const ExecutionContext& context) {
@@ -222,6 +227,7 @@ const GemmVariant kCudaGemv = {"cuda_gemv",
                                supports,
                                split,
                                workspace_bytes,
-                               run};
+                               run,
+                               splits};
 
 }  // namespace fdpp

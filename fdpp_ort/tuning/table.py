@@ -1,0 +1,49 @@
+"""Writing the table that the library reads (docs/dispatch.md says what is in it)."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from pathlib import Path
+
+from fdpp_ort.errors import FdppError
+from fdpp_ort.tuning.analysis import analyse
+from fdpp_ort.tuning.measurements import Measurements
+from fdpp_ort.tuning.products import Product
+
+_FORMAT = 1
+
+
+def write_table(path: Path, measurements: Measurements) -> None:
+    """Makes the table of all that was measured; in one step, so that no process reads half of it."""
+    table = {
+        "fdpp_table": _FORMAT,
+        "library": measurements.head["library"],
+        "measured": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d, fdpp-tune"),
+        "device": measurements.head["device"],
+        "gemm": [_entry(product, times) for product, times in measurements],
+    }
+    unfinished = path.with_name(path.name + ".unfinished")
+    try:
+        unfinished.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise FdppError(f"{path}: the table cannot be written: {error}") from error
+
+
+def _entry(product: Product, times: dict) -> dict:
+    inflection = analyse(times)
+    ranges = [
+        {"from": r.first, "variant": r.candidate.variant, "split": dict(r.candidate.split)} for r in inflection.ranges
+    ]
+    return {
+        "n": product.n,
+        "k": product.k,
+        "dtype": product.dtype,
+        "weight_format": product.weight_format,
+        "epilogue": product.epilogue,
+        "m1": inflection.m1,
+        "m2": inflection.m2,
+        "ranges": ranges,
+    }

@@ -1,0 +1,79 @@
+#include "dispatch/cost_model.h"
+
+#include <algorithm>
+
+#include "dispatch/key.h"
+
+namespace fdpp {
+namespace {
+
+// All costs are seconds.
+
+double bytes_moved(const GemmProblem& p) {
+  const double rows = static_cast<double>(p.m) * static_cast<double>(p.k + p.n);
+  return weight_bytes(p) + static_cast<double>(dtype_size(p.dtype)) * rows;
+}
+
+// Fitted to benchmarks/results/2026-11-22-h200-gemm.json, eleven weights over M = 1..64: choices by it cost 0.9 % more
+// than the best ones on average, 25 % at worst (one pair of inflection points for all: 3.2 % and 51 %). Starts are a
+// launch within a graph with filling and draining the GPU; shares are of the memory's bandwidth by clock and width.
+double gpu_cost(GemmKind kind, const GemmProblem& p, const DeviceInfo& d) {
+  // A driver that keeps the bandwidth for itself: what a multiprocessor of an H200 has.
+  const double bandwidth = d.memory_bandwidth > 0 ? d.memory_bandwidth : d.multiprocessors * 36e9;
+  const double multiprocessors = std::max(d.multiprocessors, 1);
+  const double m = static_cast<double>(p.m), n = static_cast<double>(p.n), k = static_cast<double>(p.k);
+  const double bytes = bytes_moved(p);
+  switch (kind) {
+    case GemmKind::gemv:
+      // Each row of A has its own sums over lanes for every column, and its own multiplications.
+      return 2.5e-6 + bytes / (0.84 * bandwidth) + m * n * 7.9e-9 / multiprocessors +
+             (m - 1) * (0.33e-6 + n * k / (multiprocessors * 1.2e12));
+    case GemmKind::flat: {
+      // Tokens are padded to 8. The multiplications of three such tiles hide behind the loads.
+      const double tiles = static_cast<double>((p.m + 7) / 8);
+      const double seen = std::max(tiles - 3, 0.0);
+      return 3.4e-6 + bytes / (0.84 * bandwidth) + (tiles - 1) * 0.58e-6 + (seen > 0 ? 1.7e-6 : 0) +
+             seen * 8 * n * k / (multiprocessors * 2.9e12);
+    }
+    case GemmKind::large:
+      // Bound by memory for as long as the others are in question.
+      return 3.3e-6 + bytes / (0.73 * bandwidth);
+  }
+  return 0;
+}
+
+// What fdpp-tune measured on two cores of a Xeon with AVX-512, weights of 576 x 576 to 2048 x 2048 in float32 and
+// float16: the kernels read 8 GB/s a core; a pass over the weights serves up to 16 rows, at 15e9 multiplications a
+// second and core; the runtime's product moves its operand twice as float32 (packed, before that widened) but
+// multiplies at 34e9.
+double cpu_cost(GemmKind kind, const GemmProblem& p, const DeviceInfo& d) {
+  const double threads = std::max(d.threads, 1);
+  const double weights = static_cast<double>(p.n) * static_cast<double>(p.k);
+  const double read = weight_bytes(p) / (8e9 * threads);
+  switch (kind) {
+    case GemmKind::gemv:
+      // A hair faster for one row; without blocks in registers multiplications soon tell.
+      return std::max(read * (0.94 + 0.05 * static_cast<double>(p.m)),
+                      static_cast<double>(p.m) * weights / (7e9 * threads));
+    case GemmKind::flat: {
+      // Rows beyond 16 are a pass of their own, counted as a full one: what it saves with fewer is less than noise.
+      const int64_t rows = p.m <= 16 ? p.m : (p.m + 15) / 16 * 16;
+      return std::max(read, static_cast<double>(rows) * weights / (15e9 * threads));
+    }
+    case GemmKind::large:
+      return 2 * sizeof(float) * weights / (8e9 * threads) + static_cast<double>(p.m) * weights / (34e9 * threads);
+  }
+  return 0;
+}
+
+}  // namespace
+
+GemmKind cheapest_kind(const GemmProblem& problem, const DeviceInfo& device) {
+  const auto cost = device.backend == Backend::cpu ? cpu_cost : gpu_cost;
+  const auto kinds = {GemmKind::gemv, GemmKind::flat, GemmKind::large};
+  return *std::min_element(kinds.begin(), kinds.end(), [&](GemmKind a, GemmKind b) {
+    return cost(a, problem, device) < cost(b, problem, device);
+  });
+}
+
+}  // namespace fdpp

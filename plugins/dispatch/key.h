@@ -1,0 +1,83 @@
+// What of a problem the tables and the model of costs look at: the one place that reads it there.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+
+#include "fdpp/attention.h"
+#include "fdpp/gemm.h"
+
+namespace fdpp {
+
+// What a product's last step costs: nothing beyond the store, or a tensor more to read.
+enum class EpilogueClass : uint8_t { plain, added };
+inline const char* epilogue_class_name(EpilogueClass c) { return c == EpilogueClass::plain ? "plain" : "added"; }
+
+// As the op's attribute says it.
+inline const char* weight_format_name(DType format) {
+  return format == DType::f32 ? "f32" : format == DType::f16 ? "f16" : "bf16";
+}
+
+struct GemmKey {
+  int64_t n = 0;
+  int64_t k = 0;
+  DType dtype = DType::undefined;
+  DType weight_format = DType::undefined;
+  EpilogueClass epilogue = EpilogueClass::plain;
+
+  bool same_types(const GemmKey& o) const { return dtype == o.dtype && weight_format == o.weight_format; }
+  bool operator==(const GemmKey& o) const {
+    return n == o.n && k == o.k && same_types(o) && epilogue == o.epilogue;
+  }
+};
+
+inline GemmKey key_of(const GemmProblem& p) {
+  return {p.n, p.k, p.dtype, p.weight_dtype,
+          p.has_bias || p.has_residual ? EpilogueClass::added : EpilogueClass::plain};
+}
+
+inline double weight_bytes(const GemmProblem& p) {
+  return static_cast<double>(dtype_size(p.weight_dtype)) * static_cast<double>(p.n) * static_cast<double>(p.k);
+}
+
+// Decoding only: one new token a row.
+struct AttentionKey {
+  int64_t q_heads = 0;
+  int64_t kv_heads = 0;
+  int64_t head_size = 0;
+  DType dtype = DType::undefined;
+  DType cache_dtype = DType::undefined;
+
+  bool operator==(const AttentionKey& o) const {
+    return q_heads == o.q_heads && kv_heads == o.kv_heads && head_size == o.head_size && dtype == o.dtype &&
+           cache_dtype == o.cache_dtype;
+  }
+};
+
+inline AttentionKey key_of(const AttentionProblem& p) {
+  return {p.q_heads, p.kv_heads, p.head_size, p.dtype, p.cache_dtype};
+}
+
+// Of the fields of both keys.
+struct KeyHash {
+  size_t operator()(const GemmKey& k) const {
+    return mix({k.n, k.k, int64_t(k.dtype), int64_t(k.weight_format), int64_t(k.epilogue)});
+  }
+  size_t operator()(const AttentionKey& k) const {
+    return mix({k.q_heads, k.kv_heads, k.head_size, int64_t(k.dtype), int64_t(k.cache_dtype)});
+  }
+
+ private:
+  static size_t mix(std::initializer_list<int64_t> fields) {
+    uint64_t hash = 0;
+    for (int64_t field : fields) {
+      // Multiplication moves entropy up, the shift brings it back down to the bits that buckets are picked by.
+      hash = (hash ^ static_cast<uint64_t>(field)) * 0x9e3779b97f4a7c15u;
+      hash ^= hash >> 32;
+    }
+    return static_cast<size_t>(hash);
+  }
+};
+
+}  // namespace fdpp

@@ -1,0 +1,371 @@
+"""fdpp-tune: from a model or shapes to a table that dispatch follows, on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import fdpp_ort
+from fdpp_ort import _core
+from fdpp_ort.generation import Decoder, load_model
+from fdpp_ort.generation.model import TABLE_NAME
+from fdpp_ort.tuning import Measurements, Product, analyse, from_model, from_text, tune, write_table
+from fdpp_ort.tuning.measurements import Candidate, Timed
+from fdpp_ort.tuning.tuner import candidates
+
+CPU = _core.cpu_device() | {"host_gemm": True}
+ROWS = "1,2,20"
+QUICK = ("--device", "cpu", "--rows", ROWS, "--seconds", "0.001", "--pool", "1")
+
+
+@pytest.fixture(autouse=True)
+def no_tables():
+    """Leaves no table in force behind."""
+    yield
+    fdpp_ort.load_table("")
+
+
+def plan(m: int, n: int, k: int) -> dict:
+    inputs = {"A": np.empty((m, k), np.float32), "B": np.empty((n, k), np.float32)}
+    return _core.plan_gemm({"N": n, "K": k, "weight_format": "f32"}, inputs, CPU)
+
+
+# ---- inflection points ----
+
+ROWS_TIMED = (1, 2, 4, 8, 16, 32)
+
+
+def timed(kind: str, microseconds: float, **split: int) -> Timed:
+    return Timed(Candidate.of(kind, f"{kind}_kernel", split), microseconds)
+
+
+def curves(gemv, flat, large) -> dict[int, list[Timed]]:
+    """Times from functions of M; None: does not take it."""
+    functions = {"gemv": gemv, "flat": flat, "large": large}
+    return {
+        m: [timed(kind, us) for kind, f in functions.items() if (us := f(m)) is not None] for m in ROWS_TIMED
+    }  # fmt: skip
+
+
+def points(times: dict[int, list[Timed]]) -> tuple[int, int]:
+    inflection = analyse(times)
+    return inflection.m1, inflection.m2
+
+
+def test_inflection_points_lie_where_curves_cross() -> None:
+    times = curves(lambda m: 5 + 3 * m if m <= 4 else None, lambda m: 10 + m // 9 * 2, lambda m: 14)
+    assert points(times) == (2, 17)
+    assert [(r.first, r.candidate.kind) for r in analyse(times).ranges] == [(1, "gemv"), (2, "flat"), (17, "large")]
+
+
+@pytest.mark.parametrize(
+    ("curve", "expected"),
+    [
+        ((lambda m: None, lambda m: 5, lambda m: 9), (1, 33)),  # no GEMV; the library beyond what was timed
+        ((lambda m: 5, lambda m: 9, lambda m: 99), (33, 33)),
+        ((lambda m: 9, lambda m: 9, lambda m: 5), (1, 1)),
+        ((lambda m: 9, lambda m: 5, lambda m: None), (1, 33)),
+        ((lambda m: None, lambda m: 9 if m == 2 else 5, lambda m: 5 if m == 2 else 4 if m > 8 else 9), (1, 9)),
+        ((lambda m: None, lambda m: 5, lambda m: 4 if m > 4 else 9 if m < 32 else 50), (1, 5)),
+    ],
+)
+def test_kinds_that_never_win_and_noise(curve, expected: tuple[int, int]) -> None:
+    assert points(curves(*curve)) == expected
+
+
+def test_beyond_what_was_timed_the_library_runs() -> None:
+    last = analyse(curves(lambda m: None, lambda m: 5, lambda m: 9)).ranges[-1]
+    assert (last.first, last.candidate.kind) == (33, "large")
+
+
+def test_a_split_stays_until_another_is_worth_it() -> None:
+    times = {
+        1: [timed("flat", 10, pieces=2), timed("flat", 11, pieces=4)],
+        2: [timed("flat", 10, pieces=2), timed("flat", 9.9, pieces=4)],
+        4: [timed("flat", 10, pieces=2), timed("flat", 8, pieces=4)],
+    }
+    ranges = [(r.first, dict(r.candidate.split)) for r in analyse(times).ranges]
+    assert ranges == [(1, {"pieces": 2}), (3, {"pieces": 4})]
+
+
+def test_an_algorithm_holds_for_its_m_alone() -> None:
+    times = {m: [timed("large", 10), timed("large", 5, algorithm=3)] for m in (4, 8)}
+    ranges = [(r.first, dict(r.candidate.split).get("algorithm", 0)) for r in analyse(times).ranges]
+    assert ranges == [(1, 0), (4, 3), (5, 0), (8, 3), (9, 0)]
+
+
+# ---- what is tuned ----
+
+
+def test_products_of_a_model(fdpp_folder, original_folder) -> None:
+    ours, original = from_model(fdpp_folder, "cpu"), from_model(original_folder / "model.onnx", "cpu")
+    assert ours == original
+    assert [(p.dtype, p.weight_format, p.epilogue) for p in ours] == [("float32", "f32", "plain")]
+    assert [p.weight_format for p in from_model(fdpp_folder, "cpu", "bf16")] == ["bf16"]
+    assert [p.dtype for p in from_model(fdpp_folder, "cuda", "f16")] == ["float16"]
+
+
+def test_products_by_shape() -> None:
+    assert from_text(["64,32", "64,32"], "cpu", "f16") == [
+        Product(64, 32, "float32", "f16", "plain"),
+        Product(64, 32, "float32", "f16", "added"),
+    ]
+
+
+def test_candidates() -> None:
+    """Every variant that takes the problem, here each with one split."""
+    product = Product(64, 32, "float32", "f32")
+    names = [c.variant for c in candidates(product, 1, CPU)]
+    assert names == list(dict.fromkeys(names))
+    assert "cpu_runtime_gemm" in names
+    assert len(candidates(product, 5, CPU)) <= len(names)
+    with pytest.raises(fdpp_ort.FdppError, match="N=64 K=32 f16, M=1: no kernel takes it .*takes float32"):
+        candidates(Product(64, 32, "float16", "f16"), 1, CPU)
+
+
+# ---- measurements ----
+
+
+class FakeTimer:
+    """Counts what it is asked for; the kind that wins depends on M alone."""
+
+    device = CPU
+
+    def __init__(self):
+        self.asked = []
+
+    def measure(self, product: Product, m: int, chosen: list[Candidate]) -> list[Timed]:
+        self.asked.append((product.n, m))
+        costs = {"gemv": 1 + 3 * m, "flat": 5 + m // 9 * 30, "large": 20}
+        return [Timed(c, costs[c.kind] * (100 if "scalar" in c.variant else 1)) for c in chosen]
+
+
+PRODUCTS = [Product(n, 32, "float32", "f32") for n in (64, 128)]
+
+
+def test_a_run_goes_on_where_it_stopped(tmp_path) -> None:
+    path = tmp_path / "t.measured.jsonl"
+    whole = FakeTimer()
+    tune(PRODUCTS, ROWS_TIMED, whole, Measurements(path, CPU))
+    text = path.read_text()
+    lines = text.splitlines(keepends=True)
+    assert len(lines) == 1 + len(PRODUCTS) * len(ROWS_TIMED)
+    # Cut short within the line of the last M but two.
+    path.write_text("".join(lines[:-3]) + lines[-3][:40])
+    rest = FakeTimer()
+    tune(PRODUCTS, ROWS_TIMED, rest, Measurements(path, CPU))
+    assert rest.asked == whole.asked[-3:]
+    assert path.read_text() == text
+    again = FakeTimer()
+    tune(PRODUCTS, ROWS_TIMED, again, Measurements(path, CPU))
+    assert again.asked == []
+
+
+def test_what_is_hopeless_is_timed_no_more(tmp_path) -> None:
+    measurements = Measurements(tmp_path / "m.jsonl", CPU)
+    tune(PRODUCTS[:1], (1, 2), FakeTimer(), measurements)
+    first, second = measurements.of(PRODUCTS[0]).values()
+    others = any("flat" in t.candidate.variant and "scalar" not in t.candidate.variant for t in first)
+    assert any("scalar" in t.candidate.variant for t in first)
+    assert any("scalar" in t.candidate.variant for t in second) != others
+    assert {t.candidate.kind for t in second} == {t.candidate.kind for t in first}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"fdpp_measurements": 1, "library": "0.0.0", "device": {}}\n', "measured as .* this is .*--no-resume"),
+        ("[]\n", "measured as"),
+        ("nonsense\n", "cannot be read as measurements"),
+        ("", "cannot be read as measurements"),
+    ],
+)
+def test_measurements_of_something_else(tmp_path, content: str, message: str) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_text(content)
+    with pytest.raises(fdpp_ort.FdppError, match=message):
+        Measurements(path, CPU)
+    Measurements(path, CPU, resume=False)
+    Measurements(path, CPU)
+
+
+def test_damaged_rows(tmp_path) -> None:
+    path = tmp_path / "m.jsonl"
+    tune(PRODUCTS[:1], (1,), FakeTimer(), Measurements(path, CPU))
+    path.write_text(path.read_text().replace('"m"', '"n"'))
+    with pytest.raises(fdpp_ort.FdppError, match="cannot be read as measurements: 'm'"):
+        Measurements(path, CPU)
+
+
+def test_a_table_is_followed(tmp_path) -> None:
+    """At the Ms that were timed, between and beyond them; and near the shapes that were, not far from them."""
+    measurements = Measurements(tmp_path / "m.jsonl", CPU)
+    tune(PRODUCTS, ROWS_TIMED, FakeTimer(), measurements)
+    write_table(tmp_path / "t.json", measurements)
+    fdpp_ort.load_table(tmp_path / "t.json")
+    kinds = {v["name"]: v["kind"] for v in _core.variants()}
+    has_gemv = "gemv" in kinds.values() and any("gemv" in c.kind for c in candidates(PRODUCTS[0], 1, CPU))
+    for m, kind in {1: "gemv", 2: "flat", 3: "flat", 8: "flat", 9: "large", 100: "large", 4096: "large"}.items():
+        for n, reason in ((64, "tuned: "), (128, "tuned: "), (90, "tuned for a shape near"), (4096, "model of costs")):
+            chosen = plan(m, n, 32)
+            assert chosen["reason"].startswith(reason)
+            if n != 4096:
+                assert kinds[chosen["variant"]] == (kind if kind != "gemv" or has_gemv else "flat")
+
+
+def test_a_table_that_cannot_be_written(tmp_path) -> None:
+    measurements = Measurements(tmp_path / "m.jsonl", CPU)
+    with pytest.raises(fdpp_ort.FdppError, match="no/t.json: the table cannot be written"):
+        write_table(tmp_path / "no" / "t.json", measurements)
+    with pytest.raises(fdpp_ort.FdppError, match="the measurements cannot be kept there"):
+        Measurements(tmp_path / "no" / "m.jsonl", CPU)
+
+
+# ---- the command ----
+
+
+def test_tune_and_resume(command, tmp_path) -> None:
+    table, measured = tmp_path / "t.json", tmp_path / "t.measured.jsonl"
+    done = command("tune", "--shapes", "48,32", *QUICK, "-o", table)
+    assert done.returncode == 0, done.stderr
+    assert f"wrote {table}" in done.stdout
+    assert "M1" in done.stdout and "48" in done.stdout
+    content = json.loads(table.read_text())
+    assert content["device"]["name"] == CPU["name"]
+    assert [(e["n"], e["k"], e["epilogue"]) for e in content["gemm"]] == [(48, 32, "added"), (48, 32, "plain")]
+    fdpp_ort.load_table(table)
+    for m in (1, 2, 3, 20, 21, 500):
+        assert plan(m, 48, 32)["reason"] == f"tuned: {table}"
+    assert plan(500, 48, 32)["variant"] == "cpu_runtime_gemm"
+
+    lines = measured.read_text().splitlines(keepends=True)
+    measured.write_text("".join(lines[:3]))
+    done = command("tune", "--shapes", "48,32", "96,32", *QUICK, "-o", table)
+    assert done.returncode == 0, done.stderr
+    resumed = measured.read_text().splitlines(keepends=True)
+    assert resumed[:3] == lines[:3]
+    assert len(resumed) == 1 + 4 * len(ROWS.split(","))
+    assert {entry["n"] for entry in json.loads(table.read_text())["gemm"]} == {48, 96}
+
+    done = command("tune", "--shapes", "48,32", *QUICK, "-o", table, "--no-resume")
+    assert done.returncode == 0, done.stderr
+    assert {entry["n"] for entry in json.loads(table.read_text())["gemm"]} == {48}
+
+
+@pytest.mark.parametrize("weight_format", ["f16", "bf16"])
+def test_tune_16_bit_weights(command, tmp_path, weight_format: str) -> None:
+    done = command("tune", "--shapes", "48,32", *QUICK, "--dtype", weight_format, "-o", tmp_path / "t.json")
+    assert done.returncode == 0, done.stderr
+    formats = {(e["dtype"], e["weight_format"]) for e in json.loads((tmp_path / "t.json").read_text())["gemm"]}
+    assert formats == {("float32", weight_format)}
+
+
+def test_a_model_is_tuned_and_then_runs_by_its_table(command, fdpp_folder, tmp_path) -> None:
+    folder = shutil.copytree(fdpp_folder, tmp_path / "copy")
+    done = command("tune", "--model", folder, *QUICK)
+    assert done.returncode == 0, done.stderr
+    table = folder / TABLE_NAME
+    decoder = Decoder(load_model(folder, "cpu"), 1, 16)
+    decoder.prefill(np.array([[3, 1, 4]]))
+    reasons = {row["node"]: row["reason"] for row in fdpp_ort.last_plan()}
+    assert reasons["head"] == f"tuned: {table}"
+
+
+def test_a_bad_table_beside_a_model(command, fdpp_folder, tmp_path) -> None:
+    folder = shutil.copytree(fdpp_folder, tmp_path / "copy")
+    (folder / TABLE_NAME).write_text("{")
+    done = command("generate", folder, "--prompt", "w1")
+    assert done.returncode == 1
+    assert f"fdpp-generate: error: {folder / TABLE_NAME}:1:2: expected text" in done.stderr
+
+
+def test_a_table_beside_the_library(fdpp_folder, tmp_path) -> None:
+    """As onnxruntime-genai loads an exported folder: the library's copy beside the model, nothing of ours in Python."""
+    folder = shutil.copytree(fdpp_folder, tmp_path / "copy")
+    library = shutil.copy(fdpp_ort.library_path(), folder)
+    measurements = Measurements(tmp_path / "m.jsonl", CPU)
+    tune(from_model(folder, "cpu"), (1, 8), FakeTimer(), measurements)
+    write_table(folder / TABLE_NAME, measurements)
+    script = f"""
+import numpy, onnxruntime
+options = onnxruntime.SessionOptions()
+options.register_custom_ops_library({str(library)!r})
+session = onnxruntime.InferenceSession({str(folder / "model.onnx")!r}, options)
+feeds = {{}}
+for value in session.get_inputs():
+    shape = [d if isinstance(d, int) else 1 for d in value.shape]
+    if "past" in value.name:
+        shape[2] = 0
+    feeds[value.name] = numpy.ones(shape, "float32" if value.type == "tensor(float)" else "int64")
+session.run(None, feeds)
+"""
+    environment = {**os.environ, "FDPP_LOG": "1"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"(tuned: {folder / TABLE_NAME})" in done.stderr
+
+
+def test_plot(command, tmp_path) -> None:
+    pytest.importorskip("matplotlib")
+    plot = tmp_path / "plot.png"
+    done = command("tune", "--shapes", "48,32", *QUICK, "-o", tmp_path / "t.json", "--plot", plot)
+    assert done.returncode == 0, done.stderr
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_plot_without_matplotlib(command, tmp_path) -> None:
+    absent = tmp_path / "absent"
+    absent.mkdir()
+    (absent / "matplotlib.py").write_text("raise ImportError('not here')\n")
+    plot = ("--plot", tmp_path / "plot.png")
+    done = command("tune", "--shapes", "48,32", *QUICK, *plot, path=(absent,))
+    assert done.returncode == 1
+    assert "fdpp-tune: error: --plot needs matplotlib (not here); pip install matplotlib" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shapes", "48x32"], "shape is '48x32', expected N,K, two positive whole numbers"),
+        (["--shapes", "48,0"], "shape is '48,0', expected N,K"),
+        (["--model", "no-such-file.onnx"], "no-such-file.onnx: cannot be read as an ONNX model"),
+        (["--model", "."], "without a genai_config.json, expected one .onnx file, found none"),
+        (["--shapes", "48,32", "-o", "no-such-folder/t.json"], "the measurements cannot be kept there"),
+    ],
+)
+def test_bad_arguments(command, arguments: list[str], message: str) -> None:
+    done = command("tune", *arguments, *QUICK)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_gpu_that_is_not_there(command) -> None:
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    done = command("tune", "--shapes", "48,32", "--device", "cuda")
+    assert done.returncode == 1
+    assert "fdpp-tune: error: tuning for a GPU needs a PyTorch that sees one" in done.stderr
+
+
+@pytest.mark.gpu
+def test_tune_on_a_gpu(command, tmp_path) -> None:
+    torch = pytest.importorskip("torch")
+    table = tmp_path / "t.json"
+    options = ("--device", "cuda", "--rows", "1,2,8,40", "--seconds", "0.01", "--plot", tmp_path / "plot.png")
+    done = command("tune", "--shapes", "256,1024", *options, "-o", table)
+    assert done.returncode == 0, done.stderr
+    fdpp_ort.load_table(table)
+    device = _core.gpu_device(0)
+    assert json.loads(table.read_text())["device"]["name"] == device["name"]
+    for m in (1, 3, 8, 40, 300):
+        inputs = {"A": torch.empty(m, 1024, dtype=torch.float16), "B": torch.empty(256, 1024, dtype=torch.float16)}
+        chosen = _core.plan_gemm({"N": 256, "K": 1024, "weight_format": "f16"}, inputs, device)
+        assert chosen["reason"] == f"tuned: {table}"
