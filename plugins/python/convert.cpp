@@ -123,7 +123,10 @@ void parse_attributes(const py::dict& attributes, GemmAttributes* out) {
   reader.read("N", &out->n);
   reader.read("K", &out->k);
   reader.read("weight_format", &out->weight_format);
+  reader.read("block_size", &out->block_size);
   reader.read("activation", &out->activation);
+  reader.read("norm_epsilon", &out->norm_epsilon);
+  reader.read("accuracy_level", &out->accuracy_level);
   reader.finish();
 }
 
@@ -179,6 +182,8 @@ DeviceInfo parse_device(const py::dict& device) {
   reader.read("memory_bandwidth", &d.memory_bandwidth);
   if (reader.read("isa", &text))
     d.isa = parse_enum("isa", text, {CpuIsa::scalar, CpuIsa::avx2, CpuIsa::avx512}, cpu_isa_name);
+  reader.read("avx_vnni", &d.avx_vnni);
+  reader.read("avx512_vnni", &d.avx512_vnni);
   reader.read("threads", &d.threads);
   reader.read("host_gemm", &d.host_gemm);
   reader.finish();
@@ -197,6 +202,8 @@ py::dict device_dict(const DeviceInfo& d) {
   out["memory_bytes"] = d.memory_bytes;
   out["memory_bandwidth"] = d.memory_bandwidth;
   out["isa"] = cpu_isa_name(d.isa);
+  out["avx_vnni"] = d.avx_vnni;
+  out["avx512_vnni"] = d.avx512_vnni;
   out["threads"] = d.threads;
   out["host_gemm"] = d.host_gemm;
   return out;

@@ -195,7 +195,7 @@ def test_records() -> None:
         {"N": 64, "K": 32, "weight_format": "f32"}, {"A": torch.ones(3, 32), "B": torch.ones(64, 32)}, {"Y": y}
     )
     (record,) = _core.last_plans()
-    problem = "M=3 N=64 K=32 float32 weights float32"
+    problem = "M=3 N=64 K=32 float32 weights f32"
     assert plan.pop("split") == {"pieces": 1, "rows": 0, "stages": 0}
     assert record == plan | {"op": GEMM, "node": "", "problem": problem, "out_of_range_rows": 0}
     _core.plan_attention(*attention_call(), cpu())
