@@ -13,7 +13,8 @@
 namespace fdpp {
 namespace {
 
-constexpr int64_t kTaskBytes = 64 * 1024;  // of B: enough to amortise a task, little enough to balance threads
+// What a task has of B: enough to amortise it, little enough to balance threads.
+constexpr int64_t kLeastTaskBytes = 16 * 1024, kMostTaskBytes = 64 * 1024, kTasks = 32;
 
 // How many rows of A a register block takes at most.
 struct Gemv {
@@ -31,8 +32,10 @@ class Gemm {
 
   template <typename Shape>
   void run(const HostRuntime* host) const {
+    const int64_t share = p_.n * weights_.row_bytes() / kTasks;
+    const int64_t bytes = share < kLeastTaskBytes ? kLeastTaskBytes : share > kMostTaskBytes ? kMostTaskBytes : share;
     // A multiple of 12 is one of all block widths.
-    const int64_t rows = (kTaskBytes / weights_.row_bytes() + 11) / 12 * 12;
+    const int64_t rows = (bytes / weights_.row_bytes() + 11) / 12 * 12;
     const int64_t per_task = rows > 0 ? rows : 12;
     const int64_t chunks = (p_.m + Shape::kMostRows - 1) / Shape::kMostRows;
     const int height = static_cast<int>((p_.m + chunks - 1) / chunks);

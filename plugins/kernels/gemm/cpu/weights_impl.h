@@ -13,6 +13,14 @@
 namespace fdpp {
 namespace {
 
+// How far ahead of its use B is asked for, with N rows of it side by side: whole blocks of rows, and at least what memory
+// takes to answer at its full rate.
+template <int N>
+inline int64_t bytes_ahead(int64_t row_bytes) {
+  constexpr int64_t kLeastBytes = 4096;
+  return (kLeastBytes / (N * row_bytes) + 1) * N * row_bytes;
+}
+
 template <int M, int N>
 inline void clear(Vec (&sums)[M][N]) {
 #pragma GCC unroll 16
@@ -50,6 +58,7 @@ class PlainWeights {
     const float* a = a_ + first * k_;
     const W* b[N];
     for (int n = 0; n < N; ++n) b[n] = b_ + rows[n] * k_;
+    const int64_t ahead = bytes_ahead<N>(row_bytes());
     Vec sums[M][N];
     clear(sums);
     int64_t i = 0;
@@ -58,7 +67,7 @@ class PlainWeights {
 #pragma GCC unroll 16
       for (int n = 0; n < N; ++n) {
         w[n] = load(b[n] + i);
-        prefetch(b[n] + i + N * k_);
+        prefetch(reinterpret_cast<const char*>(b[n] + i) + ahead);
       }
 #pragma GCC unroll 16
       for (int m = 0; m < M; ++m) {
@@ -151,6 +160,7 @@ class Int4Weights {
     const float* a = a_ + first * k_;
     Int4Row b[N];
     for (int n = 0; n < N; ++n) b[n] = b_.row(rows[n]);
+    const int64_t ahead = bytes_ahead<N>(row_bytes());
     Vec sums[M][N];
     clear(sums);
     const auto add_part = [&](const Levels* values, int64_t i, auto lanes) {
@@ -166,7 +176,7 @@ class Int4Weights {
 #pragma GCC unroll 16
       for (int n = 0; n < N; ++n) {
         values[n] = b[n].levels_of(block);
-        prefetch(b[n].words + begin / 2 + N * row_bytes());
+        prefetch(b[n].words + begin / 2 + ahead);
       }
       const int64_t count = k_ - begin < b_.block() ? k_ - begin : b_.block();
       each_vector(count, [&](int64_t i, auto lanes) { add_part(values, begin + i, lanes); });
@@ -210,6 +220,7 @@ class Int4WeightsInt8 {
     for (int n = 0; n < N; ++n) b[n] = b_.row(rows[n]);
     Vec sums[M][N];
     clear(sums);
+    const int64_t ahead = bytes_ahead<N>(row_bytes());
     const int64_t words = row_bytes() / 4;
     const int scales = kWidth >> shift_ > 0 ? kWidth >> shift_ : 1;
     const auto add_words = [&](int64_t word, int count) {
@@ -221,7 +232,7 @@ class Int4WeightsInt8 {
       for (int n = 0; n < N; ++n) {
         w[n] = load_words(b[n].words + 4 * word, count);
         scale[n] = spread(b[n].scales + block, known, shift_);
-        prefetch(b[n].words + 4 * word + N * row_bytes());
+        prefetch(b[n].words + 4 * word + ahead);
       }
 #pragma GCC unroll 16
       for (int m = 0; m < M; ++m) {
