@@ -2,9 +2,10 @@
 
     bench_gemm_cpu.py --output FILE
 
-A session holds one weight shape many times over, each time with random numbers of its own, so many that a pass over them
-does not fit the last-level cache: weights come from memory, as in a model. Candidates of one shape take turns, pass by
-pass, so that slow drifts of the machine meet all alike; a figure is the median or the least of its passes. Every
+A session holds one weight shape many times over, each time with random numbers of its own, so many that a pass over
+them does not fit the last-level cache: weights come from memory, as in a model. Candidates of one shape take turns,
+pass by pass, so that slow drifts of the machine meet all alike. Times are medians and the least of all passes; ratios
+are medians of the passes' ratios, each to the peer's pass of the same turn, and the ratio of the least times. Every
 candidate's first product is held against float64.
 """
 
@@ -136,7 +137,9 @@ class Candidate:
         outputs = [helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, ["m", self.n]) for i in range(self.count)]
         inputs = [helper.make_tensor_value_info("a", TensorProto.FLOAT, ["m", self.k])]
         graph = helper.make_graph(nodes, "products", inputs, outputs, initializers)
-        opsets = [helper.make_opsetid(domain, version) for domain, version in (("", 17), ("com.microsoft", 1), ("fdpp", 1))]
+        opsets = [
+            helper.make_opsetid(domain, version) for domain, version in (("", 17), ("com.microsoft", 1), ("fdpp", 1))
+        ]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -186,7 +189,10 @@ def measure(n: int, k: int, names: list[str], options: argparse.Namespace) -> li
         row["median"] = {name: statistics.median(t) for name, t in times.items()}
         row["least"] = {name: min(t) for name, t in times.items()}
         row["ratios"] = {
-            f"{ours} over {peer}": {kind: row[kind][peer] / row[kind][ours] for kind in ("median", "least")}
+            f"{ours} over {peer}": {
+                "median": statistics.median(p / o for p, o in zip(times[peer], times[ours], strict=True)),
+                "least": row["least"][peer] / row["least"][ours],
+            }
             for ours, (peer, _) in RATIOS.items()
             if ours in times and peer in times
         }
