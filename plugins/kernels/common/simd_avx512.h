@@ -3,8 +3,6 @@
 
 #include <immintrin.h>
 
-#include <cstring>
-
 #include "kernels/common/eight_bit.h"
 #include "kernels/common/float16.h"
 
@@ -87,22 +85,20 @@ inline Vec times_power_of_two(Vec v, Vec n) { return _mm512_scalef_ps(v, n); }
 
 using Levels = Vec;
 inline Levels levels(float scale, float zero) { return mul(sub(iota(), set(zero)), set(scale)); }
-// Two words in every half: each lane shifts its number down, and a permutation looks at the lowest four bits alone.
-inline __m512i two_words(const uint8_t* p) {
+// The first word in the lower half, the second in the upper one.
+inline __m512i two_words(__m128i words) {
   const __m512i which = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
-  return _mm512_permutexvar_epi32(which, _mm512_castsi128_si512(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  return _mm512_permutexvar_epi32(which, _mm512_castsi128_si512(words));
 }
+// Every lane shifts its number down; the permutation looks at the lowest four bits alone.
 inline Vec decode(const Levels& block, const uint8_t* words, int64_t k) {
   const __m512i shift = _mm512_setr_epi32(0, 16, 4, 20, 8, 24, 12, 28, 0, 16, 4, 20, 8, 24, 12, 28);
-  return _mm512_permutexvar_ps(_mm512_srlv_epi32(two_words(words + k / 2), shift), block);
+  const __m128i both = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(words + k / 2));
+  return _mm512_permutexvar_ps(_mm512_srlv_epi32(two_words(both), shift), block);
 }
 inline Vec load_nibbles(const uint8_t* p, int n) {
-  uint8_t bytes[kWidth / 2] = {};
-  if (n == kWidth)
-    std::memcpy(bytes, p, sizeof(bytes));
-  else
-    for (int i = 0; 2 * i < n; ++i) bytes[i] = p[i];
   const __m512i shift = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
+  const __m128i bytes = _mm_maskz_loadu_epi8(first_lanes((n + 1) / 2), p);
   return _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srlv_epi32(two_words(bytes), shift), _mm512_set1_epi32(15)));
 }
 

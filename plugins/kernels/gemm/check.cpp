@@ -1,4 +1,5 @@
 // The one place that says which FdppFlatGemm calls are well-formed.
+#include <algorithm>
 #include <cmath>
 
 #include "fdpp/gemm.h"
@@ -16,23 +17,28 @@ Status bad(const std::string& what) { return invalid_argument("FdppFlatGemm: " +
 template <typename Enum, size_t count>
 Status parse(const char* attribute, const std::string& text, const Enum (&values)[count], const char* (*name)(Enum),
              Enum* out) {
-  std::string known;
-  for (size_t i = 0; i < count; ++i) {
-    if (text == name(values[i])) {
-      *out = values[i];
-      return {};
-    }
-    known += std::string(i == 0 ? "" : i + 1 < count ? ", " : " or ") + name(values[i]);
+  for (Enum value : values) {
+    if (text != name(value)) continue;
+    *out = value;
+    return {};
   }
+  std::string known;
+  for (size_t i = 0; i < count; ++i)
+    known += std::string(i == 0 ? "" : i + 1 < count ? ", " : " or ") + name(values[i]);
   return bad(std::string(attribute) + " is \"" + text + "\", expected " + known);
+}
+
+bool same_shape(const TensorView& a, const TensorView& b) {
+  return a.rank == b.rank && std::equal(a.dims, a.dims + a.rank, b.dims);
 }
 
 std::string typed(const TensorView& t) { return std::string(dtype_name(t.dtype)) + " " + shape_string(t); }
 
 // An input that is there has the type and shape of `expected`.
 Status check_input(const TensorView* in, GemmInput input, const TensorView& expected) {
-  if (!in[input].present() || typed(in[input]) == typed(expected)) return {};
-  return bad(std::string(gemm_spec().inputs[input].name) + " is " + typed(in[input]) + ", expected " + typed(expected));
+  const TensorView& given = in[input];
+  if (!given.present() || (given.dtype == expected.dtype && same_shape(given, expected))) return {};
+  return bad(std::string(gemm_spec().inputs[input].name) + " is " + typed(given) + ", expected " + typed(expected));
 }
 
 Status check_attributes(const GemmAttributes& attributes, GemmProblem* p) {
@@ -66,23 +72,23 @@ Status check_attributes(const GemmAttributes& attributes, GemmProblem* p) {
 // B, scales and zero_points.
 Status check_weights(const TensorView* in, GemmProblem* p) {
   const TensorView& b = in[kGemmB];
-  const std::string format = weight_format_name(p->weight_format);
+  const char* const format = weight_format_name(p->weight_format);
   const bool is_int4 = p->weight_format == WeightFormat::int4;
   const int64_t rows = p->weight_rows();
   if (b.dtype != weight_dtype(p->weight_format))
     return bad(std::string("B is ") + dtype_name(b.dtype) + " but weight_format says " + format);
   const TensorView packed(nullptr, b.dtype, {rows, is_int4 ? p->blocks() * p->block_size / 2 : p->k});
-  if (shape_string(b) != shape_string(packed))
+  if (!same_shape(b, packed))
     return bad("B has shape " + shape_string(b) + ", expected " +
                (p->activation == Activation::silu_mul ? "[2N, " : "[N, ") +
                (is_int4 ? "ceil(K / block_size) * block_size / 2]" : "K]") + " = " + shape_string(packed));
 
   const bool quantised = is_int4 || p->weight_format == WeightFormat::int8 || p->weight_format == WeightFormat::fp8;
   if (in[kGemmScales].present() != quantised)
-    return bad(quantised ? "scales is missing, which weight_format " + format + " needs"
-                         : "scales is given, but weight_format " + format + " has none");
+    return bad(quantised ? std::string("scales is missing, which weight_format ") + format + " needs"
+                         : std::string("scales is given, but weight_format ") + format + " has none");
   if (in[kGemmZeroPoints].present() && !is_int4)
-    return bad("zero_points is given, but weight_format " + format + " has none");
+    return bad(std::string("zero_points is given, but weight_format ") + format + " has none");
 
   const TensorView& scales = in[kGemmScales];
   p->one_scale = p->weight_format == WeightFormat::fp8 && scales.rank == 1 && scales.dims[0] == 1;

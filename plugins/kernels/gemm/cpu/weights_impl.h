@@ -13,12 +13,12 @@
 namespace fdpp {
 namespace {
 
-// How far ahead of its use B is asked for, with N rows of it side by side: whole blocks of rows, and at least what memory
-// takes to answer at its full rate.
+// How far ahead of its use B is asked for, with N rows of it side by side: in the next rows, and at least as far as
+// memory needs to answer at its full rate.
 template <int N>
 inline int64_t bytes_ahead(int64_t row_bytes) {
-  constexpr int64_t kLeastBytes = 4096;
-  return (kLeastBytes / (N * row_bytes) + 1) * N * row_bytes;
+  constexpr int64_t kLeast = 4096;
+  return N * row_bytes > kLeast ? N * row_bytes : kLeast;
 }
 
 template <int M, int N>
@@ -221,40 +221,42 @@ class Int4WeightsInt8 {
     Vec sums[M][N];
     clear(sums);
     const int64_t ahead = bytes_ahead<N>(row_bytes());
-    const int64_t words = row_bytes() / 4;
-    const int scales = kWidth >> shift_ > 0 ? kWidth >> shift_ : 1;
-    const auto add_words = [&](int64_t word, int count) {
+    const Int8* const integers = a_.integers + first * a_.padded;
+    const float* const worths = a_.word_scales + first * (a_.padded / 8);
+    const int64_t padded = a_.padded, blocks = b_.blocks(), words = row_bytes() / 4;
+    const int shift = shift_;
+    const auto add_words = [&](int64_t word, int count, int scales) {
       Words w[N];
       Vec scale[N];
-      const int64_t block = word >> shift_;
-      const int known = static_cast<int>(b_.blocks() - block < scales ? b_.blocks() - block : scales);
 #pragma GCC unroll 16
       for (int n = 0; n < N; ++n) {
         w[n] = load_words(b[n].words + 4 * word, count);
-        scale[n] = spread(b[n].scales + block, known, shift_);
+        scale[n] = spread(b[n].scales + (word >> shift), scales, shift);
         prefetch(b[n].words + 4 * word + ahead);
       }
 #pragma GCC unroll 16
       for (int m = 0; m < M; ++m) {
-        const Int8* x = a_.integers + (first + m) * a_.padded + 8 * word;
-        const Vec worth = load(a_.word_scales + (first + m) * (a_.padded / 8) + word);
+        const Vec worth = load(worths + m * (padded / 8) + word);
 #pragma GCC unroll 16
-        for (int n = 0; n < N; ++n) sums[m][n] = fma(dot(w[n], x), mul(scale[n], worth), sums[m][n]);
+        for (int n = 0; n < N; ++n)
+          sums[m][n] = fma(dot(w[n], integers + m * padded + 8 * word), mul(scale[n], worth), sums[m][n]);
       }
     };
+    const int scales = kWidth >> shift > 0 ? kWidth >> shift : 1;
     int64_t word = 0;
-    for (; word + kWidth <= words; word += kWidth) add_words(word, kWidth);
-    if (word < words) add_words(word, static_cast<int>(words - word));
+    for (; word + kWidth <= words; word += kWidth) add_words(word, kWidth, scales);
+    if (word < words) add_words(word, static_cast<int>(words - word), static_cast<int>(blocks - (word >> shift)));
 
-    each_vector(b_.blocks(), [&](int64_t block, auto lanes) {
-      const int count = static_cast<int>(b_.blocks() - block < kWidth ? b_.blocks() - block : kWidth);
+    const float* const block_sums = a_.block_sums + first * a_.padded_blocks;
+    each_vector(blocks, [&](int64_t block, auto lanes) {
+      const int count = static_cast<int>(blocks - block < kWidth ? blocks - block : kWidth);
 #pragma GCC unroll 16
       for (int n = 0; n < N; ++n) {
         const Vec zero = b[n].zero_points == nullptr ? set(8) : load_nibbles(b[n].zero_points + block / 2, count);
         const Vec offset = mul(lanes.load(b[n].scales + block), zero);
 #pragma GCC unroll 16
         for (int m = 0; m < M; ++m)
-          sums[m][n] = fma(offset, load(a_.block_sums + (first + m) * a_.padded_blocks + block), sums[m][n]);
+          sums[m][n] = fma(offset, load(block_sums + m * a_.padded_blocks + block), sums[m][n]);
       }
     });
     add_lanes(sums, out);
@@ -262,7 +264,7 @@ class Int4WeightsInt8 {
 
  private:
   Int4Matrix b_;
-  const GemmScratch& a_;
+  GemmScratch a_;
   int shift_ = 0;  // log2 of a block's words
 };
 
