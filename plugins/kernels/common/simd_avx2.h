@@ -127,8 +127,8 @@ inline Vec dot(const Words& words, const Int8* x) {
   const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
   const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + 4 * kWidth));
 #if defined(__AVXVNNI__)
-  const __m256i sums =
-      _mm256_dpbusd_avx_epi32(_mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), words.low, low), words.high, high);
+  const __m256i lows = _mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), words.low, low);
+  const __m256i sums = _mm256_dpbusd_avx_epi32(lows, words.high, high);
 #else
   // Four products of 15 by 127 fit 16 bits.
   const __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(words.low, low), _mm256_maddubs_epi16(words.high, high));

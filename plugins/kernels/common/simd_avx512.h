@@ -119,7 +119,8 @@ inline void split_for_words(const Int8* x, Int8* low, Int8* high) {
 inline Vec dot(const Words& words, const Int8* x) {
   const __m512i low = _mm512_loadu_si512(x), high = _mm512_loadu_si512(x + 4 * kWidth);
 #if defined(__AVX512VNNI__)
-  const __m512i sums = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), words.low, low), words.high, high);
+  const __m512i lows = _mm512_dpbusd_epi32(_mm512_setzero_si512(), words.low, low);
+  const __m512i sums = _mm512_dpbusd_epi32(lows, words.high, high);
 #else
   // Four products of 15 by 127 fit 16 bits.
   const __m512i pairs = _mm512_add_epi16(_mm512_maddubs_epi16(words.low, low), _mm512_maddubs_epi16(words.high, high));

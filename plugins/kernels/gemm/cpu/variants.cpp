@@ -82,7 +82,7 @@ const GemmVariant kCpuAvx512VnniGemv =
         "cpu_avx512_vnni_gemv", "AVX-512 VNNI, int4 weights with A rounded to int8, up to four rows");
 const GemmVariant kCpuAvx512VnniFlat =
     variant<CpuIsa::avx512, GemmKind::flat, flat_avx512_vnni, &DeviceInfo::avx512_vnni>(
-        "cpu_avx512_vnni_flat", "AVX-512 VNNI, int4 weights with A rounded to int8, register blocks of up to eight rows");
+        "cpu_avx512_vnni_flat", "AVX-512 VNNI, int4 weights with A rounded to int8, blocks of up to eight rows");
 const GemmVariant kCpuAvx512Gemv = variant<CpuIsa::avx512, GemmKind::gemv, gemv_avx512>(
     "cpu_avx512_gemv", "AVX-512, streams B once for up to four rows");
 const GemmVariant kCpuAvx512Flat = variant<CpuIsa::avx512, GemmKind::flat, flat_avx512>(
@@ -91,7 +91,7 @@ extern const GemmVariant kCpuAvx2VnniGemv, kCpuAvx2VnniFlat, kCpuAvx2Gemv, kCpuA
 const GemmVariant kCpuAvx2VnniGemv = variant<CpuIsa::avx2, GemmKind::gemv, gemv_avx2_vnni, &DeviceInfo::avx_vnni>(
     "cpu_avx2_vnni_gemv", "AVX-VNNI, int4 weights with A rounded to int8, up to four rows");
 const GemmVariant kCpuAvx2VnniFlat = variant<CpuIsa::avx2, GemmKind::flat, flat_avx2_vnni, &DeviceInfo::avx_vnni>(
-    "cpu_avx2_vnni_flat", "AVX-VNNI, int4 weights with A rounded to int8, register blocks of up to four rows");
+    "cpu_avx2_vnni_flat", "AVX-VNNI, int4 weights with A rounded to int8, blocks of up to four rows");
 const GemmVariant kCpuAvx2Gemv = variant<CpuIsa::avx2, GemmKind::gemv, gemv_avx2>(
     "cpu_avx2_gemv", "AVX2 with FMA and F16C, streams B once for up to four rows");
 const GemmVariant kCpuAvx2Flat = variant<CpuIsa::avx2, GemmKind::flat, flat_avx2>(

@@ -61,31 +61,28 @@ class PlainWeights {
     const int64_t ahead = bytes_ahead<N>(row_bytes());
     Vec sums[M][N];
     clear(sums);
-    int64_t i = 0;
-    for (; i + kWidth <= k_; i += kWidth) {
+    const auto add_part = [&](int64_t i, auto lanes) {
       Vec w[N];
 #pragma GCC unroll 16
-      for (int n = 0; n < N; ++n) {
-        w[n] = load(b[n] + i);
-        prefetch(reinterpret_cast<const char*>(b[n] + i) + ahead);
-      }
+      for (int n = 0; n < N; ++n) w[n] = lanes.load(b[n] + i);
 #pragma GCC unroll 16
       for (int m = 0; m < M; ++m) {
-        Vec x = load(a + m * k_ + i);
+        Vec x = lanes.load(a + m * k_ + i);
         keep_in_register(x);
 #pragma GCC unroll 16
         for (int n = 0; n < N; ++n) sums[m][n] = fma(x, w[n], sums[m][n]);
       }
-    }
-    if (i < k_) {
-      const int tail = static_cast<int>(k_ - i);
+    };
+    // Line by line, so that each is asked for once.
+    constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(W));
+    int64_t line = 0;
+    for (; line + kLine <= k_; line += kLine) {
 #pragma GCC unroll 16
-      for (int n = 0; n < N; ++n) {
-        const Vec w = load_first(b[n] + i, tail);
-#pragma GCC unroll 16
-        for (int m = 0; m < M; ++m) sums[m][n] = fma(load_first(a + m * k_ + i, tail), w, sums[m][n]);
-      }
+      for (int n = 0; n < N; ++n) prefetch(reinterpret_cast<const char*>(b[n] + line) + ahead);
+#pragma GCC unroll 4
+      for (int64_t i = 0; i < kLine; i += kWidth) add_part(line + i, AllLanes{});
     }
+    each_vector(k_ - line, [&](int64_t i, auto lanes) { add_part(line + i, lanes); });
     add_lanes(sums, out);
     if (scales_ == nullptr) return;
     for (int m = 0; m < M; ++m)
