@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -229,7 +230,7 @@ def main() -> int:
     if options.output:
         content = machine.describe(PACKAGES)
         content |= {"cold_bytes": options.cold_bytes, "threads": options.threads, "passes": options.passes}
-        content |= {"unit": "microseconds", "summary": summary, "results": results}
+        content |= {"load_average": os.getloadavg(), "unit": "microseconds", "summary": summary, "results": results}
         Path(options.output).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return 0
 

@@ -13,8 +13,8 @@ from reference import precision
 from reference.attention import AttentionResult, AttentionTensors
 from reference.attention import attention as reference_attention
 from reference.cache import LIMITS, assert_stored, quantise
-from reference.gemm import dequantise, pack_int4
 from reference.gemm import gemm as reference_gemm
+from reference.gemm import pack_int4, weight_values
 
 from fdpp_ort import _core
 
@@ -361,7 +361,7 @@ def expect_gemm(case: GemmCase, t: dict[str, torch.Tensor | None]) -> tuple[torc
     def compute(how: precision.Precision, rounded_block: int) -> torch.Tensor:
         return reference_gemm(
             t["A"],
-            dequantise(t["B"], t["scales"], t["zero_points"], case.k, case.block_size, how),
+            weight_values(t["B"], t["scales"], t["zero_points"], case.k, case.block_size, how),
             t["bias"],
             t["residual"],
             how,

@@ -37,7 +37,7 @@ def unpack_zero_points(packed: torch.Tensor, blocks: int) -> torch.Tensor:
     return torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)[:, :blocks]
 
 
-def dequantise(
+def weight_values(
     b: torch.Tensor,
     scales: torch.Tensor | None,
     zero_points: torch.Tensor | None,

@@ -195,6 +195,9 @@ def test_not_supported(attribute_changes: dict, input_changes: dict, message: st
 
 def test_no_rows_is_no_error() -> None:
     _core.gemm(attributes(), inputs(A=torch.ones(0, K)), {"Y": torch.ones(0, N)})
+    given = INT4_INPUTS | {"A": torch.ones(0, 40), "norm_weight": torch.ones(40)}
+    gated = attributes(**INT4, N=N // 2, activation="silu_mul", accuracy_level=4)
+    _core.gemm(gated, given, {"Y": torch.ones(0, N // 2)})
 
 
 def test_output() -> None:

@@ -1,4 +1,4 @@
-// What stands around the product: the norm of A's rows before it; scale, bias, activation and residual after it.
+// What stands around the product: the norm of A's rows before it; bias, activation and residual after it.
 // Include after a simd_*.h.
 #pragma once
 
@@ -64,7 +64,7 @@ inline void finish_row(const GemmParams& params, int64_t m, int64_t first, int64
   });
 }
 
-// The same of all rows from products `stride` apart.
+// The same of rows [begin, end), from products `stride` apart.
 inline void finish_rows(const GemmParams& params, int64_t first, int64_t columns, const float* product,
                         const float* up, int64_t stride, int64_t begin, int64_t end) {
   const auto rows = [&](auto activate) {

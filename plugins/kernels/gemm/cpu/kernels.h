@@ -11,9 +11,6 @@ struct Int8;
 
 constexpr int64_t kGemvRows = 4;  // rows of A that gemv takes
 
-// Whether a problem's A is rounded to 8-bit integers, block by block.
-inline constexpr int kAccuracyInt8 = 4;
-
 // What the kernels keep in the workspace; each part is there if the problem asks for it.
 struct GemmScratch {
   float* a = nullptr;   // [M, K]: A after the norm

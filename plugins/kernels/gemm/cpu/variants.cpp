@@ -8,8 +8,9 @@
 namespace fdpp {
 namespace {
 
+// Whether A is rounded to 8-bit integers, block by block.
 bool rounds_to_int8(const GemmProblem& p) {
-  return p.weight_format == WeightFormat::int4 && p.accuracy_level == kAccuracyInt8;
+  return p.weight_format == WeightFormat::int4 && p.accuracy_level == 4;
 }
 
 int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
