@@ -64,23 +64,30 @@ class Gemm {
     if constexpr (M > 1) {
       if (height < M) return columns<M - 1>(height, row, begin, end, to);
     }
+    // The N rows side by side lie a stride apart, so that memory sees N streams in pages of their own.
     constexpr int N = columns_beside(M);
-    for (int64_t n = begin; n < end; n += N) {
-      int64_t rows[N];  // the last row stands in for those beyond it, whose results are dropped
-      for (int i = 0; i < N; ++i) rows[i] = row + (n + i < end ? n + i : end - 1);
-      const int count = static_cast<int>(end - n < N ? end - n : N);
+    const int64_t stride = (end - begin + N - 1) / N;
+    for (int64_t n = begin; n < begin + stride; ++n) {
+      int64_t at[N], rows[N];
+      int count = 0;  // the last row stands in for those beyond it, whose results are dropped
+      for (int i = 0; i < N; ++i) {
+        at[i] = n + i * stride < end ? n + i * stride : end - 1;
+        rows[i] = row + at[i];
+        count += n + i * stride < end;
+      }
       int64_t m = 0;
-      for (; m + M <= p_.m; m += M) block<M, N>(m, n, count, rows, to);
-      for (; m < p_.m; ++m) block<1, N>(m, n, count, rows, to);
+      for (; m + M <= p_.m; m += M) block<M, N>(m, rows, at, count, to);
+      for (; m < p_.m; ++m) block<1, N>(m, rows, at, count, to);
     }
   }
 
+  // Rows of A from `first` on and `rows` of B: Y's columns `at`, the first `count` of them.
   template <int M, int N>
-  void block(int64_t first_row, int64_t n, int count, const int64_t* rows, float* to) const {
+  void block(int64_t first, const int64_t* rows, const int64_t* at, int count, float* to) const {
     float out[M][4];
-    weights_.template products<M, N>(first_row, rows, out);
+    weights_.template products<M, N>(first, rows, out);
     for (int m = 0; m < M; ++m)
-      for (int i = 0; i < count; ++i) to[(first_row + m) * p_.n + n + i] = out[m][i];
+      for (int i = 0; i < count; ++i) to[(first + m) * p_.n + at[i]] = out[m][i];
   }
 
   const GemmParams& params_;

@@ -13,13 +13,7 @@
 namespace fdpp {
 namespace {
 
-// How far ahead of its use B is asked for, with N rows of it side by side: in the next rows, and at least as far as
-// memory needs to answer at its full rate.
-template <int N>
-inline int64_t bytes_ahead(int64_t row_bytes) {
-  constexpr int64_t kLeast = 4096;
-  return N * row_bytes > kLeast ? N * row_bytes : kLeast;
-}
+constexpr int64_t kAhead = 1024;  // bytes of a row of B, or of the one after it, that are asked for before their use
 
 template <int M, int N>
 inline void clear(Vec (&sums)[M][N]) {
@@ -58,7 +52,6 @@ class PlainWeights {
     const float* a = a_ + first * k_;
     const W* b[N];
     for (int n = 0; n < N; ++n) b[n] = b_ + rows[n] * k_;
-    const int64_t ahead = bytes_ahead<N>(row_bytes());
     Vec sums[M][N];
     clear(sums);
     const auto add_part = [&](int64_t i, auto lanes) {
@@ -78,7 +71,7 @@ class PlainWeights {
     int64_t line = 0;
     for (; line + kLine <= k_; line += kLine) {
 #pragma GCC unroll 16
-      for (int n = 0; n < N; ++n) prefetch(reinterpret_cast<const char*>(b[n] + line) + ahead);
+      for (int n = 0; n < N; ++n) prefetch(reinterpret_cast<const char*>(b[n] + line) + kAhead);
 #pragma GCC unroll 4
       for (int64_t i = 0; i < kLine; i += kWidth) add_part(line + i, AllLanes{});
     }
@@ -157,7 +150,6 @@ class Int4Weights {
     const float* a = a_ + first * k_;
     Int4Row b[N];
     for (int n = 0; n < N; ++n) b[n] = b_.row(rows[n]);
-    const int64_t ahead = bytes_ahead<N>(row_bytes());
     Vec sums[M][N];
     clear(sums);
     const auto add_part = [&](const Levels* values, int64_t i, auto lanes) {
@@ -173,7 +165,7 @@ class Int4Weights {
 #pragma GCC unroll 16
       for (int n = 0; n < N; ++n) {
         values[n] = b[n].levels_of(block);
-        prefetch(b[n].words + begin / 2 + ahead);
+        prefetch(b[n].words + begin / 2 + kAhead);
       }
       const int64_t count = k_ - begin < b_.block() ? k_ - begin : b_.block();
       each_vector(count, [&](int64_t i, auto lanes) { add_part(values, begin + i, lanes); });
@@ -217,7 +209,6 @@ class Int4WeightsInt8 {
     for (int n = 0; n < N; ++n) b[n] = b_.row(rows[n]);
     Vec sums[M][N];
     clear(sums);
-    const int64_t ahead = bytes_ahead<N>(row_bytes());
     const Int8* const integers = a_.integers + first * a_.padded;
     const float* const worths = a_.word_scales + first * (a_.padded / 8);
     const int64_t padded = a_.padded, blocks = b_.blocks(), words = row_bytes() / 4;
@@ -229,7 +220,7 @@ class Int4WeightsInt8 {
       for (int n = 0; n < N; ++n) {
         w[n] = load_words(b[n].words + 4 * word, count);
         scale[n] = spread(b[n].scales + (word >> shift), scales, shift);
-        prefetch(b[n].words + 4 * word + ahead);
+        prefetch(b[n].words + 4 * word + kAhead);
       }
 #pragma GCC unroll 16
       for (int m = 0; m < M; ++m) {
@@ -288,7 +279,7 @@ inline void round_row(const GemmParams& params, const GemmScratch& to, int64_t m
       });
       const float most = max_of(largest);
       scale = most / 127 + sum_of(invalid);
-      const Vec inverse = set(most > 0 ? 127 / most : 0);
+      const Vec inverse = set(most > 1e-36f ? 127 / most : 0);  // which must be finite
       Vec total = set(0);
       each_vector(count, [&](int64_t i, auto lanes) {
         const Vec x = round_to_integer(mul(lanes.load(a + begin + i), inverse));
