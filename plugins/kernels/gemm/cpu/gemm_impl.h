@@ -64,10 +64,11 @@ class Gemm {
     if constexpr (M > 1) {
       if (height < M) return columns<M - 1>(height, row, begin, end, to);
     }
-    // The N rows side by side lie a stride apart, so that memory sees N streams in pages of their own.
+    // The N rows side by side are neighbours, or a stride apart: then memory sees N streams in pages of their own.
     constexpr int N = columns_beside(M);
-    const int64_t stride = (end - begin + N - 1) / N;
-    for (int64_t n = begin; n < begin + stride; ++n) {
+    const int64_t stride = Weights::kApart ? (end - begin + N - 1) / N : 1;
+    const int64_t last = Weights::kApart ? begin + stride : end;
+    for (int64_t n = begin; n < last; n += Weights::kApart ? 1 : N) {
       int64_t at[N], rows[N];
       int count = 0;  // the last row stands in for those beyond it, whose results are dropped
       for (int i = 0; i < N; ++i) {

@@ -13,7 +13,9 @@
 namespace fdpp {
 namespace {
 
-constexpr int64_t kAhead = 1024;  // bytes of a row of B, or of the one after it, that are asked for before their use
+// Bytes that B is asked for before their use: of each of the streams that rows lying apart are, or of the one that
+// neighbours are together.
+constexpr int64_t kAheadApart = 1024, kAheadTogether = 4096;
 
 template <int M, int N>
 inline void clear(Vec (&sums)[M][N]) {
@@ -39,6 +41,7 @@ template <typename W>
 class PlainWeights {
  public:
   static constexpr int kSums = kAccumulators;  // Vecs of partial sums that a register block may have
+  static constexpr bool kApart = true;         // whether rows side by side come from different places
 
   explicit PlainWeights(const GemmParams& params)
       : a_(static_cast<const float*>(params.a)), b_(static_cast<const W*>(params.b)),
@@ -71,7 +74,7 @@ class PlainWeights {
     int64_t line = 0;
     for (; line + kLine <= k_; line += kLine) {
 #pragma GCC unroll 16
-      for (int n = 0; n < N; ++n) prefetch(reinterpret_cast<const char*>(b[n] + line) + kAhead);
+      for (int n = 0; n < N; ++n) prefetch(reinterpret_cast<const char*>(b[n] + line) + kAheadApart);
 #pragma GCC unroll 4
       for (int64_t i = 0; i < kLine; i += kWidth) add_part(line + i, AllLanes{});
     }
@@ -139,6 +142,8 @@ class Int4Weights {
  public:
   // The levels of a block take registers too.
   static constexpr int kSums = kAccumulators * 2 / 3;
+  // A task has little of B: the beginnings of several streams would be much of it.
+  static constexpr bool kApart = false;
 
   explicit Int4Weights(const GemmParams& params)
       : a_(static_cast<const float*>(params.a)), b_(params), k_(params.problem.k) {}
@@ -165,7 +170,7 @@ class Int4Weights {
 #pragma GCC unroll 16
       for (int n = 0; n < N; ++n) {
         values[n] = b[n].levels_of(block);
-        prefetch(b[n].words + begin / 2 + kAhead);
+        prefetch(b[n].words + begin / 2 + kAheadTogether);
       }
       const int64_t count = k_ - begin < b_.block() ? k_ - begin : b_.block();
       each_vector(count, [&](int64_t i, auto lanes) { add_part(values, begin + i, lanes); });
@@ -196,6 +201,7 @@ class Int4Weights {
 class Int4WeightsInt8 {
  public:
   static constexpr int kSums = kAccumulators * 2 / 3;
+  static constexpr bool kApart = false;
 
   Int4WeightsInt8(const GemmParams& params, const GemmScratch& scratch) : b_(params), a_(scratch) {
     for (int64_t words = b_.block() / 8; words > 1; words /= 2) ++shift_;
@@ -220,7 +226,7 @@ class Int4WeightsInt8 {
       for (int n = 0; n < N; ++n) {
         w[n] = load_words(b[n].words + 4 * word, count);
         scale[n] = spread(b[n].scales + (word >> shift), scales, shift);
-        prefetch(b[n].words + 4 * word + kAhead);
+        prefetch(b[n].words + 4 * word + kAheadTogether);
       }
 #pragma GCC unroll 16
       for (int m = 0; m < M; ++m) {
