@@ -25,6 +25,37 @@ def packed_weight(tensor: ir.TensorProtocol, dtype: ir.DataType, name: str) -> i
     return ir.LazyTensor(pack, dtype, ir.Shape([columns, rows]), name=name)
 
 
+def packed_int4(tensor: ir.TensorProtocol, rows: int, name: str) -> ir.LazyTensor:
+    """MatMulNBits' 4-bit numbers of `rows` rows, two a byte in the order of k, as FdppFlatGemm's uint8 [rows, bytes].
+
+    Of each eight numbers the four of even k come first, then the four of odd k; computed each time it is read.
+    """
+
+    def pack() -> ir.Tensor:
+        pairs = _read(tensor).reshape(rows, -1, 2, 2)  # words, halves of a word, two bytes: even and odd k in each
+        first, second = pairs[..., 0], pairs[..., 1]
+        words = np.stack((first & 15 | second << 4, first >> 4 | second & 0xF0), axis=-2)
+        return ir.Tensor(words.reshape(rows, -1), dtype=ir.DataType.UINT8, name=name)
+
+    return ir.LazyTensor(pack, ir.DataType.UINT8, ir.Shape([rows, tensor.size // rows]), name=name)
+
+
+def reshaped(tensor: ir.TensorProtocol, shape: tuple[int, ...], name: str) -> ir.LazyTensor:
+    """`tensor` with as many elements in another shape, read when it is written."""
+
+    def reshape() -> ir.Tensor:
+        return ir.Tensor(_read(tensor).reshape(shape), dtype=tensor.dtype, name=name)
+
+    return ir.LazyTensor(reshape, tensor.dtype, ir.Shape(shape), name=name)
+
+
+def register(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
+    """A new initializer of `graph`."""
+    value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
 def _read(tensor: ir.TensorProtocol) -> np.ndarray:
     """The values of `tensor`, in memory that is given back once they are dropped (a mapping would pile up)."""
     if not isinstance(tensor, ir.ExternalTensor):

@@ -25,6 +25,8 @@ _DECODE_STEPS = 8
 # float16 rounds each weight (or activation) by up to 2^-11 and bfloat16 by up to 2^-8; those errors are independent,
 # and the logits gather a few tens of times one of them on the way through the layers.
 # A new key or value on the border between two steps of an 8-bit cache may fall on either side: half a 127th of a few.
+# At accuracy_level 4 one graph may round activations to int8 where the other does not: by up to 2^-8 of a block's
+# largest, which is what bfloat16 does to each.
 _TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1.5e-1}
 _EIGHT_BIT_TOLERANCE = 2e-2
 
@@ -86,6 +88,8 @@ def verify_export(
         tolerance = _TOLERANCES[dtype if weights == "keep" else spec_name(BY_FORMAT[weights])]
         if any(cache.dtype == np.int8 for cache in caches):
             tolerance = max(tolerance, _EIGHT_BIT_TOLERANCE)
+        if _rounds_activations(model):
+            tolerance = max(tolerance, _TOLERANCES["bfloat16"])
         phases = [
             _compare("prefill", expected.logits[:1], actual.logits[:1], tolerance),
             _compare("decode", expected.logits[1:], actual.logits[1:], tolerance),
@@ -117,6 +121,14 @@ def _caches(model: ir.Model) -> list[_Cache]:
             names = (past.name, present.name)
             caches.append(_Cache(*names, heads, size, past.dtype.numpy(), activations, takes_norms(node)))
     return caches
+
+
+def _rounds_activations(model: ir.Model) -> bool:
+    return any(
+        (node.domain, node.op_type) == (op_spec.DOMAIN, op_spec.FLAT_GEMM)
+        and node.attributes.get_int("accuracy_level", 0) == 4
+        for node in model.graph.all_nodes()
+    )
 
 
 def _provider(caches: list[_Cache]) -> str:

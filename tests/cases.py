@@ -56,9 +56,16 @@ GEMM_TYPES = (
     ("float32", "float32"),
     ("float32", "float16"),
     ("float32", "bfloat16"),
+    ("float32", "int8"),
+    ("float32", "float8e4m3fn"),
+    ("float32", "uint8"),  # int4, two a byte
     ("float16", "float16"),
     ("bfloat16", "bfloat16"),
 )
+# Types of activations whose kernels know no activation function and no norm yet.
+GEMM_PLAIN = ("float16", "bfloat16")
+GEMM_ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "silu_mul")
+GEMM_BLOCKS = (16, 32, 64, 128)
 GEMM_ROWS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 64, 65, 100, 128, 130)
 GEMM_WEIGHTS = (
     (1, 1),
@@ -87,6 +94,14 @@ H200 = {
     "memory_bandwidth": 4.8e12,
 }
 _SHORT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "int8": "i8", "float8e4m3fn": "f8"}
+_FORMATS = {
+    "float32": "f32",
+    "float16": "f16",
+    "bfloat16": "bf16",
+    "int8": "int8",
+    "float8e4m3fn": "fp8",
+    "uint8": "int4",
+}
 
 
 @dataclass(frozen=True)
@@ -203,7 +218,10 @@ class AttentionCase:
 
 @dataclass(frozen=True)
 class GemmCase:
-    """One call of FdppFlatGemm: Y [M, N] = A [M, K] · B [N, K]ᵀ (+ bias [N]) (+ residual [M, N])."""
+    """One call of FdppFlatGemm: Y [M, N] = act(norm(A [M, K]) · Bᵀ (+ bias)) (+ residual [M, N]).
+
+    ``weight_dtype``: B's element type, uint8 for int4. ``one_scale``: all rows of B share one (fp8).
+    """
 
     m: int
     n: int
@@ -212,15 +230,60 @@ class GemmCase:
     weight_dtype: str
     bias: bool = False
     residual: bool = False
+    activation: str = "none"
+    norm: bool = False
+    block_size: int = 0
+    zero_points: bool = False
+    one_scale: bool = False
+    accuracy_level: int = 0
+
+    @property
+    def weight_format(self) -> str:
+        return _FORMATS[self.weight_dtype]
+
+    @property
+    def weight_rows(self) -> int:
+        return 2 * self.n if self.activation == "silu_mul" else self.n
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.k // self.block_size)
+
+    def shapes(self) -> dict[str, tuple[int, ...] | None]:
+        """The shapes of the inputs, by name; None: absent."""
+        rows, columns, scales = self.weight_rows, self.k, None
+        if self.weight_format == "int4":
+            columns, scales = self.blocks * self.block_size // 2, (rows, self.blocks)
+        elif self.weight_format in ("int8", "fp8"):
+            scales = (1,) if self.one_scale else (rows,)
+        return {
+            "A": (self.m, self.k),
+            "B": (rows, columns),
+            "scales": scales,
+            "zero_points": (rows, -(-self.blocks // 2)) if self.zero_points else None,
+            "bias": (rows,) if self.bias else None,
+            "residual": (self.m, self.n) if self.residual else None,
+            "norm_weight": (self.k,) if self.norm else None,
+        }
 
     @property
     def id(self) -> str:
-        marks = [f"m{self.m}", f"n{self.n}", f"k{self.k}", _SHORT[self.dtype], f"w{_SHORT[self.weight_dtype]}"]
+        marks = [f"m{self.m}", f"n{self.n}", f"k{self.k}", _SHORT[self.dtype], f"w{self.weight_format}"]
+        marks += [f"b{self.block_size}"] * (self.block_size > 0) + ["zero_points"] * self.zero_points
+        marks += ["one_scale"] * self.one_scale + [f"accuracy{self.accuracy_level}"] * (self.accuracy_level > 0)
+        marks += ["norm"] * self.norm + [self.activation] * (self.activation != "none")
         return "-".join(marks + ["bias"] * self.bias + ["residual"] * self.residual)
 
     def attributes(self) -> dict[str, object]:
         """The op's attributes, by name."""
-        return {"N": self.n, "K": self.k, "weight_format": _SHORT[self.weight_dtype]}
+        return {
+            "N": self.n,
+            "K": self.k,
+            "weight_format": self.weight_format,
+            "block_size": self.block_size,
+            "activation": self.activation,
+            "accuracy_level": self.accuracy_level,
+        }
 
 
 def _attention(
@@ -321,12 +384,32 @@ def _attention_cases() -> list[AttentionCase]:
     return list(dict.fromkeys(cases))
 
 
+def _gemm(step: int, types: tuple[str, str], m: int, n: int, k: int, accuracy_level: int) -> GemmCase:
+    """The case of one step of the cycles."""
+    int4, plain = types[1] == "uint8", types[0] in GEMM_PLAIN
+    return GemmCase(
+        m,
+        n,
+        k,
+        *types,
+        bias=step % 2 == 1,
+        residual=step % 3 == 1,
+        activation="none" if plain else GEMM_ACTIVATIONS[(step + step // 6) % len(GEMM_ACTIVATIONS)],
+        norm=not plain and step // 5 % 2 == 1,
+        block_size=GEMM_BLOCKS[step % len(GEMM_BLOCKS)] if int4 else 0,
+        zero_points=int4 and step % 7 in (1, 2, 4),
+        one_scale=types[1] == "float8e4m3fn" and step % 4 == 2,
+        accuracy_level=accuracy_level,
+    )
+
+
 def _gemm_cases() -> list[GemmCase]:
     cases = []
     for offset, types in enumerate(GEMM_TYPES):
-        for step, m in enumerate(GEMM_ROWS + GEMM_ROWS[:10] + GEMM_ROWS[:5]):
-            n, k = GEMM_WEIGHTS[(step + 5 * offset) % len(GEMM_WEIGHTS)]
-            cases.append(GemmCase(m, n, k, *types, bias=step % 2 == 1, residual=step % 3 == 1))
+        for accuracy_level in (0, 4) if types[1] == "uint8" else (0,):
+            for step, m in enumerate(GEMM_ROWS + GEMM_ROWS[:10] + GEMM_ROWS[:5]):
+                n, k = GEMM_WEIGHTS[(step + 5 * offset) % len(GEMM_WEIGHTS)]
+                cases.append(_gemm(step, types, m, n, k, accuracy_level))
     return list(dict.fromkeys(cases))
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from ..report import ExportReport
-from . import attention, flat_gemm, tied_embedding
+from . import attention, flat_gemm, int4_gemm, tied_embedding
 
 
 def fuse(model: ir.Model, weights: str, report: ExportReport) -> None:
     """Applies all rules to `model` in place; `weights` is "keep", "f32", "f16" or "bf16"."""
     attention.rewrite(model, report)
+    int4_gemm.rewrite(model, report)
     packed = flat_gemm.rewrite(model, weights, report)
     tied_embedding.rewrite(packed, report)

@@ -6,8 +6,9 @@ import onnx_ir as ir
 
 from .. import op_spec
 from ..dtypes import BY_FORMAT, FORMAT, spec_name
-from ..pack import packed_weight
+from ..pack import packed_weight, register
 from ..report import ExportReport
+from . import int4_gemm
 
 
 def rewrite(model: ir.Model, weights: str, report: ExportReport) -> dict[ir.Value, ir.Value]:
@@ -16,13 +17,16 @@ def rewrite(model: ir.Model, weights: str, report: ExportReport) -> dict[ir.Valu
     for node in model.graph.all_nodes():
         if node.domain == op_spec.DOMAIN or not ("MatMul" in node.op_type or node.op_type == "Gemm"):
             continue
+        if int4_gemm.is_candidate(node):
+            continue
         reason = _refusal(node, weights)
         if reason is not None:
             report.leave(node, reason)
             continue
         weight = node.inputs[1]
         if weight not in packed:
-            packed[weight] = _register_packed(weight, _weight_dtype(weight, weights))
+            tensor = packed_weight(weight.const_value, _weight_dtype(weight, weights), f"{weight.name}.packed")
+            packed[weight] = register(weight.graph, tensor)
         columns, rows = weight.const_value.shape.numpy()
         node.domain, node.op_type = op_spec.DOMAIN, op_spec.FLAT_GEMM
         node.replace_input_with(1, packed[weight])
@@ -58,10 +62,3 @@ def _refusal(node: ir.Node, weights: str) -> str | None:
 
 def _weight_dtype(weight: ir.Value, weights: str) -> ir.DataType:
     return weight.const_value.dtype if weights == "keep" else BY_FORMAT[weights]
-
-
-def _register_packed(weight: ir.Value, dtype: ir.DataType) -> ir.Value:
-    tensor = packed_weight(weight.const_value, dtype, f"{weight.name}.packed")
-    value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(dtype), const_value=tensor)
-    weight.graph.register_initializer(value)
-    return value

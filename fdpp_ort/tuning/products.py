@@ -74,7 +74,8 @@ def from_model(path: str | Path, backend: str, weight_format: str | None = None)
         if (node.domain, node.op_type) == ("fdpp", "FdppFlatGemm"):
             values = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
             own = values["weight_format"].decode()
-            shape = (values["N"], values["K"])
+            rows = values["N"] * (2 if values.get("activation") == b"silu_mul" else 1)
+            shape = (rows, values["K"])
             added = any(node.input[4:6])  # bias, residual
         elif node.domain in ("", "ai.onnx") and node.op_type == "MatMul" and node.input[1] in weights:
             weight = weights[node.input[1]]

@@ -10,7 +10,7 @@ namespace {
 // All costs are seconds.
 
 double bytes_moved(const GemmProblem& p) {
-  const double rows = static_cast<double>(p.m) * static_cast<double>(p.k + p.n);
+  const double rows = static_cast<double>(p.m) * static_cast<double>(p.k + p.weight_rows());
   return weight_bytes(p) + static_cast<double>(dtype_size(p.dtype)) * rows;
 }
 
@@ -21,7 +21,7 @@ double gpu_cost(GemmKind kind, const GemmProblem& p, const DeviceInfo& d) {
   // A driver that keeps the bandwidth for itself: what a multiprocessor of an H200 has.
   const double bandwidth = d.memory_bandwidth > 0 ? d.memory_bandwidth : d.multiprocessors * 36e9;
   const double multiprocessors = std::max(d.multiprocessors, 1);
-  const double m = static_cast<double>(p.m), n = static_cast<double>(p.n), k = static_cast<double>(p.k);
+  const double m = static_cast<double>(p.m), n = static_cast<double>(p.weight_rows()), k = static_cast<double>(p.k);
   const double bytes = bytes_moved(p);
   switch (kind) {
     case GemmKind::gemv:
@@ -48,13 +48,13 @@ double gpu_cost(GemmKind kind, const GemmProblem& p, const DeviceInfo& d) {
 // multiplies at 34e9.
 double cpu_cost(GemmKind kind, const GemmProblem& p, const DeviceInfo& d) {
   const double threads = std::max(d.threads, 1);
-  const double weights = static_cast<double>(p.n) * static_cast<double>(p.k);
+  const double weights = static_cast<double>(p.weight_rows()) * static_cast<double>(p.k);
   const double read = weight_bytes(p) / (8e9 * threads);
   switch (kind) {
     case GemmKind::gemv:
-      // A hair faster for one row; without blocks in registers multiplications soon tell.
+      // A hair faster for one row; without blocks in registers the multiplications of further ones soon tell.
       return std::max(read * (0.94 + 0.05 * static_cast<double>(p.m)),
-                      static_cast<double>(p.m) * weights / (7e9 * threads));
+                      static_cast<double>(p.m - 1) * weights / (7e9 * threads));
     case GemmKind::flat: {
       // Rows beyond 16 are a pass of their own, counted as a full one: what it saves with fewer is less than noise.
       const int64_t rows = p.m <= 16 ? p.m : (p.m + 15) / 16 * 16;

@@ -61,8 +61,11 @@ Status run_gemm(const GemmProblem& problem, const GemmPlan& plan, const TensorVi
   params.problem = problem;
   params.a = inputs[kGemmA].data;
   params.b = inputs[kGemmB].data;
+  params.scales = inputs[kGemmScales].data;
+  params.zero_points = inputs[kGemmZeroPoints].data;
   params.bias = inputs[kGemmBias].data;
   params.residual = inputs[kGemmResidual].data;
+  params.norm_weight = inputs[kGemmNormWeight].data;
   params.y = outputs[kGemmY].data;
   return plan.variant->run(params, plan.split, workspace, context);
 }

@@ -14,16 +14,11 @@ namespace fdpp {
 enum class EpilogueClass : uint8_t { plain, added };
 inline const char* epilogue_class_name(EpilogueClass c) { return c == EpilogueClass::plain ? "plain" : "added"; }
 
-// As the op's attribute says it.
-inline const char* weight_format_name(DType format) {
-  return format == DType::f32 ? "f32" : format == DType::f16 ? "f16" : "bf16";
-}
-
 struct GemmKey {
-  int64_t n = 0;
+  int64_t n = 0;  // rows of B
   int64_t k = 0;
   DType dtype = DType::undefined;
-  DType weight_format = DType::undefined;
+  WeightFormat weight_format = WeightFormat::f32;
   EpilogueClass epilogue = EpilogueClass::plain;
 
   bool same_types(const GemmKey& o) const { return dtype == o.dtype && weight_format == o.weight_format; }
@@ -33,12 +28,14 @@ struct GemmKey {
 };
 
 inline GemmKey key_of(const GemmProblem& p) {
-  return {p.n, p.k, p.dtype, p.weight_dtype,
+  return {p.weight_rows(), p.k, p.dtype, p.weight_format,
           p.has_bias || p.has_residual ? EpilogueClass::added : EpilogueClass::plain};
 }
 
 inline double weight_bytes(const GemmProblem& p) {
-  return static_cast<double>(dtype_size(p.weight_dtype)) * static_cast<double>(p.n) * static_cast<double>(p.k);
+  const double weights = static_cast<double>(p.weight_rows()) * static_cast<double>(p.k);
+  if (p.weight_format != WeightFormat::int4) return weights * static_cast<double>(dtype_size(weight_dtype(p.weight_format)));
+  return weights * (0.5 + static_cast<double>(dtype_size(p.dtype)) / static_cast<double>(p.block_size));
 }
 
 // Decoding only: one new token a row.

@@ -7,8 +7,12 @@ namespace fdpp {
 #if FDPP_X86
 extern const AttentionVariant kCpuAvx512Attention;
 extern const AttentionVariant kCpuAvx2Attention;
+extern const GemmVariant kCpuAvx512VnniGemv;
+extern const GemmVariant kCpuAvx512VnniFlat;
 extern const GemmVariant kCpuAvx512Gemv;
 extern const GemmVariant kCpuAvx512Flat;
+extern const GemmVariant kCpuAvx2VnniGemv;
+extern const GemmVariant kCpuAvx2VnniFlat;
 extern const GemmVariant kCpuAvx2Gemv;
 extern const GemmVariant kCpuAvx2Flat;
 #endif
@@ -47,8 +51,12 @@ const std::vector<const AttentionVariant*>& attention_variants() {
 const std::vector<const GemmVariant*>& gemm_variants() {
   static const std::vector<const GemmVariant*> variants = {
 #if FDPP_X86
+      &kCpuAvx512VnniGemv,
+      &kCpuAvx512VnniFlat,
       &kCpuAvx512Gemv,
       &kCpuAvx512Flat,
+      &kCpuAvx2VnniGemv,
+      &kCpuAvx2VnniFlat,
       &kCpuAvx2Gemv,
       &kCpuAvx2Flat,
 #endif

@@ -17,7 +17,10 @@ class GemmKernel : public Kernel {
     FDPP_RETURN_IF_ERROR(node.attribute("N", &attributes_.n));
     FDPP_RETURN_IF_ERROR(node.attribute("K", &attributes_.k));
     FDPP_RETURN_IF_ERROR(node.attribute("weight_format", &attributes_.weight_format));
+    FDPP_RETURN_IF_ERROR(node.attribute("block_size", &attributes_.block_size));
     FDPP_RETURN_IF_ERROR(node.attribute("activation", &attributes_.activation));
+    FDPP_RETURN_IF_ERROR(node.attribute("norm_epsilon", &attributes_.norm_epsilon));
+    FDPP_RETURN_IF_ERROR(node.attribute("accuracy_level", &attributes_.accuracy_level));
     std::string name;
     FDPP_RETURN_IF_ERROR(node.name(&name));
     slot_ = &PlanSlot::of(gemm_spec().name, name);

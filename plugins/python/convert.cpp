@@ -123,7 +123,10 @@ void parse_attributes(const py::dict& attributes, GemmAttributes* out) {
   reader.read("N", &out->n);
   reader.read("K", &out->k);
   reader.read("weight_format", &out->weight_format);
+  reader.read("block_size", &out->block_size);
   reader.read("activation", &out->activation);
+  reader.read("norm_epsilon", &out->norm_epsilon);
+  reader.read("accuracy_level", &out->accuracy_level);
   reader.finish();
 }
 
@@ -136,10 +139,9 @@ GemmProblem parse_problem(const py::dict& problem) {
   reader.read("k", &p.k);
   const auto types = {DType::f32, DType::f16, DType::bf16};
   if (reader.read("dtype", &text)) p.dtype = parse_enum("problem dtype", text, types, dtype_name);
-  // The formats are element types, under the names of the op's attribute.
-  const auto format_name = [](DType t) { return t == DType::f32 ? "f32" : t == DType::f16 ? "f16" : "bf16"; };
+  const auto formats = {WeightFormat::f32, WeightFormat::f16, WeightFormat::bf16};
   if (reader.read("weight_format", &text))
-    p.weight_dtype = parse_enum("problem weight_format", text, types, format_name);
+    p.weight_format = parse_enum("problem weight_format", text, formats, weight_format_name);
   reader.read("has_bias", &p.has_bias);
   reader.read("has_residual", &p.has_residual);
   reader.finish();
@@ -203,6 +205,8 @@ DeviceInfo parse_device(const py::dict& device) {
   reader.read("memory_bandwidth", &d.memory_bandwidth);
   if (reader.read("isa", &text))
     d.isa = parse_enum("device isa", text, {CpuIsa::scalar, CpuIsa::avx2, CpuIsa::avx512}, cpu_isa_name);
+  reader.read("avx_vnni", &d.avx_vnni);
+  reader.read("avx512_vnni", &d.avx512_vnni);
   reader.read("threads", &d.threads);
   reader.read("host_gemm", &d.host_gemm);
   reader.finish();
@@ -221,6 +225,8 @@ py::dict device_dict(const DeviceInfo& d) {
   out["memory_bytes"] = d.memory_bytes;
   out["memory_bandwidth"] = d.memory_bandwidth;
   out["isa"] = cpu_isa_name(d.isa);
+  out["avx_vnni"] = d.avx_vnni;
+  out["avx512_vnni"] = d.avx512_vnni;
   out["threads"] = d.threads;
   out["host_gemm"] = d.host_gemm;
   return out;

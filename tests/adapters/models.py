@@ -14,7 +14,15 @@ ONNX_TYPES = {
     "int8": TensorProto.INT8,
     "float8e4m3fn": TensorProto.FLOAT8E4M3FN,
 }
-WEIGHT_FORMATS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+WEIGHT_FORMATS = {
+    "float32": "f32",
+    "float16": "f16",
+    "bfloat16": "bf16",
+    "int8": "int8",
+    "float8_e4m3fn": "fp8",
+    "uint8": "int4",
+}
+GEMM_INPUTS = ["a", "b", "scales", "zero_points", "bias", "residual", "norm_weight"]
 
 ATTENTION_INPUTS = [
     "query", "key", "value", "past_key", "past_value", "seqlens_k", "total_sequence_length", "cos_cache", "sin_cache",
@@ -40,9 +48,10 @@ def _without_trailing_gaps(names: list[str]) -> list[str]:
 
 
 def as_tensor(name: str, values: np.ndarray) -> onnx.TensorProto:
-    """A tensor proto of `values`, bfloat16 included."""
-    if values.dtype == ml_dtypes.bfloat16:
-        return helper.make_tensor(name, TensorProto.BFLOAT16, values.shape, values.tobytes(), raw=True)
+    """A tensor proto of `values`, the types of ml_dtypes included."""
+    types = {ml_dtypes.bfloat16: TensorProto.BFLOAT16, ml_dtypes.float8_e4m3fn: TensorProto.FLOAT8E4M3FN}
+    if values.dtype.type in types:
+        return helper.make_tensor(name, types[values.dtype.type], values.shape, values.tobytes(), raw=True)
     return onnx.numpy_helper.from_array(values, name)
 
 
@@ -53,22 +62,36 @@ def gemm_model(
     residual: bool = False,
     rank: int = 2,
     dtype: str = "float32",
+    constants: dict[str, np.ndarray] | None = None,
     **attributes,
 ) -> bytes:
-    """FdppFlatGemm over a constant weight [N, K]; inputs a, and bias and residual where asked for, of `dtype`; output
-    y."""
+    """FdppFlatGemm over a constant weight B [N, K], or another that the attributes say; `constants`: further constant
+    inputs by name. Inputs a, and bias and residual where asked for, of `dtype`; output y."""
     n, k = weight.shape
     dims = [f"d{i}" for i in range(rank - 1)]
+    constants = {"b": weight, **(constants or {})}
     inputs = [helper.make_tensor_value_info("a", ONNX_TYPES[dtype], [*dims, "k"])]
-    names = _without_trailing_gaps(["a", "b", "", "", "bias" if bias else "", "residual" if residual else ""])
     if bias:
-        inputs.append(helper.make_tensor_value_info("bias", ONNX_TYPES[dtype], ["n"]))
+        inputs.append(helper.make_tensor_value_info("bias", ONNX_TYPES[dtype], ["rows"]))
     if residual:
         inputs.append(helper.make_tensor_value_info("residual", ONNX_TYPES[dtype], [*dims, "n"]))
+    given = {*constants, *(value.name for value in inputs)}
+    names = _without_trailing_gaps([name if name in given else "" for name in GEMM_INPUTS])
     settings = {"N": n, "K": k, "weight_format": WEIGHT_FORMATS[str(weight.dtype)], **attributes}
     node = helper.make_node("FdppFlatGemm", names, ["y"], name="gemm", domain="fdpp", **settings)
     outputs = [helper.make_tensor_value_info("y", ONNX_TYPES[dtype], None)]
-    return _serialise(node, inputs, outputs, [as_tensor("b", weight)])
+    return _serialise(node, inputs, outputs, [as_tensor(name, values) for name, values in constants.items()])
+
+
+def matmul_nbits_model(constants: dict[str, np.ndarray], **attributes) -> bytes:
+    """com.microsoft::MatMulNBits over constant inputs b, scales and, where given, zero_points; input a, output y."""
+    names = _without_trailing_gaps(
+        ["a", *(name if name in constants else "" for name in ("b", "scales", "zero_points"))]
+    )
+    node = helper.make_node("MatMulNBits", names, ["y"], name="gemm", domain="com.microsoft", bits=4, **attributes)
+    inputs = [helper.make_tensor_value_info("a", TensorProto.FLOAT, ["m", "k"])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    return _serialise(node, inputs, outputs, [as_tensor(name, values) for name, values in constants.items()])
 
 
 def attention_model(

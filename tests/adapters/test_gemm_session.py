@@ -6,11 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import ml_dtypes
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 import fdpp_ort
+from fdpp_ort.export.pack import packed_int4
 
-from .models import gemm_model
+from .models import gemm_model, matmul_nbits_model
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
@@ -55,6 +57,86 @@ def test_runtime_gemm(session, forced, m, n, k, dtype):
     assert (record["variant"], record["reason"]) == ("cpu_runtime_gemm", "forced")
 
 
+def int4_weights(rows: int, k: int, block: int, zero_points: bool, seed: int = 0):
+    """MatMulNBits' constants by name, the same for FdppFlatGemm, and what they stand for, [rows, k] in float64."""
+    rng = np.random.default_rng(seed)
+    blocks = -(-k // block)
+    numbers = rng.integers(0, 16, (rows, blocks, block), np.uint8)
+    theirs = {
+        "b": numbers[..., ::2] | numbers[..., 1::2] << 4,
+        "scales": rng.uniform(0.1, 0.3, (rows, blocks)).astype(np.float32),
+    }
+    zero = np.full((rows, blocks), 8, np.uint8)
+    if zero_points:
+        padded = rng.integers(0, 16, (rows, blocks + blocks % 2), np.uint8)
+        zero = padded[:, :blocks]
+        theirs["zero_points"] = padded[:, ::2] | padded[:, 1::2] << 4
+    ours = theirs | {"b": packed_int4(ir.Tensor(theirs["b"]), rows, "b").numpy()}
+    values = (numbers.astype(np.float64) - zero[..., None]) * theirs["scales"][..., None]
+    return theirs, ours, values.reshape(rows, -1)[:, :k]
+
+
+@pytest.mark.parametrize("accuracy_level", [0, 4])
+@pytest.mark.parametrize("zero_points", [False, True])
+@pytest.mark.parametrize("block", [16, 32, 64, 128])
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 33, 300), (8, 576, 576), (40, 96, 200)])
+def test_int4_beside_matmul_nbits(session, m, n, k, block, zero_points, accuracy_level):
+    """The same numbers, in the layout of either op; rounding A costs no more here than there."""
+    theirs, ours, values = int4_weights(n, k, block, zero_points)
+    settings = {"N": n, "K": k, "block_size": block, "accuracy_level": accuracy_level}
+    a = np.random.default_rng(1).standard_normal((m, k), np.float32)
+    (expected,) = session(matmul_nbits_model(theirs, **settings)).run(None, {"a": a})
+    (y,) = session(gemm_model(ours.pop("b"), constants=ours, **settings)).run(None, {"a": a})
+    exact = a.astype(np.float64) @ values.T
+    assert y.shape == expected.shape
+    assert np.abs(y - exact).max() < 1.5 * np.abs(expected - exact).max() + 1e-6 * np.abs(exact).max()
+    if accuracy_level == 0:
+        assert np.abs(y - exact).max() < 1e-5 * np.abs(exact).max()
+
+
+def quantised_weights(form: str, rows: int, k: int):
+    """b, its scales and zero points, the attributes that say so, and what they stand for, [rows, k] in float64."""
+    rng = np.random.default_rng(2)
+    if form == "int4":
+        _, constants, values = int4_weights(rows, k, 32, True)
+        return constants.pop("b"), constants, {"block_size": 32}, values
+    scales = rng.uniform(0.1, 0.3, 1 if form == "fp8" else rows).astype(np.float32)
+    if form == "int8":
+        b = rng.integers(-128, 128, (rows, k), np.int8)
+    else:
+        b = rng.standard_normal((rows, k)).astype(ml_dtypes.float8_e4m3fn)
+    return b, {"scales": scales}, {}, b.astype(np.float64) * scales[:, None]
+
+
+@pytest.mark.parametrize("form", ["int8", "fp8", "int4"])
+@pytest.mark.parametrize(("m", "n", "k"), [(7, 33, 47), (20, 6000, 576)])
+@pytest.mark.parametrize("variant", ["", "cpu_runtime_gemm"])
+def test_all_around_a_product(session, forced, form, m, n, k, variant):
+    """Norm, gates, bias and residual with quantised weights; (6000, 576) takes the runtime's product several pieces."""
+    forced("FdppFlatGemm", variant)
+    b, constants, settings, values = quantised_weights(form, 2 * n, k)
+    rng = np.random.default_rng(3)
+    a, residual = rng.standard_normal((m, k), np.float32), rng.standard_normal((m, n), np.float32)
+    bias, norm_weight = rng.standard_normal(2 * n, np.float32), rng.uniform(0.5, 1.5, k).astype(np.float32)
+    model = gemm_model(
+        b,
+        bias=True,
+        residual=True,
+        constants=constants | {"norm_weight": norm_weight},
+        N=n,
+        K=k,
+        activation="silu_mul",
+        norm_epsilon=1e-3,
+        **settings,
+    )
+    (y,) = session(model).run(None, {"a": a, "bias": bias, "residual": residual})
+    x = a.astype(np.float64)
+    x = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-3) * norm_weight
+    gate, up = np.split(x @ values.T + bias, 2, axis=1)
+    expected = gate / (1 + np.exp(np.minimum(-gate, 700))) * up + residual
+    assert np.abs(y - expected).max() < 1e-5 * np.abs(expected).max()
+
+
 def test_leading_dimensions(session):
     a, b, expected = problem(6, 33, 47, "float32")
     (y,) = session(gemm_model(b, rank=4)).run(None, {"a": a.reshape(1, 2, 3, 47)})
@@ -85,8 +167,9 @@ def test_threads_share_a_session(session, m):
         ({"N": 34}, {}, r"B has shape \[33, 47\], expected \[N, K\] = \[34, 47\]"),
         ({"K": 48}, {}, r"A has shape \[2, 47\], expected a last dimension of K = 48"),
         ({"weight_format": "f16"}, {}, "B is float32 but weight_format says f16"),
-        ({"weight_format": "int4"}, {}, 'weight_format "int4" is not supported'),
-        ({"activation": "gelu"}, {}, 'activation "gelu" is not supported'),
+        ({"weight_format": "int4"}, {}, "block_size is 0, expected 16, 32, 64 or 128"),
+        ({"weight_format": "int8"}, {}, "B is float32 but weight_format says int8"),
+        ({"activation": "tanh"}, {}, 'activation is "tanh", expected none, relu'),
         ({"N": 0}, {}, "N is 0"),
         ({}, {"a": np.zeros((2, 46), np.float32)}, r"A has shape \[2, 46\]"),
     ],

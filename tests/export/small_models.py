@@ -130,6 +130,40 @@ class _Builder:
         return self.node("Add", [x, out], f"x.{layer + 1}")
 
 
+def quantise(
+    model: onnx.ModelProto,
+    name: str,
+    *,
+    block_size: int = 16,
+    zero_points: bool = False,
+    flat: bool = False,
+    **attributes: int,
+) -> None:
+    """Turns the MatMul `name` into a MatMulNBits over random numbers. flat: scales and zero points have one dimension.
+
+    The float weight goes, unless others read it.
+    """
+    node = node_named(model, name)
+    weight = next(w for w in model.graph.initializer if w.name == node.input[1])
+    k, n = weight.dims
+    blocks = -(-k // block_size)
+    random = np.random.default_rng(n * k + block_size)
+    values = {"numbers": random.integers(0, 256, (n, blocks, block_size // 2), np.uint8)}
+    scales = random.uniform(0.5, 1, (n, blocks)).astype(helper.tensor_dtype_to_np_dtype(weight.data_type)) / 32
+    values["scales"] = scales.ravel() if flat else scales
+    if zero_points:
+        points = random.integers(0, 256, (n, -(-blocks // 2)), np.uint8)
+        values["zero_points"] = points.ravel() if flat else points
+    model.graph.initializer.extend(numpy_helper.from_array(array, f"{name}.{key}") for key, array in values.items())
+    del node.input[1:]
+    if not any(weight.name in other.input for other in model.graph.node):
+        model.graph.initializer.remove(weight)
+    node.input.extend(f"{name}.{key}" for key in values)
+    node.op_type, node.domain = "MatMulNBits", "com.microsoft"
+    for key, value in ({"N": n, "K": k, "bits": 4, "block_size": block_size} | attributes).items():
+        node.attribute.append(helper.make_attribute(key, value))
+
+
 def attention_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     """The attention nodes of a decoder, in the order of its layers."""
     return [node for node in model.graph.node if "Attention" in node.op_type]

@@ -14,6 +14,7 @@ from reference.attention import AttentionResult, AttentionTensors
 from reference.attention import attention as reference_attention
 from reference.cache import LIMITS, assert_stored, quantise
 from reference.gemm import gemm as reference_gemm
+from reference.gemm import pack_int4, weight_values
 
 from fdpp_ort import _core
 
@@ -51,11 +52,10 @@ def shapes_only(case: AttentionCase | GemmCase) -> dict[str, object]:
     """The inputs of `case` without contents, for planning."""
     t = dtype_of(case.dtype)
     if isinstance(case, GemmCase):
+        types = {"B": dtype_of(case.weight_dtype), "zero_points": torch.uint8}
         return {
-            "A": torch.empty(case.m, case.k, dtype=t),
-            "B": torch.empty(case.n, case.k, dtype=dtype_of(case.weight_dtype)),
-            "bias": torch.empty(case.n, dtype=t) if case.bias else None,
-            "residual": torch.empty(case.m, case.n, dtype=t) if case.residual else None,
+            name: None if shape is None else torch.empty(shape, dtype=types.get(name, t))
+            for name, shape in case.shapes().items()
         }
     heads = case.kv_heads * case.head_size
     past = None
@@ -321,19 +321,33 @@ class AttentionCall:
 @functools.lru_cache(maxsize=2)
 def gemm_tensors(case: GemmCase) -> dict[str, torch.Tensor | None]:
     """Random inputs on the CPU in the op's types, by input name."""
-    a, b, bias, residual = random(
-        case,
-        (case.m, case.k),
-        (case.n, case.k),
-        (case.n,) if case.bias else None,
-        (case.m, case.n) if case.residual else None,
-    )
+    shapes = case.shapes()
     t = dtype_of(case.dtype)
+    a, scales, bias, residual, norm_weight = random(
+        case, *(shapes[name] for name in ("A", "scales", "bias", "residual", "norm_weight"))
+    )
+    (b,) = random((case, "B"), (case.weight_rows, case.k))
+    generator = torch.Generator().manual_seed(zlib.crc32(repr(case).encode()))
+    zero_points = None
+    if case.weight_format == "int4":
+        # Numbers and zero points of all sizes, also in what pads a row's end.
+        shape = (case.weight_rows, case.blocks * case.block_size)
+        b = pack_int4(torch.randint(0, 16, shape, generator=generator))
+        if case.zero_points:
+            zero_points = torch.randint(0, 256, shapes["zero_points"], generator=generator, dtype=torch.uint8)
+    elif case.weight_format == "int8":
+        b = (b * 40).round().clamp(-128, 127)
+    if scales is not None:
+        scales = 0.1 + torch.sigmoid(scales) / 5
+
     return {
         "A": a.to(t),
         "B": b.to(dtype_of(case.weight_dtype)),
+        "scales": None if scales is None else scales.to(t),
+        "zero_points": zero_points,
         "bias": None if bias is None else bias.to(t),
         "residual": None if residual is None else residual.to(t),
+        "norm_weight": None if norm_weight is None else (1 + norm_weight / 4).to(t),
     }
 
 
@@ -344,8 +358,21 @@ def expected_gemm(case: GemmCase) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def expect_gemm(case: GemmCase, t: dict[str, torch.Tensor | None]) -> tuple[torch.Tensor, torch.Tensor]:
-    tensors = (t["A"], t["B"], t["bias"], t["residual"])
-    return reference_gemm(*tensors, precision.EXACT), reference_gemm(*tensors, precision.naive(dtype_of(case.dtype)))
+    def compute(how: precision.Precision, rounded_block: int) -> torch.Tensor:
+        return reference_gemm(
+            t["A"],
+            weight_values(t["B"], t["scales"], t["zero_points"], case.k, case.block_size, how),
+            t["bias"],
+            t["residual"],
+            how,
+            activation=case.activation,
+            norm_weight=t["norm_weight"],
+            rounded_block=rounded_block,
+        )
+
+    # What accuracy_level 4 permits is part of the naive computation's error.
+    rounded_block = case.block_size if case.accuracy_level == 4 else 0
+    return compute(precision.EXACT, 0), compute(precision.naive(dtype_of(case.dtype)), rounded_block)
 
 
 class GemmCall:
@@ -398,13 +425,15 @@ def same_bits(x: torch.Tensor, y: torch.Tensor) -> bool:
     return torch.equal(x.cpu().contiguous().view(integer), y.cpu().contiguous().view(integer))
 
 
+# What a processor and a runtime can have that variants ask for.
+EVERYTHING = {"isa": "avx512", "avx_vnni": True, "avx512_vnni": True, "host_gemm": True}
 # Some GPU variants ask for libraries that only a GPU machine has.
 BACKENDS = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 def check_every_variant_is_tested(op: str, backend: str, cases: list, fewest: int) -> None:
     """Every variant of `backend` takes at least `fewest` cases on a machine that has all it asks for."""
-    counts = collections.Counter(name for _, name, _ in supporting(op, cases, isa="avx512", host_gemm=True))
+    counts = collections.Counter(name for _, name, _ in supporting(op, cases, **EVERYTHING))
     variants = [v for v in _core.variants() if (v["op"], v["backend"]) == (op, backend)]
     assert variants, f"this build has no {backend} variants of {op}"
     for v in variants:

@@ -9,7 +9,10 @@ from cases import (
     BIASES,
     CACHES,
     CONTEXTS,
+    GEMM_ACTIVATIONS,
+    GEMM_BLOCKS,
     GEMM_CASES,
+    GEMM_PLAIN,
     GEMM_ROWS,
     GEMM_TYPES,
     GEMM_WEIGHTS,
@@ -66,7 +69,18 @@ def test_gemm_axes(types: tuple[str, str]) -> None:
     cases = [c for c in GEMM_CASES if (c.dtype, c.weight_dtype) == types]
     assert {c.m for c in cases} == set(GEMM_ROWS)
     assert {(c.n, c.k) for c in cases} == set(GEMM_WEIGHTS)
-    assert {(c.bias, c.residual) for c in cases} == {(x, y) for x in (False, True) for y in (False, True)}
+    both = (False, True)
+    assert {(c.bias, c.residual) for c in cases} == {(x, y) for x in both for y in both}
+    if types[0] not in GEMM_PLAIN:
+        assert {(c.activation, c.norm) for c in cases} == {(x, y) for x in GEMM_ACTIVATIONS for y in both}
+        assert any(c.activation == "silu_mul" and c.bias and c.residual for c in cases)
+    if types[1] == "float8e4m3fn":
+        assert {c.one_scale for c in cases} == set(both)
+    if types[1] == "uint8":
+        for accuracy_level in (0, 4):
+            some = [c for c in cases if c.accuracy_level == accuracy_level]
+            assert {(c.block_size, c.zero_points) for c in some} == {(x, y) for x in GEMM_BLOCKS for y in both}
+            assert all(any(c.k % c.block_size for c in some if c.block_size == block) for block in GEMM_BLOCKS)
 
 
 def test_ids_are_unique() -> None:

@@ -38,6 +38,41 @@ VALUE_ERRORS = {
     "b_type": ({}, {"B": torch.ones(N, K).half()}, "B is float16 but weight_format says f32"),
     "a_columns": ({}, {"A": torch.ones(M, K + 1)}, r"A has shape \[4, 11\], expected a last dimension of K = 10"),
     "a_scalar": ({}, {"A": torch.ones(())}, r"A has shape \[\], expected a last dimension of K = 10"),
+    "weight_format": (
+        {"weight_format": "int3"},
+        {},
+        'weight_format is "int3", expected f32, f16, bf16, int8, fp8 or int4',
+    ),
+    "activation": (
+        {"activation": "tanh"},
+        {},
+        'activation is "tanh", expected none, relu, gelu, gelu_tanh, silu or silu_mul',
+    ),
+    "accuracy_level": ({"accuracy_level": 5}, {}, "accuracy_level is 5, expected 0 to 4"),
+    "norm_epsilon": ({"norm_epsilon": -1.0}, {}, "norm_epsilon is -1.0*, expected a number from 0 on"),
+    "block_size_of_f32": (
+        {"block_size": 32},
+        {},
+        "block_size is 32, expected 0 with weight_format f32, which has no blocks",
+    ),
+    "scales_of_f32": ({}, {"scales": torch.ones(N)}, "scales is given, but weight_format f32 has none"),
+    "zero_points_of_f32": (
+        {},
+        {"zero_points": torch.ones(N, dtype=torch.uint8)},
+        "zero_points is given, but weight_format f32 has none",
+    ),
+    "norm_weight_shape": (
+        {},
+        {"norm_weight": torch.ones(N)},
+        r"norm_weight is float32 \[6\], expected float32 \[10\]",
+    ),
+    "norm_weight_type": ({}, {"norm_weight": torch.ones(K).half()}, "norm_weight is float16"),
+    "silu_mul_rows": ({"activation": "silu_mul"}, {}, r"B has shape \[6, 10\], expected \[2N, K\] = \[12, 10\]"),
+    "silu_mul_bias": (
+        {"activation": "silu_mul"},
+        {"B": torch.ones(2 * N, K), "bias": torch.ones(N)},
+        r"bias is float32 \[6\], expected float32 \[12\]",
+    ),
     "b_shape": ({}, {"B": torch.ones(K, N)}, r"B has shape \[10, 6\], expected \[N, K\] = \[6, 10\]"),
     "b_rank": ({}, {"B": torch.ones(N * K)}, r"B has shape \[60\], expected \[N, K\]"),
     "bias_shape": ({}, {"bias": torch.ones(K)}, r"bias is float32 \[10\], expected float32 \[6\]"),
@@ -57,20 +92,97 @@ def test_invalid(attribute_changes: dict, input_changes: dict, message: str) -> 
         plan(attributes(**attribute_changes), inputs(**input_changes))
 
 
-NOT_SUPPORTED = {
-    "weight_format": (
-        {"weight_format": "int4"},
-        {},
-        'weight_format "int4" is not supported, expected f32, f16 or bf16',
+INT4 = {"weight_format": "int4", "block_size": 16, "K": 40}
+INT4_INPUTS = {
+    "A": torch.ones(M, 40),
+    "B": torch.ones(N, 24, dtype=torch.uint8),
+    "scales": torch.ones(N, 3),
+    "zero_points": torch.ones(N, 2, dtype=torch.uint8),
+}
+INT8_INPUTS = {"A": torch.ones(M, K), "B": torch.ones(N, K, dtype=torch.int8), "scales": torch.ones(N)}
+FP8_INPUTS = INT8_INPUTS | {"B": torch.ones(N, K).to(torch.float8_e4m3fn)}
+QUANTISED_ERRORS = {
+    "no_block_size": (INT4 | {"block_size": 0}, INT4_INPUTS, "block_size is 0, expected 16, 32, 64 or 128"),
+    "block_size": (INT4 | {"block_size": 256}, INT4_INPUTS, "block_size is 256, expected 16, 32, 64 or 128"),
+    "int4_b_type": (INT4, INT4_INPUTS | {"B": torch.ones(N, 24)}, "B is float32 but weight_format says int4"),
+    "int4_b_shape": (
+        INT4,
+        INT4_INPUTS | {"B": torch.ones(N, 20, dtype=torch.uint8)},
+        r"B has shape \[6, 20\], expected \[N, ceil\(K / block_size\) \* block_size / 2\] = \[6, 24\]",
     ),
-    "activation": ({"activation": "gelu"}, {}, 'activation "gelu" is not supported, expected none'),
-    "scales": ({}, {"scales": torch.ones(N)}, "input scales is not supported"),
-    "zero_points": ({}, {"zero_points": torch.ones(N, dtype=torch.uint8)}, "input zero_points is not supported"),
-    "norm_weight": ({}, {"norm_weight": torch.ones(K)}, "input norm_weight is not supported"),
+    "int4_no_scales": (INT4, INT4_INPUTS | {"scales": None}, "scales is missing, which weight_format int4 needs"),
+    "int4_scales_shape": (
+        INT4,
+        INT4_INPUTS | {"scales": torch.ones(N * 3)},
+        r"scales is float32 \[18\], expected float32 \[6, 3\]",
+    ),
+    "int4_scales_type": (INT4, INT4_INPUTS | {"scales": torch.ones(N, 3).half()}, "scales is float16"),
+    "zero_point_packing": (
+        INT4,
+        INT4_INPUTS | {"zero_points": torch.ones(N, 3, dtype=torch.uint8)},
+        r"zero_points is uint8 \[6, 3\], expected uint8 \[6, 2\]",
+    ),
+    "zero_point_type": (
+        INT4,
+        INT4_INPUTS | {"zero_points": torch.ones(N, 2)},
+        r"zero_points is float32 \[6, 2\], expected uint8 \[6, 2\]",
+    ),
+    "int8_no_scales": ({"weight_format": "int8"}, INT8_INPUTS | {"scales": None}, "scales is missing"),
+    "int8_one_scale": (
+        {"weight_format": "int8"},
+        INT8_INPUTS | {"scales": torch.ones(1)},
+        r"scales is float32 \[1\], expected float32 \[6\]",
+    ),
+    "int8_block_size": ({"weight_format": "int8", "block_size": 32}, INT8_INPUTS, "block_size is 32, expected 0"),
+    "int8_zero_points": (
+        {"weight_format": "int8"},
+        INT8_INPUTS | {"zero_points": torch.ones(N, dtype=torch.uint8)},
+        "zero_points is given, but weight_format int8 has none",
+    ),
+    "fp8_b_type": ({"weight_format": "fp8"}, INT8_INPUTS, "B is int8 but weight_format says fp8"),
+    "fp8_scales_shape": (
+        {"weight_format": "fp8"},
+        FP8_INPUTS | {"scales": torch.ones(2)},
+        r"scales is float32 \[2\], expected float32 \[6\]",
+    ),
+}
+
+
+@pytest.mark.parametrize(("attribute_changes", "given", "message"), QUANTISED_ERRORS.values(), ids=QUANTISED_ERRORS)
+def test_invalid_quantised_weights(attribute_changes: dict, given: dict, message: str) -> None:
+    with pytest.raises(ValueError, match="FdppFlatGemm: " + message):
+        plan(attributes(**attribute_changes), given)
+
+
+@pytest.mark.parametrize(
+    ("attribute_changes", "given"),
+    [
+        (INT4, INT4_INPUTS),
+        (INT4, INT4_INPUTS | {"zero_points": None}),
+        ({"weight_format": "int8"}, INT8_INPUTS),
+        ({"weight_format": "fp8"}, FP8_INPUTS),
+        ({"weight_format": "fp8"}, FP8_INPUTS | {"scales": torch.ones(1)}),
+    ],
+)
+def test_quantised_weights(attribute_changes: dict, given: dict) -> None:
+    assert plan(attributes(**attribute_changes), given)["variant"].startswith("cpu_")
+
+
+def test_describes_the_problem() -> None:
+    residual = torch.ones(M, N)
+    given = INT4_INPUTS | {"norm_weight": torch.ones(40), "bias": torch.ones(N), "residual": residual}
+    plan(attributes(**INT4, activation="silu", accuracy_level=4), given)
+    (record,) = [r for r in _core.last_plans() if (r["op"], r["node"]) == ("FdppFlatGemm", "")]
+    assert record["problem"] == (
+        "M=4 N=6 K=40 float32 weights int4/16 +zero_points accuracy 4 +norm +bias silu +residual"
+    )
+
+
+NOT_SUPPORTED = {
     "bfloat16_on_cpu": (
         {"weight_format": "bf16"},
         {"A": torch.ones(M, K).bfloat16(), "B": torch.ones(N, K).bfloat16()},
-        "no kernel for M=4 N=6 K=10 bfloat16 weights bfloat16 on cpu",
+        "no kernel for M=4 N=6 K=10 bfloat16 weights bf16 on cpu",
     ),
 }
 
@@ -83,6 +195,9 @@ def test_not_supported(attribute_changes: dict, input_changes: dict, message: st
 
 def test_no_rows_is_no_error() -> None:
     _core.gemm(attributes(), inputs(A=torch.ones(0, K)), {"Y": torch.ones(0, N)})
+    given = INT4_INPUTS | {"A": torch.ones(0, 40), "norm_weight": torch.ones(40)}
+    gated = attributes(**INT4, N=N // 2, activation="silu_mul", accuracy_level=4)
+    _core.gemm(gated, given, {"Y": torch.ones(0, N // 2)})
 
 
 def test_output() -> None:

@@ -53,6 +53,30 @@ def test_gemm_inflections_on_the_cpu(m: int, kind: str, isa: str) -> None:
     assert plan["variant"] == ("cpu_runtime_gemm" if kind == "runtime_gemm" else f"cpu_{isa}_{kind}")
 
 
+@pytest.mark.parametrize(
+    ("isa", "vnni", "accuracy_level", "name"),
+    [
+        ("avx512", {"avx512_vnni": True, "avx_vnni": True}, 4, "cpu_avx512_vnni"),
+        ("avx512", {"avx512_vnni": True, "avx_vnni": True}, 0, "cpu_avx512"),
+        ("avx512", {"avx512_vnni": False, "avx_vnni": False}, 4, "cpu_avx512"),
+        ("avx2", {"avx512_vnni": False, "avx_vnni": True}, 4, "cpu_avx2_vnni"),
+        ("avx2", {"avx512_vnni": False, "avx_vnni": False}, 4, "cpu_avx2"),
+    ],
+)
+def test_int4_takes_vnni_where_it_may(isa: str, vnni: dict[str, bool], accuracy_level: int, name: str) -> None:
+    if not any("vnni" in variant for variant in names(GEMM, "cpu")):
+        assert not any("avx" in variant for variant in names(GEMM, "cpu")), "an x86 build has both"
+        return
+    attributes = {"N": 48, "K": 64, "weight_format": "int4", "block_size": 32, "accuracy_level": accuracy_level}
+    for m, kind in ((1, "gemv"), (8, "flat")):
+        inputs = {
+            "A": torch.empty(m, 64),
+            "B": torch.empty(48, 32, dtype=torch.uint8),
+            "scales": torch.empty(48, 2),
+        }
+        assert _core.plan_gemm(attributes, inputs, cpu(isa=isa, **vnni))["variant"] == f"{name}_{kind}"
+
+
 def test_gemm_without_the_runtimes_product() -> None:
     """The nearest kind takes what the runtime would."""
     assert "flat" in plan_gemm(100, 576, 192, cpu(host_gemm=False))["variant"]
@@ -195,7 +219,7 @@ def test_records() -> None:
         {"N": 64, "K": 32, "weight_format": "f32"}, {"A": torch.ones(3, 32), "B": torch.ones(64, 32)}, {"Y": y}
     )
     (record,) = _core.last_plans()
-    problem = "M=3 N=64 K=32 float32 weights float32"
+    problem = "M=3 N=64 K=32 float32 weights f32"
     assert plan.pop("split") == {"pieces": 1, "rows": 0, "stages": 0, "algorithm": 0}
     assert record == plan | {"op": GEMM, "node": "", "problem": problem, "out_of_range_rows": 0}
     _core.plan_attention(*attention_call(), cpu())

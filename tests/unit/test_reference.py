@@ -9,7 +9,7 @@ import pytest
 import torch
 from reference.attention import AttentionTensors, attention
 from reference.cache import assert_stored, dequantise, quantise
-from reference.gemm import gemm
+from reference.gemm import gemm, pack_int4, rounded_to_int8, unpack_int4, weight_values
 from reference.precision import EXACT, assert_accurate, naive
 
 
@@ -146,6 +146,41 @@ def test_gemm_equals_loops() -> None:
     a, b = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[1.0, 0.5, 0.0], [0.0, 0.0, -1.0]])
     y = gemm(a, b, torch.tensor([10.0, 20.0]), torch.tensor([[100.0, 200.0]]), EXACT)
     assert y.tolist() == [[112.0, 217.0]]
+
+
+def test_gemm_norm_and_gate() -> None:
+    a, b = torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    y = gemm(a, b, None, None, EXACT, activation="silu_mul", norm_weight=torch.tensor([2.0, 0.5]), norm_epsilon=12.5)
+    # The mean square 12.5 and epsilon add up to 25, so the row becomes [6 / 5, 2 / 5].
+    assert y.item() == pytest.approx(1.2 / (1 + math.exp(-1.2)) * 0.4)
+
+
+def test_int4_layout() -> None:
+    """The pair 2j, 2j + 1 of a word's numbers is (word >> 4j) & 0x000f000f."""
+    numbers = torch.randint(0, 16, (3, 24), generator=torch.Generator().manual_seed(0))
+    packed = pack_int4(numbers)
+    assert packed.shape == (3, 12) and packed.dtype == torch.uint8
+    assert torch.equal(unpack_int4(packed, 21), numbers[:, :21])
+    for row, word_bytes in enumerate(packed):
+        for w in range(3):
+            word = int.from_bytes(bytes(word_bytes[4 * w : 4 * w + 4].tolist()), "little")
+            for j in range(4):
+                pair = word >> 4 * j & 0x000F000F
+                assert [pair & 15, pair >> 16] == numbers[row, 8 * w + 2 * j : 8 * w + 2 * j + 2].tolist()
+
+
+def test_int4_values() -> None:
+    numbers = torch.arange(32).view(1, 32) % 16
+    b, scales, zero_points = pack_int4(numbers), torch.tensor([[2.0, 0.5]]), torch.tensor([[0x3A]], dtype=torch.uint8)
+    values = weight_values(b, scales, zero_points, 20, 16, EXACT)
+    assert values.tolist() == [[2.0 * (q - 10) for q in range(16)] + [0.5 * (q - 3) for q in range(4)]]
+    assert weight_values(b, scales, None, 20, 16, EXACT)[0, 16].item() == -4.0
+
+
+def test_rounding_to_int8() -> None:
+    a = torch.tensor([[127.0, 0.4, -0.6, 63.5, 0.0, 0.0, 0.0, 0.0, 12.7, 1.26]])
+    expected = [127.0, 0.0, -1.0, 64.0, 0.0, 0.0, 0.0, 0.0, 12.7, 1.3]
+    assert rounded_to_int8(a, 4)[0].tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_naive_rounds_to_the_types() -> None:

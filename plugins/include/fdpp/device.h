@@ -30,6 +30,8 @@ struct DeviceInfo {
   double memory_bandwidth = 0;           // bytes/s by clock and bus width; 0 where the driver does not say
   // CPU
   CpuIsa isa = CpuIsa::scalar;
+  bool avx_vnni = false;                 // products of 8-bit integers in 256-bit vectors (AVX-VNNI)
+  bool avx512_vnni = false;              // and in 512-bit ones
   int threads = 1;                       // hardware threads this process may use
   bool host_gemm = false;                // the calling runtime lends its own matrix product (HostRuntime::gemm)
 };

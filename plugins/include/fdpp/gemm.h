@@ -1,8 +1,9 @@
-// FdppFlatGemm: Y = A · Bᵀ (+ bias) (+ residual) for the few rows of A that decoding has; any M works.
+// FdppFlatGemm: Y = act(norm(A) · Bᵀ (+ bias)) (+ residual) for the few rows of A that decoding has; any M works.
 //
 //   check_gemm()  ->  plan_gemm()  ->  run_gemm(), with the roles of attention.h
 //
-// Layouts (row-major): A [..., K], flattened to M rows; B [N, K] with K contiguous; bias [N]; residual and Y [..., N]. Y overlaps no input.
+// Layouts (row-major): A [..., K], flattened to M rows; B of R rows, in the layouts of WeightFormat; bias [R]; residual
+// and Y [..., N]; norm_weight [K]. R is N, with silu_mul 2N. Y overlaps no input.
 #pragma once
 
 #include <cstddef>
@@ -17,21 +18,53 @@
 
 namespace fdpp {
 
+// What B holds for its R rows of K values. The K values of a row are contiguous in all formats.
+//   f32, f16, bf16   [R, K] of that element type
+//   int8             int8 [R, K], value = q · scale, scales T [R]
+//   fp8              float8e4m3fn [R, K], value = q · scale, scales T [R] or [1]
+//   int4             uint8 [R, blocks · block_size / 2] for blocks = ceil(K / block_size) blocks of a row, value =
+//                    (q - zero point) · scale, scales T [R, blocks], zero_points uint8 [R, ceil(blocks / 2)], two a
+//                    byte and the low half first, 8 where the input is absent
+// Every 8 consecutive int4 values of a row are one little-endian 32-bit word, whose bits 4j to 4j + 3 hold value 2j for
+// j < 4 and value 2 (j - 4) + 1 for j >= 4: the pair of values 2j and 2j + 1 is (word >> 4j) & 0x000f000f, one in each
+// 16-bit half. What lies beyond K in the last block is arbitrary and reaches no result.
+enum class WeightFormat : uint8_t { f32, f16, bf16, int8, fp8, int4 };
+FDPP_API const char* weight_format_name(WeightFormat format);
+FDPP_API DType weight_dtype(WeightFormat format);  // B's element type
+
+// What becomes of product plus bias, before the residual is added. gelu is the one of erf. silu_mul: B holds N rows of
+// gates, then N rows of what they gate, and Y = silu(gate) · up.
+enum class Activation : uint8_t { none, relu, gelu, gelu_tanh, silu, silu_mul };
+FDPP_API const char* activation_name(Activation activation);
+
 struct GemmAttributes {
   int64_t n = 0;
   int64_t k = 0;
-  std::string weight_format;            // "f32", "f16" or "bf16": B's element type
-  std::string activation = "none";
+  std::string weight_format;            // a name of WeightFormat
+  int64_t block_size = 0;               // of int4: values of a row that share a scale: 16, 32, 64 or 128
+  std::string activation = "none";      // a name of Activation
+  float norm_epsilon = 1e-6f;           // added to a row's mean square where norm_weight is given
+  int64_t accuracy_level = 0;           // as MatMulNBits': 4 lets int4 kernels round A to int8, block by block
 };
 
 struct GemmProblem {
   int64_t m = 0;
   int64_t n = 0;
   int64_t k = 0;
-  DType dtype = DType::undefined;         // of A, bias, residual and Y
-  DType weight_dtype = DType::undefined;  // of B
+  DType dtype = DType::undefined;         // of all but B and zero_points
+  WeightFormat weight_format = WeightFormat::f32;
+  int64_t block_size = 0;                 // of int4; 0 in other formats
+  bool one_scale = false;                 // fp8: all rows share it
+  bool has_zero_points = false;
+  Activation activation = Activation::none;
   bool has_bias = false;
   bool has_residual = false;
+  bool has_norm = false;                  // A becomes A · rsqrt(mean(A²) + norm_epsilon) · norm_weight, row by row
+  float norm_epsilon = 0;
+  int accuracy_level = 0;
+
+  FDPP_API int64_t weight_rows() const;   // of B: R
+  FDPP_API int64_t blocks() const;        // of a row of B; 0 in formats other than int4
 };
 FDPP_API std::string describe(const GemmProblem& problem);
 

@@ -68,6 +68,10 @@ const DeviceInfo& cpu_device() {
     d.backend = Backend::cpu;
     d.name = processor_name();
     d.isa = detect_isa();
+#if defined(__x86_64__) && defined(__GNUC__)
+    d.avx_vnni = d.isa >= CpuIsa::avx2 && __builtin_cpu_supports("avxvnni");
+    d.avx512_vnni = d.isa >= CpuIsa::avx512 && __builtin_cpu_supports("avx512vnni");
+#endif
     d.threads = usable_threads();
     return d;
   }();

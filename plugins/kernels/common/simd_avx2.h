@@ -3,6 +3,8 @@
 
 #include <immintrin.h>
 
+#include <cstring>
+
 #include "kernels/common/eight_bit.h"
 #include "kernels/common/float16.h"
 
@@ -83,6 +85,60 @@ inline Vec times_power_of_two(Vec v, Vec n) {
   const __m256i exponent = _mm256_max_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(-127));
   const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(exponent, _mm256_set1_epi32(127)), 23);
   return _mm256_mul_ps(v, _mm256_castsi256_ps(power));
+}
+
+struct Levels {
+  Vec scale, offset;
+};
+inline Levels levels(float scale, float zero) { return {set(scale), set(-scale * zero)}; }
+inline Vec nibbles(const uint8_t* p, __m256i shift) {
+  int word;
+  std::memcpy(&word, p, sizeof(word));
+  return _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32(word), shift), _mm256_set1_epi32(15)));
+}
+inline Vec decode(const Levels& block, const uint8_t* words, int64_t k) {
+  return fma(nibbles(words + k / 2, _mm256_setr_epi32(0, 16, 4, 20, 8, 24, 12, 28)), block.scale, block.offset);
+}
+inline Vec load_nibbles(const uint8_t* p, int n) {
+  uint8_t bytes[kWidth / 2] = {};
+  if (n == kWidth)
+    std::memcpy(bytes, p, sizeof(bytes));
+  else
+    for (int i = 0; 2 * i < n; ++i) bytes[i] = p[i];
+  return nibbles(bytes, _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
+}
+
+struct Words {
+  __m256i low, high;
+};
+inline Words load_words(const uint8_t* p, int n) {
+  const __m256i words = n == kWidth ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))
+                                    : _mm256_maskload_epi32(reinterpret_cast<const int*>(p), first_lanes(n));
+  const __m256i half = _mm256_set1_epi8(15);
+  return {_mm256_and_si256(words, half), _mm256_and_si256(_mm256_srli_epi32(words, 4), half)};
+}
+inline void split_for_words(const Int8* x, Int8* low, Int8* high) {
+  const __m128i order = _mm_setr_epi8(0, 4, 1, 5, 8, 12, 9, 13, 2, 6, 3, 7, 10, 14, 11, 15);
+  const __m128i split = _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)), order);
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(low), split);
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(high), _mm_unpackhi_epi64(split, split));
+}
+inline Vec dot(const Words& words, const Int8* x) {
+  const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
+  const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + 4 * kWidth));
+#if defined(__AVXVNNI__)
+  const __m256i lows = _mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), words.low, low);
+  const __m256i sums = _mm256_dpbusd_avx_epi32(lows, words.high, high);
+#else
+  // Four products of 15 by 127 fit 16 bits.
+  const __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(words.low, low), _mm256_maddubs_epi16(words.high, high));
+  const __m256i sums = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#endif
+  return _mm256_cvtepi32_ps(sums);
+}
+inline Vec spread(const float* p, int n, int shift) {
+  const __m256i which = _mm256_srli_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), shift);
+  return _mm256_permutevar8x32_ps(_mm256_maskload_ps(p, first_lanes(n)), which);
 }
 
 inline __m128 fold(Vec v) { return _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1)); }

@@ -83,6 +83,56 @@ inline Vec select_greater(Vec a, Vec b, Vec yes, Vec no) {
 inline Vec round_to_integer(Vec v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline Vec times_power_of_two(Vec v, Vec n) { return _mm512_scalef_ps(v, n); }
 
+using Levels = Vec;
+inline Levels levels(float scale, float zero) { return mul(sub(iota(), set(zero)), set(scale)); }
+// The first word in the lower half, the second in the upper one.
+inline __m512i two_words(__m128i words) {
+  const __m512i which = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+  return _mm512_permutexvar_epi32(which, _mm512_castsi128_si512(words));
+}
+// Every lane shifts its number down; the permutation looks at the lowest four bits alone.
+inline Vec decode(const Levels& block, const uint8_t* words, int64_t k) {
+  const __m512i shift = _mm512_setr_epi32(0, 16, 4, 20, 8, 24, 12, 28, 0, 16, 4, 20, 8, 24, 12, 28);
+  const __m128i both = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(words + k / 2));
+  return _mm512_permutexvar_ps(_mm512_srlv_epi32(two_words(both), shift), block);
+}
+inline Vec load_nibbles(const uint8_t* p, int n) {
+  const __m512i shift = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
+  const __m128i bytes = _mm_maskz_loadu_epi8(first_lanes((n + 1) / 2), p);
+  return _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srlv_epi32(two_words(bytes), shift), _mm512_set1_epi32(15)));
+}
+
+struct Words {
+  __m512i low, high;
+};
+inline Words load_words(const uint8_t* p, int n) {
+  const __m512i words = n == kWidth ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi32(first_lanes(n), p);
+  const __m512i half = _mm512_set1_epi8(15);
+  return {_mm512_and_si512(words, half), _mm512_and_si512(_mm512_srli_epi32(words, 4), half)};
+}
+inline void split_for_words(const Int8* x, Int8* low, Int8* high) {
+  const __m128i order = _mm_setr_epi8(0, 4, 1, 5, 8, 12, 9, 13, 2, 6, 3, 7, 10, 14, 11, 15);
+  const __m128i split = _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)), order);
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(low), split);
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(high), _mm_unpackhi_epi64(split, split));
+}
+inline Vec dot(const Words& words, const Int8* x) {
+  const __m512i low = _mm512_loadu_si512(x), high = _mm512_loadu_si512(x + 4 * kWidth);
+#if defined(__AVX512VNNI__)
+  const __m512i lows = _mm512_dpbusd_epi32(_mm512_setzero_si512(), words.low, low);
+  const __m512i sums = _mm512_dpbusd_epi32(lows, words.high, high);
+#else
+  // Four products of 15 by 127 fit 16 bits.
+  const __m512i pairs = _mm512_add_epi16(_mm512_maddubs_epi16(words.low, low), _mm512_maddubs_epi16(words.high, high));
+  const __m512i sums = _mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+#endif
+  return _mm512_cvtepi32_ps(sums);
+}
+inline Vec spread(const float* p, int n, int shift) {
+  const __m512i which = _mm512_srli_epi32(_mm512_cvtps_epi32(iota()), static_cast<unsigned>(shift));
+  return _mm512_permutexvar_ps(which, _mm512_maskz_loadu_ps(first_lanes(n), p));
+}
+
 inline float max_of(Vec v) { return _mm512_reduce_max_ps(v); }
 inline float sum_of(Vec v) { return _mm512_reduce_add_ps(v); }
 inline __m256 fold(Vec v) { return _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)); }

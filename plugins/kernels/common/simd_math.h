@@ -42,12 +42,57 @@ inline Vec tanh(Vec x) {
   return select_greater(magnitude, set(0.625f), select_greater(x, set(0), far, sub(set(0), far)), near);
 }
 
+inline Vec erf(Vec x) {
+  const Vec magnitude = max(x, sub(set(0), x));
+  // From 1 on: 1 - e^q(|x|); beyond 4, where float32 has 1 alone, as at 4. Least absolute error.
+  const Vec bounded = select_greater(magnitude, set(4), set(4), magnitude);
+  Vec q = set(1.87971891e-4f);
+  q = fma(q, bounded, set(-2.96400813e-3f));
+  q = fma(q, bounded, set(2.19064858e-2f));
+  q = fma(q, bounded, set(-1.03256226e-1f));
+  q = fma(q, bounded, set(-6.37964964e-1f));
+  q = fma(q, bounded, set(-1.12720227f));
+  q = fma(q, bounded, set(-3.12466058e-4f));
+  const Vec far = sub(set(1), exp(q));
+  // Below 1: x + x p(x^2), least relative error.
+  const Vec u = mul(x, x);
+  Vec p = set(7.85383818e-5f);
+  p = fma(p, u, set(-8.01018672e-4f));
+  p = fma(p, u, set(5.18832682e-3f));
+  p = fma(p, u, set(-2.68538110e-2f));
+  p = fma(p, u, set(1.12835854e-1f));
+  p = fma(p, u, set(-3.76126260e-1f));
+  p = fma(p, u, set(1.28379166e-1f));
+  return select_greater(magnitude, set(1), select_greater(x, set(0), far, sub(set(0), far)), fma(p, x, x));
+}
+
+// How a part of an array is touched: a whole Vec of it, or its last few elements.
+struct AllLanes {
+  template <typename T>
+  Vec load(const T* p) const { return fdpp::load(p); }
+  template <typename T>
+  void store(T* p, Vec v) const { fdpp::store(p, v); }
+};
+struct FirstLanes {
+  int count;
+  template <typename T>
+  Vec load(const T* p) const { return load_first(p, count); }
+  template <typename T>
+  void store(T* p, Vec v) const { store_first(p, v, count); }
+};
+
+// part(i, lanes) for each Vec of an array of n elements, i being its first.
+template <typename Part>
+inline void each_vector(int64_t n, const Part& part) {
+  int64_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) part(i, AllLanes{});
+  if (i < n) part(i, FirstLanes{static_cast<int>(n - i)});
+}
+
 // y[0..n) = x[0..n), converted.
 template <typename From, typename To>
 inline void convert(const From* x, To* y, int64_t n) {
-  int64_t i = 0;
-  for (; i + kWidth <= n; i += kWidth) store(y + i, load(x + i));
-  if (i < n) store_first(y + i, load_first(x + i, static_cast<int>(n - i)), static_cast<int>(n - i));
+  each_vector(n, [=](int64_t i, auto lanes) { lanes.store(y + i, lanes.load(x + i)); });
 }
 
 }  // namespace

@@ -2,6 +2,9 @@
 // meaning of the functions that the other simd_*.h share. A kernel file includes exactly one of them.
 #pragma once
 
+#include <cstdint>
+#include <cstring>
+
 #include "kernels/common/eight_bit.h"
 #include "kernels/common/float16.h"
 
@@ -84,6 +87,69 @@ inline Vec times_power_of_two(Vec v, Vec n) {
     const int exponent = n.lane[i] > -127 ? static_cast<int>(n.lane[i]) : -127;
     return v.lane[i] * float_of(static_cast<uint32_t>(exponent + 127) << 23);
   });
+}
+
+// ---- 4-bit numbers, in words of eight as fdpp/gemm.h describes them ----
+
+// Where number k of a word lies.
+inline int nibble_shift(int k) { return 4 * (k / 2 + k % 2 * 4); }
+inline uint32_t word_at(const uint8_t* p) {
+  uint32_t word;
+  std::memcpy(&word, p, sizeof(word));
+  return word;
+}
+
+// The values that the 16 numbers of a block stand for.
+struct Levels {
+  float scale, zero;
+};
+inline Levels levels(float scale, float zero) { return {scale, zero}; }
+// The values of a block's numbers k to k + kWidth - 1; kWidth divides k, `words` is where number 0 lies.
+inline Vec decode(const Levels& block, const uint8_t* words, int64_t k) {
+  const uint32_t word = word_at(words + k / 8 * 4);
+  return each([&](int i) {
+    return (static_cast<float>(word >> nibble_shift(static_cast<int>(k % 8) + i) & 15) - block.zero) * block.scale;
+  });
+}
+// n numbers that are packed two a byte, the low half first, 0 < n <= kWidth. Touches their bytes alone.
+inline Vec load_nibbles(const uint8_t* p, int n) {
+  return each([=](int i) { return i < n ? static_cast<float>(p[i / 2] >> i % 2 * 4 & 15) : 0; });
+}
+
+// kWidth words, ready for products with a row of 8-bit integers.
+struct Words {
+  uint32_t lane[kWidth];
+};
+// Touches n words alone, 0 < n <= kWidth; the others are 0.
+inline Words load_words(const uint8_t* p, int n) {
+  Words words;
+  for (int i = 0; i < kWidth; ++i) words.lane[i] = i < n ? word_at(p + 4 * i) : 0;
+  return words;
+}
+// What 16 integers that meet two words are to become: the first eight bytes meet the low halves of the words' bytes,
+// the last eight the high ones.
+inline void split_for_words(const Int8* x, Int8* low, Int8* high) {
+  constexpr int kLow[] = {0, 4, 1, 5}, kHigh[] = {2, 6, 3, 7};
+  for (int i = 0; i < 8; ++i) {
+    low[i] = x[i / 4 * 8 + kLow[i % 4]];
+    high[i] = x[i / 4 * 8 + kHigh[i % 4]];
+  }
+}
+// For each word the sum of its eight numbers' products with integers: x holds those of the low halves of all kWidth
+// words, then those of the high halves.
+inline Vec dot(const Words& words, const Int8* x) {
+  return each([&](int i) {
+    int sum = 0;
+    for (int b = 0; b < 4; ++b) {
+      const int byte = words.lane[i] >> 8 * b & 255;
+      sum += (byte & 15) * x[4 * i + b].value + (byte >> 4) * x[4 * (kWidth + i) + b].value;
+    }
+    return static_cast<float>(sum);
+  });
+}
+// Lane i is p[i >> shift] where that is one of the first n, which alone are touched, and 0 elsewhere; shift > 0.
+inline Vec spread(const float* p, int n, int shift) {
+  return each([=](int i) { return i >> shift < n ? p[i >> shift] : 0; });
 }
 
 inline float max_of(Vec v) {

@@ -1,76 +1,185 @@
 // The one place that says which FdppFlatGemm calls are well-formed.
+#include <algorithm>
+#include <cmath>
+
 #include "fdpp/gemm.h"
 
 namespace fdpp {
 namespace {
 
+constexpr WeightFormat kFormats[] = {WeightFormat::f32,  WeightFormat::f16, WeightFormat::bf16,
+                                     WeightFormat::int8, WeightFormat::fp8, WeightFormat::int4};
+constexpr Activation kActivations[] = {Activation::none,      Activation::relu, Activation::gelu,
+                                       Activation::gelu_tanh, Activation::silu, Activation::silu_mul};
+
 Status bad(const std::string& what) { return invalid_argument("FdppFlatGemm: " + what); }
 
-Status parse_weight_format(const std::string& text, DType* out) {
-  for (auto [name, dtype] : {std::pair<const char*, DType>{"f32", DType::f32}, {"f16", DType::f16}, {"bf16", DType::bf16}}) {
-    if (text == name) {
-      *out = dtype;
-      return {};
-    }
+template <typename Enum, size_t count>
+Status parse(const char* attribute, const std::string& text, const Enum (&values)[count], const char* (*name)(Enum),
+             Enum* out) {
+  for (Enum value : values) {
+    if (text != name(value)) continue;
+    *out = value;
+    return {};
   }
-  return not_supported("FdppFlatGemm: weight_format \"" + text + "\" is not supported, expected f32, f16 or bf16");
+  std::string known;
+  for (size_t i = 0; i < count; ++i)
+    known += std::string(i == 0 ? "" : i + 1 < count ? ", " : " or ") + name(values[i]);
+  return bad(std::string(attribute) + " is \"" + text + "\", expected " + known);
+}
+
+bool same_shape(const TensorView& a, const TensorView& b) {
+  return a.rank == b.rank && std::equal(a.dims, a.dims + a.rank, b.dims);
+}
+
+std::string typed(const TensorView& t) { return std::string(dtype_name(t.dtype)) + " " + shape_string(t); }
+
+// An input that is there has the type and shape of `expected`.
+Status check_input(const TensorView* in, GemmInput input, const TensorView& expected) {
+  const TensorView& given = in[input];
+  if (!given.present() || (given.dtype == expected.dtype && same_shape(given, expected))) return {};
+  return bad(std::string(gemm_spec().inputs[input].name) + " is " + typed(given) + ", expected " + typed(expected));
+}
+
+Status check_attributes(const GemmAttributes& attributes, GemmProblem* p) {
+  p->n = attributes.n;
+  p->k = attributes.k;
+  if (p->n <= 0 || p->k <= 0)
+    return bad("N is " + std::to_string(p->n) + " and K is " + std::to_string(p->k) + ", expected positive numbers");
+  FDPP_RETURN_IF_ERROR(
+      parse("weight_format", attributes.weight_format, kFormats, weight_format_name, &p->weight_format));
+  FDPP_RETURN_IF_ERROR(parse("activation", attributes.activation, kActivations, activation_name, &p->activation));
+
+  const int64_t block = attributes.block_size;
+  if (p->weight_format == WeightFormat::int4) {
+    if (block != 16 && block != 32 && block != 64 && block != 128)
+      return bad("block_size is " + std::to_string(block) + ", expected 16, 32, 64 or 128 with weight_format int4");
+  } else if (block != 0) {
+    return bad("block_size is " + std::to_string(block) + ", expected 0 with weight_format " +
+               attributes.weight_format + ", which has no blocks");
+  }
+  p->block_size = block;
+
+  if (!std::isfinite(attributes.norm_epsilon) || attributes.norm_epsilon < 0)
+    return bad("norm_epsilon is " + std::to_string(attributes.norm_epsilon) + ", expected a number from 0 on");
+  p->norm_epsilon = attributes.norm_epsilon;
+  if (attributes.accuracy_level < 0 || attributes.accuracy_level > 4)
+    return bad("accuracy_level is " + std::to_string(attributes.accuracy_level) + ", expected 0 to 4");
+  p->accuracy_level = static_cast<int>(attributes.accuracy_level);
+  return {};
+}
+
+// B, scales and zero_points.
+Status check_weights(const TensorView* in, GemmProblem* p) {
+  const TensorView& b = in[kGemmB];
+  const char* const format = weight_format_name(p->weight_format);
+  const bool is_int4 = p->weight_format == WeightFormat::int4;
+  const int64_t rows = p->weight_rows();
+  if (b.dtype != weight_dtype(p->weight_format))
+    return bad(std::string("B is ") + dtype_name(b.dtype) + " but weight_format says " + format);
+  const TensorView packed(nullptr, b.dtype, {rows, is_int4 ? p->blocks() * p->block_size / 2 : p->k});
+  if (!same_shape(b, packed))
+    return bad("B has shape " + shape_string(b) + ", expected " +
+               (p->activation == Activation::silu_mul ? "[2N, " : "[N, ") +
+               (is_int4 ? "ceil(K / block_size) * block_size / 2]" : "K]") + " = " + shape_string(packed));
+
+  const bool quantised = is_int4 || p->weight_format == WeightFormat::int8 || p->weight_format == WeightFormat::fp8;
+  if (in[kGemmScales].present() != quantised)
+    return bad(quantised ? std::string("scales is missing, which weight_format ") + format + " needs"
+                         : std::string("scales is given, but weight_format ") + format + " has none");
+  if (in[kGemmZeroPoints].present() && !is_int4)
+    return bad(std::string("zero_points is given, but weight_format ") + format + " has none");
+
+  const TensorView& scales = in[kGemmScales];
+  p->one_scale = p->weight_format == WeightFormat::fp8 && scales.rank == 1 && scales.dims[0] == 1;
+  p->has_zero_points = in[kGemmZeroPoints].present();
+  if (is_int4) {
+    FDPP_RETURN_IF_ERROR(check_input(in, kGemmScales, {nullptr, p->dtype, {rows, p->blocks()}}));
+    return check_input(in, kGemmZeroPoints, {nullptr, DType::u8, {rows, (p->blocks() + 1) / 2}});
+  }
+  return check_input(in, kGemmScales, {nullptr, p->dtype, {p->one_scale ? 1 : rows}});
 }
 
 }  // namespace
 
+const char* weight_format_name(WeightFormat format) {
+  switch (format) {
+    case WeightFormat::f32: return "f32";
+    case WeightFormat::f16: return "f16";
+    case WeightFormat::bf16: return "bf16";
+    case WeightFormat::int8: return "int8";
+    case WeightFormat::fp8: return "fp8";
+    case WeightFormat::int4: return "int4";
+  }
+  return "?";
+}
+
+DType weight_dtype(WeightFormat format) {
+  switch (format) {
+    case WeightFormat::f32: return DType::f32;
+    case WeightFormat::f16: return DType::f16;
+    case WeightFormat::bf16: return DType::bf16;
+    case WeightFormat::int8: return DType::i8;
+    case WeightFormat::fp8: return DType::f8e4m3;
+    case WeightFormat::int4: return DType::u8;
+  }
+  return DType::undefined;
+}
+
+const char* activation_name(Activation activation) {
+  switch (activation) {
+    case Activation::none: return "none";
+    case Activation::relu: return "relu";
+    case Activation::gelu: return "gelu";
+    case Activation::gelu_tanh: return "gelu_tanh";
+    case Activation::silu: return "silu";
+    case Activation::silu_mul: return "silu_mul";
+  }
+  return "?";
+}
+
+int64_t GemmProblem::weight_rows() const { return activation == Activation::silu_mul ? 2 * n : n; }
+
+int64_t GemmProblem::blocks() const { return block_size == 0 ? 0 : (k + block_size - 1) / block_size; }
+
 Status check_gemm(const GemmAttributes& attributes, const TensorView* in, GemmProblem* problem) {
-  const OpSpec& spec = gemm_spec();
   GemmProblem p;
-  p.n = attributes.n;
-  p.k = attributes.k;
-  if (p.n <= 0 || p.k <= 0)
-    return bad("N is " + std::to_string(p.n) + " and K is " + std::to_string(p.k) + ", expected positive numbers");
-  FDPP_RETURN_IF_ERROR(parse_weight_format(attributes.weight_format, &p.weight_dtype));
-  if (attributes.activation != "none")
-    return not_supported("FdppFlatGemm: activation \"" + attributes.activation + "\" is not supported, expected none");
+  FDPP_RETURN_IF_ERROR(check_attributes(attributes, &p));
   for (int i : {kGemmA, kGemmB})
-    if (!in[i].present()) return bad(std::string(spec.inputs[i].name) + " is missing");
-  for (int i : {kGemmScales, kGemmZeroPoints, kGemmNormWeight})
-    if (in[i].present())
-      return not_supported(std::string("FdppFlatGemm: input ") + spec.inputs[i].name + " is not supported");
+    if (!in[i].present()) return bad(std::string(gemm_spec().inputs[i].name) + " is missing");
 
   const TensorView& a = in[kGemmA];
-  const TensorView& b = in[kGemmB];
   p.dtype = a.dtype;
   if (p.dtype != DType::f32 && p.dtype != DType::f16 && p.dtype != DType::bf16)
     return bad(std::string("A is ") + dtype_name(a.dtype) + ", expected float32, float16 or bfloat16");
-  if (b.dtype != p.weight_dtype)
-    return bad(std::string("B is ") + dtype_name(b.dtype) + " but weight_format says " + attributes.weight_format);
   if (a.rank < 1 || a.dims[a.rank - 1] != p.k)
     return bad("A has shape " + shape_string(a) + ", expected a last dimension of K = " + std::to_string(p.k));
   p.m = a.elements() / p.k;
-  if (b.rank != 2 || b.dims[0] != p.n || b.dims[1] != p.k)
-    return bad("B has shape " + shape_string(b) + ", expected [N, K] = [" + std::to_string(p.n) + ", " +
-               std::to_string(p.k) + "]");
+  FDPP_RETURN_IF_ERROR(check_weights(in, &p));
 
-  const TensorView& bias = in[kGemmBias];
-  p.has_bias = bias.present();
-  if (p.has_bias && (bias.dtype != p.dtype || bias.rank != 1 || bias.dims[0] != p.n))
-    return bad(std::string("bias is ") + dtype_name(bias.dtype) + " " + shape_string(bias) + ", expected " +
-               dtype_name(p.dtype) + " [" + std::to_string(p.n) + "]");
-
-  const TensorView& residual = in[kGemmResidual];
-  p.has_residual = residual.present();
-  if (p.has_residual) {
-    TensorView y = a;
-    y.dims[y.rank - 1] = p.n;
-    if (residual.dtype != p.dtype || shape_string(residual) != shape_string(y))
-      return bad(std::string("residual is ") + dtype_name(residual.dtype) + " " + shape_string(residual) +
-                 ", expected " + dtype_name(p.dtype) + " " + shape_string(y));
-  }
+  TensorView y = a;
+  y.dims[y.rank - 1] = p.n;
+  p.has_bias = in[kGemmBias].present();
+  p.has_residual = in[kGemmResidual].present();
+  p.has_norm = in[kGemmNormWeight].present();
+  FDPP_RETURN_IF_ERROR(check_input(in, kGemmBias, {nullptr, p.dtype, {p.weight_rows()}}));
+  FDPP_RETURN_IF_ERROR(check_input(in, kGemmResidual, y));
+  FDPP_RETURN_IF_ERROR(check_input(in, kGemmNormWeight, {nullptr, p.dtype, {p.k}}));
   *problem = p;
   return {};
 }
 
 std::string describe(const GemmProblem& p) {
-  return "M=" + std::to_string(p.m) + " N=" + std::to_string(p.n) + " K=" + std::to_string(p.k) + " " +
-         dtype_name(p.dtype) + " weights " + dtype_name(p.weight_dtype) + (p.has_bias ? " +bias" : "") +
-         (p.has_residual ? " +residual" : "");
+  std::string text = "M=" + std::to_string(p.m) + " N=" + std::to_string(p.n) + " K=" + std::to_string(p.k) + " " +
+                     dtype_name(p.dtype) + " weights " + weight_format_name(p.weight_format);
+  if (p.block_size != 0) text += "/" + std::to_string(p.block_size);
+  if (p.has_zero_points) text += " +zero_points";
+  if (p.accuracy_level != 0) text += " accuracy " + std::to_string(p.accuracy_level);
+  if (p.has_norm) text += " +norm";
+  if (p.has_bias) text += " +bias";
+  if (p.activation != Activation::none) text += std::string(" ") + activation_name(p.activation);
+  if (p.has_residual) text += " +residual";
+  return text;
 }
 
 }  // namespace fdpp

@@ -4,9 +4,13 @@
 
 namespace fdpp {
 
-void gemv_avx512(const GemmParams& params, const HostRuntime* host) { run_gemm_kernel<Gemv>(params, host); }
-void flat_avx512(const GemmParams& params, const HostRuntime* host) { run_gemm_kernel<Flat>(params, host); }
+void gemv_avx512(const GemmParams& params, const GemmScratch& scratch, const HostRuntime* host) {
+  run_gemm_kernel<Gemv>(params, scratch, host);
+}
+void flat_avx512(const GemmParams& params, const GemmScratch& scratch, const HostRuntime* host) {
+  run_gemm_kernel<Flat>(params, scratch, host);
+}
 
-void widen_avx512(const void* from, DType dtype, float* to, int64_t count) { widen(from, dtype, to, count); }
+const GemmSteps kAvx512Steps = {normalise, dequantise, finish};
 
 }  // namespace fdpp

@@ -1,65 +1,20 @@
-// Y = A · Bᵀ (+ bias) (+ residual) for few rows of A, over a Vec of any width. Include after a simd_*.h.
+// Y = act(norm(A) · Bᵀ (+ bias)) (+ residual) for few rows of A, over a Vec of any width. Include after a simd_*.h.
 //
-// Both operands have K contiguous, so a register block of A rows by B rows keeps one Vec of partial sums for each pair
-// and adds up its lanes at the end. B streams through once; a block of its rows stays in the first-level cache while all
-// rows of A, which the second level holds, pass by.
+// B streams through once; a block of its rows stays in the first-level cache while all rows of A, which the second
+// level holds, pass by.
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
-#include "kernels/common/parallel.h"
-#include "kernels/common/simd_math.h"
-#include "kernels/gemm/cpu/kernels.h"
+#include "kernels/gemm/cpu/epilogue_impl.h"
+#include "kernels/gemm/cpu/weights_impl.h"
 
 namespace fdpp {
 namespace {
 
-constexpr int64_t kTaskBytes = 64 * 1024;  // of B: enough to amortise a task, little enough to balance threads
-
-// out[m][n] = a[m] · b[n] for M rows of A, `a_stride` apart, and N rows of B. What lies `ahead` of B is prefetched.
-template <int M, int N, typename W>
-inline void dot_block(const float* a, int64_t a_stride, const W* const* b, int64_t k, int64_t ahead,
-                      float (*out)[4]) {
-  Vec sums[M][N];
-#pragma GCC unroll 16
-  for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 16
-    for (int n = 0; n < N; ++n) sums[m][n] = set(0);
-  }
-  int64_t i = 0;
-  for (; i + kWidth <= k; i += kWidth) {
-    Vec w[N];
-#pragma GCC unroll 16
-    for (int n = 0; n < N; ++n) {
-      w[n] = load(b[n] + i);
-      prefetch(b[n] + i + ahead);
-    }
-#pragma GCC unroll 16
-    for (int m = 0; m < M; ++m) {
-      Vec x = load(a + m * a_stride + i);
-      keep_in_register(x);
-#pragma GCC unroll 16
-      for (int n = 0; n < N; ++n) sums[m][n] = fma(x, w[n], sums[m][n]);
-    }
-  }
-  if (i < k) {
-    const int tail = static_cast<int>(k - i);
-#pragma GCC unroll 16
-    for (int n = 0; n < N; ++n) {
-      const Vec w = load_first(b[n] + i, tail);
-#pragma GCC unroll 16
-      for (int m = 0; m < M; ++m) sums[m][n] = fma(load_first(a + m * a_stride + i, tail), w, sums[m][n]);
-    }
-  }
-#pragma GCC unroll 16
-  for (int m = 0; m < M; ++m) {
-    store_sums(out[m], sums[m][0], N > 1 ? sums[m][N > 1 ? 1 : 0] : set(0), N > 2 ? sums[m][N > 2 ? 2 : 0] : set(0),
-               N > 3 ? sums[m][N > 3 ? 3 : 0] : set(0));
-  }
-}
-
-// Rows of B side by side with M rows of A: as many as registers allow, four at most.
-constexpr int columns_beside(int m) { return kAccumulators / m < 4 ? kAccumulators / m : 4; }
+// What a task has of B: enough to amortise it, little enough to balance threads.
+constexpr int64_t kLeastTaskBytes = 16 * 1024, kMostTaskBytes = 64 * 1024, kTasks = 32;
 
 // How many rows of A a register block takes at most.
 struct Gemv {
@@ -69,79 +24,140 @@ struct Flat {
   static constexpr int kMostRows = kAccumulators / 3 < 8 ? kAccumulators / 3 : 8;
 };
 
-template <typename W>
+template <typename Weights>
 class Gemm {
  public:
-  explicit Gemm(const GemmParams& params) : params_(params), p_(params.problem) {}
+  Gemm(const GemmParams& params, const GemmScratch& scratch, const Weights& weights)
+      : params_(params), p_(params.problem), up_(scratch.up), weights_(weights) {}
 
   template <typename Shape>
   void run(const HostRuntime* host) const {
+    const int64_t share = p_.n * weights_.row_bytes() / kTasks;
+    const int64_t bytes = share < kLeastTaskBytes ? kLeastTaskBytes : share > kMostTaskBytes ? kMostTaskBytes : share;
     // A multiple of 12 is one of all block widths.
-    const int64_t rows = (kTaskBytes / (p_.k * static_cast<int64_t>(sizeof(W))) + 11) / 12 * 12;
+    const int64_t rows = (bytes / weights_.row_bytes() + 11) / 12 * 12;
     const int64_t per_task = rows > 0 ? rows : 12;
     const int64_t chunks = (p_.m + Shape::kMostRows - 1) / Shape::kMostRows;
+    const int height = static_cast<int>((p_.m + chunks - 1) / chunks);
+    float* const y = static_cast<float*>(params_.y);
+    const bool gated = p_.activation == Activation::silu_mul;
+    const bool raw = !p_.has_bias && !p_.has_residual && p_.activation == Activation::none;
     parallel_for(host, static_cast<size_t>((p_.n + per_task - 1) / per_task),
-                 static_cast<double>(p_.m) * static_cast<double>(p_.n) * static_cast<double>(p_.k), [&](size_t task) {
+                 static_cast<double>(p_.m) * static_cast<double>(p_.weight_rows()) * static_cast<double>(p_.k),
+                 [&](size_t task) {
                    const int64_t begin = static_cast<int64_t>(task) * per_task;
                    const int64_t end = begin + per_task < p_.n ? begin + per_task : p_.n;
-                   columns<Shape::kMostRows>(static_cast<int>((p_.m + chunks - 1) / chunks), begin, end);
+                   columns<Shape::kMostRows>(height, 0, begin, end, y);
+                   if (gated) columns<Shape::kMostRows>(height, p_.n, begin, end, up_);
+                   if (!raw)
+                     finish_rows(params_, begin, end - begin, y + begin, gated ? up_ + begin : nullptr, p_.n, 0, p_.m);
                  });
   }
 
  private:
-  // Columns [begin, end) of Y with blocks of `height` rows, 0 < height <= M.
+  // Rows of B side by side with M rows of A: as many as registers allow, four at most.
+  static constexpr int columns_beside(int m) { return Weights::kSums / m < 4 ? Weights::kSums / m : 4; }
+
+  // Columns [begin, end) of the product with B's rows from `row` on, with blocks of `height` rows, 0 < height <= M.
   template <int M>
-  void columns(int height, int64_t begin, int64_t end) const {
+  void columns(int height, int64_t row, int64_t begin, int64_t end, float* to) const {
     if constexpr (M > 1) {
-      if (height < M) return columns<M - 1>(height, begin, end);
+      if (height < M) return columns<M - 1>(height, row, begin, end, to);
     }
+    // The N rows side by side are neighbours, or a stride apart: then memory sees N streams in pages of their own.
     constexpr int N = columns_beside(M);
-    for (int64_t n = begin; n < end; n += N) {
-      const W* b[N];  // the last row stands in for those beyond it, whose results are dropped
-      for (int i = 0; i < N; ++i)
-        b[i] = static_cast<const W*>(params_.b) + (n + i < end ? n + i : end - 1) * p_.k;
-      const int count = static_cast<int>(end - n < N ? end - n : N);
+    const int64_t stride = Weights::kApart ? (end - begin + N - 1) / N : 1;
+    const int64_t last = Weights::kApart ? begin + stride : end;
+    for (int64_t n = begin; n < last; n += Weights::kApart ? 1 : N) {
+      int64_t at[N], rows[N];
+      int count = 0;  // the last row stands in for those beyond it, whose results are dropped
+      for (int i = 0; i < N; ++i) {
+        at[i] = n + i * stride < end ? n + i * stride : end - 1;
+        rows[i] = row + at[i];
+        count += n + i * stride < end;
+      }
       int64_t m = 0;
-      for (; m + M <= p_.m; m += M) block<M, N>(m, n, count, b);
-      for (; m < p_.m; ++m) block<1, N>(m, n, count, b);
+      for (; m + M <= p_.m; m += M) block<M, N>(m, rows, at, count, to);
+      for (; m < p_.m; ++m) block<1, N>(m, rows, at, count, to);
     }
   }
 
+  // Rows of A from `first` on and `rows` of B: Y's columns `at`, the first `count` of them.
   template <int M, int N>
-  void block(int64_t first_row, int64_t n, int count, const W* const* b) const {
+  void block(int64_t first, const int64_t* rows, const int64_t* at, int count, float* to) const {
     float out[M][4];
-    dot_block<M, N>(static_cast<const float*>(params_.a) + first_row * p_.k, p_.k, b, p_.k, N * p_.k, out);
-    const float* bias = static_cast<const float*>(params_.bias);
-    const float* residual = static_cast<const float*>(params_.residual);
-    for (int m = 0; m < M; ++m) {
-      const int64_t at = (first_row + m) * p_.n + n;
-      for (int i = 0; i < count; ++i) {
-        float y = out[m][i];
-        if (bias != nullptr) y += bias[n + i];
-        if (residual != nullptr) y += residual[at + i];
-        static_cast<float*>(params_.y)[at + i] = y;
-      }
-    }
+    weights_.template products<M, N>(first, rows, out);
+    for (int m = 0; m < M; ++m)
+      for (int i = 0; i < count; ++i) to[(first + m) * p_.n + at[i]] = out[m][i];
   }
 
   const GemmParams& params_;
   const GemmProblem& p_;
+  float* const up_;
+  const Weights weights_;
 };
 
-template <typename Shape>
-inline void run_gemm_kernel(const GemmParams& params, const HostRuntime* host) {
-  switch (params.problem.weight_dtype) {
-    case DType::f16: return Gemm<Half>(params).run<Shape>(host);
-    case DType::bf16: return Gemm<Bfloat>(params).run<Shape>(host);
-    default: return Gemm<float>(params).run<Shape>(host);
+// use(weights) for the weights that the problem has, in float32 arithmetic.
+template <typename Use>
+inline void with_weights(const GemmParams& params, const Use& use) {
+  switch (params.problem.weight_format) {
+    case WeightFormat::f32: return use(PlainWeights<float>(params));
+    case WeightFormat::f16: return use(PlainWeights<Half>(params));
+    case WeightFormat::bf16: return use(PlainWeights<Bfloat>(params));
+    case WeightFormat::int8: return use(PlainWeights<Int8>(params));
+    case WeightFormat::fp8: return use(PlainWeights<Float8>(params));
+    case WeightFormat::int4: return use(Int4Weights(params));
   }
 }
 
-inline void widen(const void* from, DType dtype, float* to, int64_t count) {
-  if (dtype == DType::f16)
-    convert(static_cast<const Half*>(from), to, count);
-  else
-    convert(static_cast<const Bfloat*>(from), to, count);
+// The call with A as the product takes it.
+inline GemmParams with_norm(const GemmParams& params, const GemmScratch& scratch, const HostRuntime* host) {
+  GemmParams normed = params;
+  if (params.problem.has_norm) {
+    normalise(params, scratch.a, host);
+    normed.a = scratch.a;
+  }
+  return normed;
+}
+
+// int4 weights and A as integers.
+template <typename Shape>
+inline void run_int8_kernel(const GemmParams& params, const GemmScratch& scratch, const HostRuntime* host) {
+  const GemmParams normed = with_norm(params, scratch, host);
+  round_rows(normed, scratch, host);
+  Gemm<Int4WeightsInt8>(normed, scratch, Int4WeightsInt8(normed, scratch)).template run<Shape>(host);
+}
+
+template <typename Shape>
+inline void run_gemm_kernel(const GemmParams& params, const GemmScratch& scratch, const HostRuntime* host) {
+  if (scratch.integers != nullptr) return run_int8_kernel<Shape>(params, scratch, host);
+  const GemmParams normed = with_norm(params, scratch, host);
+  with_weights(normed, [&](const auto& weights) {
+    Gemm<std::decay_t<decltype(weights)>>(normed, scratch, weights).template run<Shape>(host);
+  });
+}
+
+inline void dequantise(const GemmParams& params, int64_t first, int64_t rows, float* to, const HostRuntime* host) {
+  constexpr int64_t kTaskElements = 1 << 14;
+  const int64_t k = params.problem.k;
+  const int64_t per_task = kTaskElements / k > 0 ? kTaskElements / k : 1;
+  with_weights(params, [&](const auto& weights) {
+    parallel_for(host, static_cast<size_t>((rows + per_task - 1) / per_task), static_cast<double>(rows * k),
+                 [&](size_t task) {
+                   const int64_t begin = static_cast<int64_t>(task) * per_task;
+                   const int64_t end = begin + per_task < rows ? begin + per_task : rows;
+                   for (int64_t row = begin; row < end; ++row) weights.dequantise(first + row, to + row * k);
+                 });
+  });
+}
+
+inline void finish(const GemmParams& params, int64_t first, int64_t columns, const float* product, const float* up,
+                   int64_t stride, const HostRuntime* host) {
+  const int64_t m = params.problem.m;
+  parallel_for(host, static_cast<size_t>(m), static_cast<double>(m * columns), [&](size_t row) {
+    const int64_t begin = static_cast<int64_t>(row);
+    finish_rows(params, first, columns, product, up, stride, begin, begin + 1);
+  });
 }
 
 }  // namespace

@@ -1,9 +1,7 @@
-// Many rows: the calling runtime's own matrix product, which blocks both operands for the caches. 16-bit weights are
-// widened for it piece by piece.
+// Many rows: the calling runtime's own matrix product, which blocks both operands for the caches. Weights of fewer than
+// 32 bits become float32 for it piece by piece.
 #include <algorithm>
-#include <cstring>
 
-#include "kernels/common/parallel.h"
 #include "kernels/gemm/cpu/checks.h"
 #include "kernels/gemm/cpu/kernels.h"
 #include "kernels/gemm/variant.h"
@@ -11,68 +9,51 @@
 namespace fdpp {
 namespace {
 
-constexpr int64_t kPieceElements = 1 << 20;  // of B, widened at a time: 4 MB
-constexpr int64_t kWidenElements = 1 << 14;  // of B, widened by one task
+constexpr int64_t kPieceElements = 1 << 20;  // of B, dequantised at a time: 4 MB
 
 bool supports(const GemmProblem& p, const DeviceInfo& device, std::string* why) {
   if (!device.host_gemm) {
     *why = "the calling runtime lends no matrix product";
     return false;
   }
-  return takes_dtypes(p, why);
+  return takes_dtype(p, why);
 }
 
-// Rows of B that are widened at a time.
-int64_t piece_rows(const GemmProblem& p) { return std::clamp<int64_t>(kPieceElements / p.k, 1, p.n); }
+// How Y's columns are worked off, and what the workspace holds for that.
+struct Pieces {
+  int64_t columns;           // of Y at a time
+  bool wide;                 // B is float32 as it is
+  float* a = nullptr;        // [M, K]: A after the norm
+  float* b = nullptr;        // [columns, K]: rows of B in float32
+  float* product = nullptr;  // [M, columns]: unless that is all of Y
+  float* up = nullptr;       // [M, columns]: what silu_mul gates
+  size_t bytes = 0;
 
-// A piece of B in float32; and its columns of the product, unless it is all of B.
-size_t workspace_bytes(const GemmProblem& p, const GemmSplit&) {
-  if (p.weight_dtype == DType::f32) return 0;
-  const int64_t rows = piece_rows(p);
-  return sizeof(float) * static_cast<size_t>(rows * p.k + (rows < p.n ? p.m * rows : 0));
-}
+  Pieces(const GemmProblem& p, void* workspace)
+      : columns(std::clamp<int64_t>(kPieceElements / p.k, 1, p.n)), wide(p.weight_format == WeightFormat::f32) {
+    if (wide) columns = p.n;
+    const auto take = [&](float** part, int64_t count) {
+      if (workspace != nullptr) *part = static_cast<float*>(workspace) + bytes / sizeof(float);
+      bytes += static_cast<size_t>(count) * sizeof(float);
+    };
+    if (p.has_norm) take(&a, p.m * p.k);
+    if (!wide) take(&b, columns * p.k);
+    if (columns < p.n) take(&product, p.m * columns);
+    if (p.activation == Activation::silu_mul) take(&up, p.m * columns);
+  }
+};
 
-WidenKernel* widen_kernel() {
+size_t workspace_bytes(const GemmProblem& p, const GemmSplit&) { return Pieces(p, nullptr).bytes; }
+
+const GemmSteps& steps() {
 #if FDPP_X86
   switch (cpu_device().isa) {
-    case CpuIsa::avx512: return widen_avx512;
-    case CpuIsa::avx2: return widen_avx2;
+    case CpuIsa::avx512: return kAvx512Steps;
+    case CpuIsa::avx2: return kAvx2Steps;
     case CpuIsa::scalar: break;
   }
 #endif
-  return widen_scalar;
-}
-
-void widen_piece(const GemmParams& params, int64_t first_row, int64_t rows, float* to, const HostRuntime* host) {
-  const GemmProblem& p = params.problem;
-  const size_t size = dtype_size(p.weight_dtype);
-  const char* from = static_cast<const char*>(params.b) + static_cast<size_t>(first_row * p.k) * size;
-  const int64_t count = rows * p.k;
-  WidenKernel* const widen = widen_kernel();
-  parallel_for(host, static_cast<size_t>((count + kWidenElements - 1) / kWidenElements), static_cast<double>(count),
-               [=, &p](size_t task) {
-                 const int64_t begin = static_cast<int64_t>(task) * kWidenElements;
-                 widen(from + static_cast<size_t>(begin) * size, p.weight_dtype, to + begin,
-                       std::min(kWidenElements, count - begin));
-               });
-}
-
-// Columns [first, first + columns) of Y = product (+ bias) (+ residual); the product may lie in Y itself.
-void finish(const GemmParams& params, const float* product, int64_t product_stride, int64_t first, int64_t columns,
-            const HostRuntime* host) {
-  const GemmProblem& p = params.problem;
-  const float* bias = static_cast<const float*>(params.bias);
-  const float* residual = static_cast<const float*>(params.residual);
-  parallel_for(host, static_cast<size_t>(p.m), static_cast<double>(p.m * columns), [=, &params](size_t row) {
-    const int64_t m = static_cast<int64_t>(row);
-    float* y = static_cast<float*>(params.y) + m * params.problem.n + first;
-    const float* from = product + m * product_stride;
-    if (y != from) std::memcpy(y, from, static_cast<size_t>(columns) * sizeof(float));
-    if (bias != nullptr)
-      for (int64_t i = 0; i < columns; ++i) y[i] += bias[first + i];
-    if (residual != nullptr)
-      for (int64_t i = 0; i < columns; ++i) y[i] += residual[m * params.problem.n + first + i];
-  });
+  return kScalarSteps;
 }
 
 Status run(const GemmParams& params, const GemmSplit&, void* workspace, const ExecutionContext& context) {
@@ -80,22 +61,29 @@ Status run(const GemmParams& params, const GemmSplit&, void* workspace, const Ex
   const HostRuntime* host = context.host;
   if (host == nullptr || host->gemm == nullptr)
     return invalid_argument("FdppFlatGemm: cpu_runtime_gemm was planned but the runtime lends no matrix product");
+  const Pieces pieces(p, workspace);
   const float* a = static_cast<const float*>(params.a);
-  float* y = static_cast<float*>(params.y);
+  if (p.has_norm) {
+    steps().normalise(params, pieces.a, host);
+    a = pieces.a;
+  }
+  float* const y = static_cast<float*>(params.y);
+  const bool raw = !p.has_bias && !p.has_residual && p.activation == Activation::none;
 
-  const bool wide = p.weight_dtype == DType::f32;
-  const int64_t piece = wide ? p.n : piece_rows(p);
-  float* const widened = static_cast<float*>(workspace);
-  for (int64_t first = 0; first < p.n; first += piece) {
-    const int64_t rows = std::min(piece, p.n - first);
-    const float* b = static_cast<const float*>(params.b);
-    if (!wide) {
-      widen_piece(params, first, rows, widened, host);
-      b = widened;
+  const auto multiply = [&](int64_t first, int64_t rows, float* to) {
+    const float* b = static_cast<const float*>(params.b) + (pieces.wide ? first * p.k : 0);
+    if (!pieces.wide) {
+      steps().dequantise(params, first, rows, pieces.b, host);
+      b = pieces.b;
     }
-    float* product = piece == p.n ? y : widened + piece * p.k;
-    FDPP_RETURN_IF_ERROR(host->gemm(host->state, p.m, rows, p.k, a, b, product));
-    if (product != y || p.has_bias || p.has_residual) finish(params, product, rows, first, rows, host);
+    return host->gemm(host->state, p.m, rows, p.k, a, b, to);
+  };
+  for (int64_t first = 0; first < p.n; first += pieces.columns) {
+    const int64_t columns = std::min(pieces.columns, p.n - first);
+    float* const product = pieces.product != nullptr ? pieces.product : y;
+    FDPP_RETURN_IF_ERROR(multiply(first, columns, product));
+    if (pieces.up != nullptr) FDPP_RETURN_IF_ERROR(multiply(p.n + first, columns, pieces.up));
+    if (product != y || !raw) steps().finish(params, first, columns, product, pieces.up, columns, host);
   }
   return {};
 }
@@ -107,7 +95,7 @@ const GemmVariant kCpuRuntimeGemm = {
     "cpu_runtime_gemm",
     Backend::cpu,
     GemmKind::large,
-    "the calling runtime's matrix product, 16-bit weights widened to float32",
+    "the calling runtime's matrix product, smaller weights turned into float32",
     supports,
     one_split,
     workspace_bytes,

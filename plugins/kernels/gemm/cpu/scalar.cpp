@@ -4,8 +4,10 @@
 
 namespace fdpp {
 
-void flat_scalar(const GemmParams& params, const HostRuntime* host) { run_gemm_kernel<Flat>(params, host); }
+void flat_scalar(const GemmParams& params, const GemmScratch& scratch, const HostRuntime* host) {
+  run_gemm_kernel<Flat>(params, scratch, host);
+}
 
-void widen_scalar(const void* from, DType dtype, float* to, int64_t count) { widen(from, dtype, to, count); }
+const GemmSteps kScalarSteps = {normalise, dequantise, finish};
 
 }  // namespace fdpp

@@ -14,9 +14,14 @@ inline bool supports_half_gemm(const GemmProblem& problem, const DeviceInfo& dev
     *why = std::string("A is ") + dtype_name(problem.dtype) + ", expected float16 or bfloat16";
     return false;
   }
-  if (problem.weight_dtype != problem.dtype) {
-    *why = std::string("weights are ") + dtype_name(problem.weight_dtype) + ", expected A's type " +
+  if (weight_dtype(problem.weight_format) != problem.dtype) {
+    *why = std::string("weights are ") + weight_format_name(problem.weight_format) + ", expected A's type " +
            dtype_name(problem.dtype);
+    return false;
+  }
+  if (problem.activation != Activation::none || problem.has_norm) {
+    *why = problem.has_norm ? "it does not normalise A"
+                            : std::string("it does not apply ") + activation_name(problem.activation);
     return false;
   }
   if (device.compute_capability < 80) {

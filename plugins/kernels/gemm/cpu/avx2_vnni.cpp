@@ -1,0 +1,15 @@
+// With the flag of the instructions that dot() of simd_avx2.h is for.
+#include "kernels/common/simd_avx2.h"
+
+#include "kernels/gemm/cpu/gemm_impl.h"
+
+namespace fdpp {
+
+void gemv_avx2_vnni(const GemmParams& params, const GemmScratch& scratch, const HostRuntime* host) {
+  run_int8_kernel<Gemv>(params, scratch, host);
+}
+void flat_avx2_vnni(const GemmParams& params, const GemmScratch& scratch, const HostRuntime* host) {
+  run_int8_kernel<Flat>(params, scratch, host);
+}
+
+}  // namespace fdpp
