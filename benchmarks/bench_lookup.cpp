@@ -20,7 +20,7 @@ int main(int argc, char** argv) {
   problem.n = number(2, 4096);
   problem.k = number(3, 4096);
   problem.m = number(4, 8);
-  problem.dtype = problem.weight_dtype = fdpp::DType::f32;
+  problem.dtype = fdpp::DType::f32;
   fdpp::DeviceInfo device = fdpp::cpu_device();
   device.host_gemm = true;
   fdpp::GemmPlan plan;

@@ -4,6 +4,8 @@
 //
 // Layouts (row-major): A [..., K], flattened to M rows; B of R rows, in the layouts of WeightFormat; bias [R]; residual
 // and Y [..., N]; norm_weight [K]. R is N, with silu_mul 2N. Y overlaps no input.
+//
+// B is a weight: on a GPU it may be read before the stream's preceding kernel has ended, so that kernel must not write it.
 #pragma once
 
 #include <cstddef>
