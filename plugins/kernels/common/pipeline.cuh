@@ -163,6 +163,12 @@ __device__ __forceinline__ void store_remote(uint32_t address, const float2& v, 
                : "memory");
 }
 
+__device__ __forceinline__ float load_remote(uint32_t address) {
+  float v;
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(v) : "r"(address) : "memory");
+  return v;
+}
+
 // Programmatic dependent launch: nothing that an earlier kernel of the stream may write or read is touched before
 // wait_for_predecessor(); release_successor() lets the next kernel's blocks start where there is room.
 __device__ __forceinline__ void wait_for_predecessor() {

@@ -1,9 +1,12 @@
 // Few rows of A on tensor cores with the operands swapped: rows of B fill the 16-wide side of m16n8k16, tokens (rows of
 // A) the 8-wide one, so that M is padded to 8 only. Slices of K pass through a ring of shared-memory stages that cp.async
-// keeps full. Where N alone gives too few blocks, K is split and a second kernel adds the float32 parts.
+// keeps full. Where N alone gives too few blocks, K is split: on sm_90 among the blocks of a cluster, which add up their
+// sums through distributed shared memory, elsewhere into float32 parts that a second kernel adds.
 #include <algorithm>
 #include <limits>
 
+#include "kernels/common/ceil_div.h"
+#include "kernels/common/pipeline.cuh"
 #include "kernels/common/shared_memory_grant.h"
 #include "kernels/gemm/cuda/epilogue.cuh"
 #include "kernels/gemm/cuda/stream.cuh"
@@ -23,6 +26,8 @@ constexpr int kRowVectors = kSliceK / kVector;         // 8, the period of the s
 constexpr int kRowsPerPass = kThreads / kRowVectors;   // rows that the block copies at once, 16 bytes a thread
 constexpr int kMaxTokens = 64;                         // of a block
 constexpr int kMaxSplits = 16;
+constexpr int kMaxCluster = 8;
+constexpr int kPrefetchBytes = 2048;  // of a row, into the L2 before the predecessor has ended
 constexpr int kAddThreads = 256;
 
 // A block's shape by the number of its 8-token tiles. From 4 tiles on a warp takes 32 rows of B, not 16: every fragment
@@ -78,7 +83,7 @@ __device__ __forceinline__ void copy_rows(char* dst, const unsigned short* src, 
 }
 
 // Blocks are numbered with the token block fastest, then the split, then the tile of N: blocks that read the same rows
-// of B run close together. `parts` [splits, M, N] is null where splits is 1.
+// of B run close together. `parts` [splits, M, N] is null where splits is 1 and where the splits are a cluster.
 template <typename T, int kTokenTiles, bool kAligned>
 __global__ void __launch_bounds__(kThreads, row_tiles(kTokenTiles) == 1 ? 4 : 2)
     flat_kernel(const T* __restrict__ a, const T* __restrict__ b, Epilogue<T> out, float* __restrict__ parts, int64_t m,
@@ -105,16 +110,30 @@ __global__ void __launch_bounds__(kThreads, row_tiles(kTokenTiles) == 1 ? 4 : 2)
   const int tokens_left = static_cast<int>(min(m - first_token, int64_t{kTokens}));
   const auto* b_row = reinterpret_cast<const unsigned short*>(b) + (first_row + copy_row) * k;
   const auto* a_row = reinterpret_cast<const unsigned short*>(a) + (first_token + copy_row) * k;
-  const auto fill = [&](int slice, int stage) {
+  const auto fill_weights = [&](int slice, int stage) {
     char* to = shared + stage * stage_bytes(kTokenTiles) + copy_to;
     const int at = slice * kSliceK + copy_element;
     copy_rows<kRows, kAligned, true>(to, b_row + at, copy_row, rows_left, k - at, k, policy);
-    copy_rows<kTokens, kAligned, false>(to + kRows * kRowBytes, a_row + at, copy_row, tokens_left, k - at, k, policy);
+  };
+  const auto fill_tokens = [&](int slice, int stage) {
+    char* to = shared + stage * stage_bytes(kTokenTiles) + kRows * kRowBytes + copy_to;
+    const int at = slice * kSliceK + copy_element;
+    copy_rows<kTokens, kAligned, false>(to, a_row + at, copy_row, tokens_left, k - at, k, policy);
   };
 
+  // Nobody writes weights; A, the residual and what lies at Y may still be in use.
 #pragma unroll
   for (int s = 0; s < kStages - 1; ++s) {
-    if (begin + s < end) fill(begin + s, s);
+    if (begin + s < end) fill_weights(begin + s, s);
+  }
+  if constexpr (kAligned) {
+    const int from = (begin + kStages - 1) * kSliceK, to = min(min(end * kSliceK, k), from + kPrefetchBytes / 2);
+    if (threadIdx.x < rows_left) prefetch_into_l2(b + (first_row + threadIdx.x) * k + from, (to - from) * 2);
+  }
+  wait_for_predecessor();
+#pragma unroll
+  for (int s = 0; s < kStages - 1; ++s) {
+    if (begin + s < end) fill_tokens(begin + s, s);
     cp_async_commit();
   }
 
@@ -128,7 +147,11 @@ __global__ void __launch_bounds__(kThreads, row_tiles(kTokenTiles) == 1 ? 4 : 2)
     // After this the slice is there for all, and all have left the stage that is filled next.
     __syncthreads();
     const int next = slice + kStages - 1;
-    if (next < end) fill(next, stage == 0 ? kStages - 1 : stage - 1);
+    if (next < end) {
+      const int free = stage == 0 ? kStages - 1 : stage - 1;
+      fill_weights(next, free);
+      fill_tokens(next, free);
+    }
     cp_async_commit();
 
     const char* weights = shared + stage * stage_bytes(kTokenTiles);
@@ -156,20 +179,45 @@ __global__ void __launch_bounds__(kThreads, row_tiles(kTokenTiles) == 1 ? 4 : 2)
     stage = stage + 1 == kStages ? 0 : stage + 1;
   }
 
+  // Not sooner: blocks of the next launch would take the room that this one's have on some multiprocessors and leave
+  // them unevenly spread.
+  release_successor();
+  const auto for_each_sum = [&](auto&& put) {  // put(token, row, sum), counted from the block's first
 #pragma unroll
-  for (int r = 0; r < kRowTiles; ++r)
+    for (int r = 0; r < kRowTiles; ++r)
 #pragma unroll
-    for (int t = 0; t < kTokenTiles; ++t)
+      for (int t = 0; t < kTokenTiles; ++t)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int64_t token = first_token + 8 * t + 2 * (lane % 4) + i % 2;
-        const int64_t row = first_row + warp_row + 16 * r + lane / 4 + 8 * (i / 2);
-        if (token >= m || row >= n) continue;
-        if (parts != nullptr)
-          parts[(split * m + token) * n + row] = acc[r][t][i];
-        else
-          out.store(token, row, acc[r][t][i]);
-      }
+        for (int i = 0; i < 4; ++i)
+          put(8 * t + 2 * (lane % 4) + i % 2, warp_row + 16 * r + lane / 4 + 8 * (i / 2), acc[r][t][i]);
+  };
+#if __CUDA_ARCH__ >= 900
+  if (splits > 1 && parts == nullptr) {
+    cp_async_wait<0>();
+    __syncthreads();  // nobody reads the stages any more
+    float* const sums = reinterpret_cast<float*>(shared);
+    for_each_sum([&](int token, int row, float sum) { sums[token * kRows + row] = sum; });
+    cluster_arrive();
+    cluster_wait();
+    const int count = tokens_left * kRows;
+    for (int i = split * kThreads + threadIdx.x; i < count; i += splits * kThreads) {
+      const int token = i / kRows, row = i % kRows;
+      float sum = 0;
+      for (int s = 0; s < splits; ++s) sum += load_remote(remote_address(sums + i, s));
+      if (row < rows_left) out.store(first_token + token, first_row + row, sum);
+    }
+    cluster_arrive();  // a block's sums stay while others read them
+    cluster_wait();
+    return;
+  }
+#endif
+  for_each_sum([&](int token, int row, float sum) {
+    if (token >= tokens_left || row >= rows_left) return;
+    if (parts != nullptr)
+      parts[(split * m + first_token + token) * n + first_row + row] = sum;
+    else
+      out.store(first_token + token, first_row + row, sum);
+  });
 }
 
 template <typename T>
@@ -209,33 +257,55 @@ Shape shape_of(const GemmProblem& p, bool aligned) {
   return shape;
 }
 
+// Whether the splits of a tile are a cluster; `hopper`: of compute capability 9.0 or later.
+bool clustered(const Shape& shape, int splits, bool hopper) {
+  return hopper && splits > 1 && splits <= kMaxCluster && shape.token_blocks == 1;
+}
+
 template <typename T, int kTokenTiles, bool kAligned>
-Status launch(const GemmParams& p, const Shape& shape, int splits, float* parts, cudaStream_t stream) {
+Status launch(const GemmParams& p, const Shape& shape, int splits, float* parts, bool hopper, cudaStream_t stream) {
   static SharedMemoryGrant grant;
   const auto kernel = flat_kernel<T, kTokenTiles, kAligned>;
   FDPP_RETURN_IF_ERROR(grant.ensure(reinterpret_cast<const void*>(kernel), shared_bytes(kTokenTiles)));
-  const auto blocks = static_cast<unsigned>(shape.row_blocks * splits * shape.token_blocks);
-  kernel<<<blocks, kThreads, shared_bytes(kTokenTiles), stream>>>(
-      static_cast<const T*>(p.a), static_cast<const T*>(p.b), Epilogue<T>(p), parts, p.problem.m,
-      static_cast<int>(p.problem.n), static_cast<int>(p.problem.k), splits, static_cast<int>(shape.token_blocks));
-  return check_launch("cuda_flat_mma");
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim.x = splits;
+  attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(shape.row_blocks * splits * shape.token_blocks));
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = shared_bytes(kTokenTiles);
+  config.stream = stream;
+  config.attrs = attributes;
+  config.numAttrs = clustered(shape, splits, hopper) ? 2 : hopper ? 1 : 0;
+  return check_gpu(
+      cudaLaunchKernelEx(&config, kernel, static_cast<const T*>(p.a), static_cast<const T*>(p.b), Epilogue<T>(p), parts,
+                         p.problem.m, static_cast<int>(p.problem.n), static_cast<int>(p.problem.k), splits,
+                         static_cast<int>(shape.token_blocks)),
+      "cuda_flat_mma");
 }
 
 template <typename T>
 Status run_typed(const GemmParams& p, int splits, float* parts, cudaStream_t stream) {
   const bool aligned = rows_aligned_16(p.a, p.problem.k) && rows_aligned_16(p.b, p.problem.k);
   const Shape shape = shape_of(p.problem, aligned);
+  DeviceInfo device;
+  FDPP_RETURN_IF_ERROR(current_gpu_device(&device));
+  const bool hopper = device.compute_capability >= 90;
+  if (clustered(shape, splits, hopper)) parts = nullptr;
   const auto run_kernel = [&]() -> Status {
     if (!aligned)
-      return shape.token_tiles == 1 ? launch<T, 1, false>(p, shape, splits, parts, stream)
-                                    : launch<T, 8, false>(p, shape, splits, parts, stream);
+      return shape.token_tiles == 1 ? launch<T, 1, false>(p, shape, splits, parts, hopper, stream)
+                                    : launch<T, 8, false>(p, shape, splits, parts, hopper, stream);
     switch (shape.token_tiles) {
-      case 1: return launch<T, 1, true>(p, shape, splits, parts, stream);
-      case 2: return launch<T, 2, true>(p, shape, splits, parts, stream);
-      case 3: return launch<T, 3, true>(p, shape, splits, parts, stream);
-      case 4: return launch<T, 4, true>(p, shape, splits, parts, stream);
-      case 6: return launch<T, 6, true>(p, shape, splits, parts, stream);
-      default: return launch<T, 8, true>(p, shape, splits, parts, stream);
+      case 1: return launch<T, 1, true>(p, shape, splits, parts, hopper, stream);
+      case 2: return launch<T, 2, true>(p, shape, splits, parts, hopper, stream);
+      case 3: return launch<T, 3, true>(p, shape, splits, parts, hopper, stream);
+      case 4: return launch<T, 4, true>(p, shape, splits, parts, hopper, stream);
+      case 6: return launch<T, 6, true>(p, shape, splits, parts, hopper, stream);
+      default: return launch<T, 8, true>(p, shape, splits, parts, hopper, stream);
     }
   };
   FDPP_RETURN_IF_ERROR(run_kernel());

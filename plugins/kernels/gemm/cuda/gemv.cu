@@ -14,6 +14,8 @@ constexpr int kWarp = 32;
 constexpr int kWarps = 8;
 constexpr int kMaxM = 4;
 constexpr int kVector = 8;  // elements in 16 bytes
+constexpr int kVectorBytes = 16;
+constexpr int kPrefetchBytes = 4096;  // of a row, into the L2 before the predecessor has ended
 
 // Rows of B that a warp works on at once. A block takes kWarps / splits such groups, each by `splits` warps side by
 // side in K; the widest split serves small N, where thinner groups give every multiprocessor a block.
@@ -71,7 +73,14 @@ __global__ void __launch_bounds__(kWarps* kWarp, M <= 2 ? 3 : 2)
 #pragma unroll
       for (int r = 0; r < Rows; ++r)
         weights[s][r] = load_streamed_16(row[r] + v + s * stride, v + s * stride < vectors, policy);
-    if (v == begin) wait_for_predecessor();  // nobody writes weights, but A may still be on its way
+    if (v == begin) {
+      // Nobody writes weights, but A may still be on its way: what comes after the first ones goes to the L2 meanwhile.
+      if (warp % splits == 0 && lane < Rows) {
+        const int loaded = kSteps * stride, left = min(vectors - loaded, kPrefetchBytes / kVectorBytes);
+        prefetch_into_l2(b + min(first_row + lane, static_cast<int64_t>(n) - 1) * vectors + loaded, left * kVectorBytes);
+      }
+      wait_for_predecessor();
+    }
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
       float x[M][kVector];
