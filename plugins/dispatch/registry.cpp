@@ -27,6 +27,7 @@ extern const AttentionVariant kCudaPrefillHopperAttention;
 extern const AttentionVariant kCudaPrefillAttention;
 extern const GemmVariant kCudaGemv;
 extern const GemmVariant kCudaFlatMma;
+extern const GemmVariant kCudaFlatStream;
 extern const GemmVariant kCublasLt;
 #endif
 
@@ -65,6 +66,7 @@ const std::vector<const GemmVariant*>& gemm_variants() {
 #if FDPP_CUDA
       &kCudaGemv,
       &kCudaFlatMma,
+      &kCudaFlatStream,
       &kCublasLt,
 #endif
   };
