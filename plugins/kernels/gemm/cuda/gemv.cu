@@ -3,6 +3,7 @@
 
 #include "kernels/common/pipeline.cuh"
 #include "kernels/gemm/cuda/epilogue.cuh"
+#include "kernels/gemm/cuda/normalise.h"
 #include "kernels/gemm/cuda/stream.cuh"
 #include "kernels/gemm/cuda/supports.h"
 #include "kernels/gemm/variant.h"
@@ -14,8 +15,6 @@ constexpr int kWarp = 32;
 constexpr int kWarps = 8;
 constexpr int kMaxM = 4;
 constexpr int kVector = 8;  // elements in 16 bytes
-constexpr int kVectorBytes = 16;
-constexpr int kPrefetchBytes = 4096;  // of a row, into the L2 before the predecessor has ended
 
 // Rows of B that a warp works on at once. A block takes kWarps / splits such groups, each by `splits` warps side by
 // side in K; the widest split serves small N, where thinner groups give every multiprocessor a block.
@@ -73,14 +72,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, M <= 2 ? 3 : 2)
 #pragma unroll
       for (int r = 0; r < Rows; ++r)
         weights[s][r] = load_streamed_16(row[r] + v + s * stride, v + s * stride < vectors, policy);
-    if (v == begin) {
-      // Nobody writes weights, but A may still be on its way: what comes after the first ones goes to the L2 meanwhile.
-      if (warp % splits == 0 && lane < Rows) {
-        const int loaded = kSteps * stride, left = min(vectors - loaded, kPrefetchBytes / kVectorBytes);
-        prefetch_into_l2(b + min(first_row + lane, static_cast<int64_t>(n) - 1) * vectors + loaded, left * kVectorBytes);
-      }
-      wait_for_predecessor();
-    }
+    if (v == begin) wait_for_predecessor();  // nobody writes weights, but A may still be on its way
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
       float x[M][kVector];
@@ -170,7 +162,7 @@ Status launch(const GemmParams& p, int splits, cudaStream_t stream) {
 
 template <typename T>
 Status run_typed(const GemmParams& p, int splits, cudaStream_t stream) {
-  if (!rows_aligned_16(p.a, p.problem.k) || !rows_aligned_16(p.b, p.problem.k)) {
+  if (!rows_aligned_16(p.a, p.problem.k * 2) || !rows_aligned_16(p.b, p.problem.k * 2)) {
     const int n = static_cast<int>(p.problem.n);
     gemv_unaligned_kernel<T><<<(n + kWarps - 1) / kWarps, kWarps * kWarp, 0, stream>>>(
         static_cast<const T*>(p.a), static_cast<const T*>(p.b), Epilogue<T>(p), static_cast<int>(p.problem.m), n,
@@ -190,7 +182,8 @@ bool supports(const GemmProblem& problem, const DeviceInfo& device, std::string*
     *why = "M is above " + std::to_string(kMaxM);
     return false;
   }
-  return supports_half_gemm(problem, device, why);
+  if (problem.activation == Activation::silu_mul) return has_no_activation(problem, why);
+  return supports_half_gemm(problem, device, why) && has_weights_of_a(problem, why);
 }
 
 GemmSplit split(const GemmProblem& problem, const DeviceInfo& device) {
@@ -218,10 +211,12 @@ void splits(const GemmProblem& problem, const DeviceInfo&, std::vector<GemmSplit
   for (int pieces = 1; pieces <= kWarps; pieces *= 2) out->push_back({pieces});
 }
 
-size_t workspace_bytes(const GemmProblem&, const GemmSplit&) { return 0; }
+size_t workspace_bytes(const GemmProblem& problem, const GemmSplit&) { return normalise_bytes(problem); }
 
-Status run(const GemmParams& params, const GemmSplit& split, void*, const ExecutionContext& context) {
+Status run(const GemmParams& given, const GemmSplit& split, void* workspace, const ExecutionContext& context) {
   const auto stream = static_cast<cudaStream_t>(context.stream);
+  GemmParams params;
+  FDPP_RETURN_IF_ERROR(normalise(given, &workspace, stream, &params));
   return params.problem.dtype == DType::f16 ? run_typed<__half>(params, sharing_warps(split), stream)
                                             : run_typed<__nv_bfloat16>(params, sharing_warps(split), stream);
 }

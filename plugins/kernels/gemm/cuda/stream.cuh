@@ -29,13 +29,6 @@ __device__ __forceinline__ uint4 load_streamed_16(const void* src, bool valid, u
   return v;
 }
 
-// `bytes` from `src` on, a multiple of 16 of both, into the L2; before sm_90 nothing.
-__device__ __forceinline__ void prefetch_into_l2(const void* src, int bytes) {
-#if __CUDA_ARCH__ >= 900
-  if (bytes > 0) asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(src), "r"(bytes));
-#endif
-}
-
 // cp_async_16() with an L2 policy.
 __device__ __forceinline__ void cp_async_streamed_16(void* dst, const void* src, bool valid, uint64_t policy) {
   asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(shared_address(dst)), "l"(src),

@@ -1,0 +1,115 @@
+// From a plan to a launch of flat_kernel(), for one type of activations and one format of weights.
+#pragma once
+
+#include "kernels/common/ceil_div.h"
+#include "kernels/common/shared_memory_grant.h"
+#include "kernels/gemm/cuda/flat_kernel.cuh"
+#include "kernels/gemm/cuda/flat_mma.h"
+
+namespace fdpp {
+namespace {
+
+constexpr int kMaxTokens = 64;
+constexpr int kMaxCluster = 8;
+
+int clusters_at_once(const DeviceInfo& d, int cluster) {
+  // A GPC has 16 multiprocessors or a few more, and a cluster lies in one.
+  return cluster <= 2 ? d.multiprocessors / cluster : d.multiprocessors / 16 * (16 / cluster);
+}
+
+template <typename T, WeightFormat kFormat, int kTokenTiles, int kRows, bool kAligned>
+Status launch(const GemmParams& params, const GemmSplit& split, const DeviceInfo& device, cudaStream_t stream) {
+  using Shape = FlatShape<Weights<T, kFormat>, kTokenTiles, kRows>;
+  const GemmProblem& p = params.problem;
+  const bool hopper = device.compute_capability >= 90;
+  FlatArgs<T> args{static_cast<const T*>(params.a),
+                   static_cast<const unsigned char*>(params.b),
+                   static_cast<const T*>(params.scales),
+                   static_cast<const unsigned char*>(params.zero_points),
+                   Epilogue<T>(params)};
+  args.m = p.m, args.n = p.n, args.k = static_cast<int>(p.k);
+  args.row_bytes = p.blocks() > 0 ? p.blocks() * p.block_size / 2 : p.k * Weights<T, kFormat>::kBits / 8;
+  args.blocks = static_cast<int>(p.blocks());
+  args.block_log = p.blocks() > 0 ? log2_of(static_cast<int>(p.block_size)) : 0;
+  args.gated = p.activation == Activation::silu_mul;
+  args.token_blocks = static_cast<int>(ceil_div(p.m, Shape::kTokens));
+  args.tiles = static_cast<int>(ceil_div(p.n, args.gated ? kRows / 2 : kRows) * args.token_blocks);
+  args.slices = static_cast<int>(ceil_div(p.k, Shape::kSlice));
+  args.cluster = 1;
+  while (hopper && 2 * args.cluster <= std::min({split.pieces, kMaxCluster, args.slices})) args.cluster *= 2;
+  const int per_multiprocessor = split.algorithm / 2 % 2 + 1;
+  args.clusters = std::min(args.tiles, clusters_at_once(device, args.cluster) * per_multiprocessor);
+  const Shape shape(args.block_log);
+  const int at_most = static_cast<int>(device.shared_memory_per_block);
+  args.stages = split.stages > 0 ? std::min(split.stages, kFlatMaxStages) : 6;
+  const int budget = split.stages > 0 ? at_most : std::min(at_most, 113 * 1024);
+  while (args.stages > 1 && shape.shared_bytes(args.stages, args.cluster > 1) > budget) --args.stages;
+  args.release_late = split.algorithm % 2 != 0;
+
+  static SharedMemoryGrant grant;
+  const auto kernel = flat_kernel<T, kFormat, kTokenTiles, kRows, kAligned>;
+  FDPP_RETURN_IF_ERROR(grant.ensure(reinterpret_cast<const void*>(kernel)));
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim.x = args.cluster;
+  attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(args.clusters * args.cluster));
+  config.blockDim = dim3(kFlatThreads);
+  config.dynamicSmemBytes = shape.shared_bytes(args.stages, args.cluster > 1);
+  config.stream = stream;
+  config.attrs = attributes;
+  config.numAttrs = args.cluster > 1 ? 2 : hopper ? 1 : 0;
+  return check_gpu(cudaLaunchKernelEx(&config, kernel, args), "cuda_flat_mma");
+}
+
+// Tiles of 8 tokens of a block, of the numbers that are compiled; more than 64 tokens are cut into equal blocks.
+int token_tiles(const GemmProblem& p, bool aligned) {
+  const int64_t m = std::max<int64_t>(p.m, 1), cuts = ceil_div(m, kMaxTokens), tiles = ceil_div(ceil_div(m, cuts), 8);
+  if (!aligned) return tiles == 1 ? 1 : 8;
+  for (int compiled : {1, 2, 3, 4, 6})
+    if (tiles <= compiled) return compiled;
+  return 8;
+}
+
+template <typename T, WeightFormat kFormat, int kTokenTiles>
+Status launch_rows(const GemmParams& params, const GemmSplit& split, const DeviceInfo& d, cudaStream_t stream) {
+  switch (split.rows) {
+    case 16:
+      if constexpr (kTokenTiles <= 2) return launch<T, kFormat, kTokenTiles, 16, true>(params, split, d, stream);
+      break;
+    case 32:
+      if constexpr (kTokenTiles <= 4) return launch<T, kFormat, kTokenTiles, 32, true>(params, split, d, stream);
+      break;
+    case 128:
+      if constexpr (kTokenTiles <= 4) return launch<T, kFormat, kTokenTiles, 128, true>(params, split, d, stream);
+      break;
+    default: break;
+  }
+  return launch<T, kFormat, kTokenTiles, 64, true>(params, split, d, stream);
+}
+
+template <typename T, WeightFormat kFormat>
+Status launch_format(const GemmParams& params, const GemmSplit& split, const DeviceInfo& d, cudaStream_t stream) {
+  const GemmProblem& p = params.problem;
+  const int64_t row_bytes = p.blocks() > 0 ? p.blocks() * p.block_size / 2 : p.k * Weights<T, kFormat>::kBits / 8;
+  const bool aligned = rows_aligned_16(params.a, p.k * 2) && rows_aligned_16(params.b, row_bytes) &&
+                       reinterpret_cast<uintptr_t>(params.scales) % 16 == 0;
+  const int tiles = token_tiles(p, aligned);
+  if (!aligned)
+    return tiles == 1 ? launch<T, kFormat, 1, 64, false>(params, split, d, stream)
+                      : launch<T, kFormat, 8, 64, false>(params, split, d, stream);
+  switch (tiles) {
+    case 1: return launch_rows<T, kFormat, 1>(params, split, d, stream);
+    case 2: return launch_rows<T, kFormat, 2>(params, split, d, stream);
+    case 3: return launch_rows<T, kFormat, 3>(params, split, d, stream);
+    case 4: return launch_rows<T, kFormat, 4>(params, split, d, stream);
+    case 6: return launch_rows<T, kFormat, 6>(params, split, d, stream);
+    default: return launch_rows<T, kFormat, 8>(params, split, d, stream);
+  }
+}
+
+}  // namespace
+}  // namespace fdpp
