@@ -123,7 +123,6 @@ __global__ void __launch_bounds__(kFlatThreads, 2) flat_kernel(const FlatArgs<T>
     const int64_t output = static_cast<int64_t>(row_tile) * (kRows / 2) + row % (kRows / 2);
     return output >= args.n ? rows_total : row < kRows / 2 ? output : args.n + output;
   };
-  const uint64_t policy = evict_first_policy();
 
   // Vector v of row r of weights lies at v ^ 4 (r % 2): the eight lanes that read together, four vectors of two rows, hit
   // all banks. Tokens likewise, four vectors kTokenVectors apart.
@@ -145,7 +144,7 @@ __global__ void __launch_bounds__(kFlatThreads, 2) flat_kernel(const FlatArgs<T>
       const bool there = row < rows_total && byte < args.row_bytes;
       const unsigned char* from = args.b + (there ? row * args.row_bytes + byte : 0);
       if constexpr (kAligned) {
-        cp_async_streamed_16(to + weight_place(r, v), from, there, policy);
+        cp_async_16(to + weight_place(r, v), from, there);
       } else {
         const int left = there ? static_cast<int>(min(args.row_bytes - byte, int64_t{16})) : 0;
         for (int i = 0; i < 16; ++i) to[weight_place(r, v) + i] = i < left ? static_cast<char>(from[i]) : 0;

@@ -69,7 +69,7 @@ Status launch(const GemmParams& params, const GemmSplit& split, const DeviceInfo
 int token_tiles(const GemmProblem& p, bool aligned) {
   const int64_t m = std::max<int64_t>(p.m, 1), cuts = ceil_div(m, kMaxTokens), tiles = ceil_div(ceil_div(m, cuts), 8);
   if (!aligned) return tiles == 1 ? 1 : 8;
-  for (int compiled : {1, 2, 3, 4, 6})
+  for (int compiled : {1, 2, 4})
     if (tiles <= compiled) return compiled;
   return 8;
 }
@@ -104,9 +104,7 @@ Status launch_format(const GemmParams& params, const GemmSplit& split, const Dev
   switch (tiles) {
     case 1: return launch_rows<T, kFormat, 1>(params, split, d, stream);
     case 2: return launch_rows<T, kFormat, 2>(params, split, d, stream);
-    case 3: return launch_rows<T, kFormat, 3>(params, split, d, stream);
     case 4: return launch_rows<T, kFormat, 4>(params, split, d, stream);
-    case 6: return launch_rows<T, kFormat, 6>(params, split, d, stream);
     default: return launch_rows<T, kFormat, 8>(params, split, d, stream);
   }
 }
