@@ -5,23 +5,28 @@
 // blocks share its tiles' slices of K evenly: a tile that two blocks meet in is summed up by the one that has its
 // beginning, out of the others' shared memory. So no multiprocessor waits for another, whatever N and K are.
 //
-// Slices of weights and tokens pass through a ring of stages, which copies fill ahead across the borders of tiles. A
-// stage's row of B is `kRowBytes` long; the block's eight warps lie kRows / warp_rows high and side by side in K.
+// Slices of weights and tokens pass through a ring of stages: four warps fill it, ahead across the borders of tiles; eight
+// warps multiply, in groups that take the stages in turns, each group all rows of its stage, so that a stage's latency
+// counts once in as many stages as there are groups.
 #pragma once
 
 #include <algorithm>
 
 #include "kernels/common/pipeline.cuh"
+#include "kernels/common/wgmma.cuh"
 #include "kernels/gemm/cuda/epilogue.cuh"
 #include "kernels/gemm/cuda/stream.cuh"
 #include "kernels/gemm/cuda/weights.cuh"
 
 namespace fdpp {
 
-constexpr int kFlatWarps = 8;
+constexpr int kFlatWarps = 8;  // that multiply
 constexpr int kFlatThreads = 32 * kFlatWarps;
+constexpr int kFlatFillers = 128;  // threads that copy
+constexpr int kFlatGroups = 2;
 constexpr int kFlatStageBytes = 16384;  // of weights in a stage
 constexpr int kFlatMaxStages = 16;
+constexpr int kFlatBarrier = 1;  // of those that multiply
 
 template <typename T>
 struct FlatArgs {
@@ -52,17 +57,20 @@ template <typename W, int kTokenTiles, int kRows_>
 struct FlatShape {
   static constexpr int kRows = kRows_;
   static constexpr int kTokens = 8 * kTokenTiles;
-  static constexpr int kRowTiles = kRows >= 64 ? 2 : 1;           // of 16 rows, of a warp
+  // 16 rows of B; with two of them a warp reads tokens half as often.
+  static constexpr int kRowTiles = kRows >= 32 && (kTokenTiles > 1 || W::kBits < 16) ? 2 : 1;
   static constexpr int kWarpsHigh = kRows / (16 * kRowTiles);
-  static constexpr int kWarpsWide = kFlatWarps / kWarpsHigh;      // side by side in K
+  static constexpr int kWarpsWide = kFlatWarps / kFlatGroups / kWarpsHigh;  // side by side in K
+  static constexpr int kParts = kFlatGroups * kWarpsWide;                   // sums of a tile
   static constexpr int kRowBytes = kFlatStageBytes / kRows;       // of B in a stage
   static constexpr int kSlice = kRowBytes * 8 / W::kBits;         // elements of K
   static constexpr int kSliceLog = log2_of(kSlice);
   static constexpr int kTokenBytes = kSlice * 2;                  // of a row of A in a stage
-  static constexpr int kSteps = kRowBytes / kWarpsWide / 64;      // that a warp multiplies 64 bytes of its rows
+  static constexpr int kUnits = kRowBytes / kWarpsWide / W::kUnitBytes;  // of a warp's product
   static constexpr int kSumsStride = kRows + 4;
   static constexpr int kSumsFloats = kTokens * kSumsStride;
-  static_assert(kSteps >= 1, "a warp takes 64 bytes of a row at a time");
+  // The parts side by side, as far as they are small.
+  static constexpr int kSumsBuffers = kSumsFloats * 4 * kParts <= 8192 ? kParts : 1;
 
   int block_log;
   __host__ __device__ explicit FlatShape(int block_log_) : block_log(block_log_) {}
@@ -79,22 +87,34 @@ struct FlatShape {
   }
   // Sums of the tile at hand, and of the one that another block finishes.
   __host__ __device__ int shared_bytes(int stages, bool cluster) const {
-    return stages * stage_bytes() + (cluster ? 2 : 1) * kSumsFloats * 4 + 2 * stages * 8;
+    return stages * stage_bytes() + (kSumsBuffers + (cluster ? 1 : 0)) * kSumsFloats * 4 + 2 * stages * 8;
   }
 };
 
+template <int kWords>
+__device__ __forceinline__ void load_words(const void* from, uint32_t (&words)[kWords]) {
+  if constexpr (kWords == 4) {
+    const uint4 v = *static_cast<const uint4*>(from);
+    words[0] = v.x, words[1] = v.y, words[2] = v.z, words[3] = v.w;
+  } else if constexpr (kWords == 2) {
+    const uint2 v = *static_cast<const uint2*>(from);
+    words[0] = v.x, words[1] = v.y;
+  } else {
+    words[0] = *static_cast<const uint32_t*>(from);
+  }
+}
+
 template <typename T, WeightFormat kFormat, int kTokenTiles, int kRows, bool kAligned>
-__global__ void __launch_bounds__(kFlatThreads, 2) flat_kernel(const FlatArgs<T> args) {
+__global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(const FlatArgs<T> args) {
   using W = Weights<T, kFormat>;
   using Shape = FlatShape<W, kTokenTiles, kRows>;
   constexpr int kTokens = Shape::kTokens, kRowTiles = Shape::kRowTiles;
-  constexpr int kWarpsWide = Shape::kWarpsWide;
   const Shape shape(args.block_log);
   extern __shared__ __align__(128) char shared[];
   const int stages = args.stages, stage_bytes = shape.stage_bytes();
   float* const sums = reinterpret_cast<float*>(shared + stages * stage_bytes);
-  float* const carry = sums + (args.cluster > 1 ? Shape::kSumsFloats : 0);
-  Barrier* const full = reinterpret_cast<Barrier*>(carry + Shape::kSumsFloats);
+  float* const carry = sums + Shape::kSumsBuffers * Shape::kSumsFloats;
+  Barrier* const full = reinterpret_cast<Barrier*>(carry + (args.cluster > 1 ? Shape::kSumsFloats : 0));
   Barrier* const empty = full + stages;
 
   const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32;
@@ -110,13 +130,13 @@ __global__ void __launch_bounds__(kFlatThreads, 2) flat_kernel(const FlatArgs<T>
   const int outputs = args.gated ? kRows / 2 : kRows;
   const int64_t rows_total = args.gated ? 2 * args.n : args.n;
 
-  // ---- copies
   struct Place {
     int tile, slice;
   };
   const auto next_place = [&](Place& at) {
     if (++at.slice == args.slices) at.slice = 0, ++at.tile;
   };
+  const Place start = {first_tile + begin / args.slices, begin % args.slices};
   // Row of B that a row of a tile is; from rows_total on where there is none.
   const auto row_of = [&](int row_tile, int row) -> int64_t {
     if (!args.gated) return static_cast<int64_t>(row_tile) * kRows + row;
@@ -124,160 +144,235 @@ __global__ void __launch_bounds__(kFlatThreads, 2) flat_kernel(const FlatArgs<T>
     return output >= args.n ? rows_total : row < kRows / 2 ? output : args.n + output;
   };
 
-  // Vector v of row r of weights lies at v ^ 4 (r % 2): the eight lanes that read together, four vectors of two rows, hit
-  // all banks. Tokens likewise, four vectors kTokenVectors apart.
-  const auto weight_place = [](int row, int v) { return row * Shape::kRowBytes + (v ^ row % 2 * 4) * 16; };
-  const auto token_place = [](int row, int v) {
-    const int key = W::kTokenVectors == 1 ? row % 2 * 4 : W::kTokenVectors == 2 ? row % 2 : v / 8 % 2 + row % 2 * 2;
-    return row * Shape::kTokenBytes + (v ^ key) * 16;
+  // Where vector v of a row lies: lanes that read together, units of some rows, hit all banks.
+  const auto weight_place = [](int row, int v) {
+    constexpr int kVectors = W::kUnitBytes / 16;
+    return row * Shape::kRowBytes + (v ^ row % (8 / kVectors) * kVectors) * 16;
   };
+  const auto token_place = [](int row, int v) { return row * Shape::kTokenBytes + (v ^ row % 2 * 4) * 16; };
 
-  const auto fill_weights = [&](const Place& at, int stage) {
-    char* const to = shared + stage * stage_bytes;
-    const int row_tile = at.tile / args.token_blocks;
-    constexpr int kVectors = Shape::kRowBytes / 16, kRowsAtOnce = kFlatThreads / kVectors;
-    const int v = tid % kVectors;
-    const int64_t byte = static_cast<int64_t>(at.slice) * Shape::kRowBytes + v * 16;
-#pragma unroll
-    for (int r = tid / kVectors; r < kRows; r += kRowsAtOnce) {
-      const int64_t row = row_of(row_tile, r);
-      const bool there = row < rows_total && byte < args.row_bytes;
-      const unsigned char* from = args.b + (there ? row * args.row_bytes + byte : 0);
-      if constexpr (kAligned) {
-        cp_async_16(to + weight_place(r, v), from, there);
-      } else {
-        const int left = there ? static_cast<int>(min(args.row_bytes - byte, int64_t{16})) : 0;
-        for (int i = 0; i < 16; ++i) to[weight_place(r, v) + i] = i < left ? static_cast<char>(from[i]) : 0;
-      }
-    }
-    if constexpr (W::kBlocks) {
-      // A slice has 2^in_row_log scales of a row, at least two.
-      const int in_row_log = Shape::kSliceLog - args.block_log, first = at.slice << in_row_log;
-      unsigned short* const scales = reinterpret_cast<unsigned short*>(to + shape.scales_at());
-      const auto* const from = reinterpret_cast<const unsigned short*>(args.scales);
-      const auto for_each = [&](int log, auto&& copy) {  // of pieces of 2^log scales: copy(to, from, whether it is there)
-        for (int i = tid; i < kRows << (in_row_log - log); i += kFlatThreads) {
-          const int64_t row = row_of(row_tile, i >> (in_row_log - log));
-          const int block = first + ((i << log) & ((1 << in_row_log) - 1));
-          const bool there = row < rows_total && block < args.blocks;
-          copy(scales + (i << log), from + (there ? row * args.blocks + block : 0), there);
-        }
-      };
-      if (kAligned && in_row_log >= 3 && args.blocks % 8 == 0)
-        for_each(3, [](void* dst, const void* src, bool there) { cp_async_16(dst, src, there); });
-      else if (kAligned && args.blocks % 2 == 0)
-        for_each(1, [](void* dst, const void* src, bool there) { cp_async_4(dst, src, there); });
-      else
-        for_each(0, [](unsigned short* dst, const unsigned short* src, bool there) { *dst = there ? *src : 0; });
-      if (args.zero_points != nullptr) {
-        const int log = in_row_log - 1, stride = (args.blocks + 1) / 2;
-        for (int i = tid; i < kRows << log; i += kFlatThreads) {
-          const int r = i >> log, in_row = i & ((1 << log) - 1), byte = (at.slice << log) + in_row;
-          const int64_t row = row_of(row_tile, r);
-          to[shape.zeros_at() + r * shape.zero_row_bytes() + in_row] =
-              row < rows_total && byte < stride ? static_cast<char>(args.zero_points[row * stride + byte]) : 0;
-        }
-      }
-    }
-  };
-  const auto fill_tokens = [&](const Place& at, int stage) {
-    char* const to = shared + stage * stage_bytes + shape.tokens_at();
-    const int64_t first = static_cast<int64_t>(at.tile % args.token_blocks) * kTokens;
-    const int count = static_cast<int>(min(args.m - first, int64_t{kTokens}));
-    constexpr int kVectors = Shape::kTokenBytes / 16;
-    for (int i = tid; i < count * kVectors; i += kFlatThreads) {
-      const int token = i / kVectors, v = i % kVectors, element = at.slice * Shape::kSlice + v * 8;
-      const T* const from = args.a + (first + token) * args.k;
-      if constexpr (kAligned) {
-        cp_async_16(to + token_place(token, v), from + (element < args.k ? element : 0), element < args.k);
-      } else {
-        T* const t = reinterpret_cast<T*>(to + token_place(token, v));
-        for (int e = 0; e < 8; ++e) t[e] = element + e < args.k ? from[element + e] : from_float<T>(0.0f);
-      }
-    }
-  };
   // Which copies pass through registers; those are there when the thread arrives.
   const bool stored = !kAligned || (W::kBlocks && (args.zero_points != nullptr || args.blocks % 2 != 0));
-  const auto arrive = [&](int stage) {
-    full[stage].arrive_after_copies();
-    if (stored) full[stage].arrive();
-  };
-
   if (tid == 0) {
     for (int s = 0; s < stages; ++s) {
-      full[s].init(stored ? 2 * kFlatThreads : kFlatThreads);
-      empty[s].init(kFlatWarps);
+      full[s].init(stored ? 2 * kFlatFillers : kFlatFillers);
+      empty[s].init(kFlatWarps / kFlatGroups);
     }
     publish_barriers();
   }
   __syncthreads();
+  const bool carries = begin < end && begin % args.slices != 0;  // ends a tile that another block began
 
-  Place filling = {first_tile + begin / args.slices, begin % args.slices};
-  {
+  if (warp >= kFlatWarps) {  // ---- copies
+    lower_registers<56>();
+    const int filler = tid - kFlatThreads;
+    constexpr int kVectors = Shape::kRowBytes / 16, kRowsAtOnce = kFlatFillers / kVectors;
+    constexpr int kPasses = kRows / kRowsAtOnce;
+    static_assert(kRowsAtOnce % (128 / W::kUnitBytes) == 0, "a pass keeps a vector's place in its row");
+    const int fill_row = filler / kVectors, fill_vector = filler % kVectors;
+    const unsigned char* first_vector = nullptr;  // of the thread, in a tile's rows
+    int rows_left = 0, tile_of_rows = -1;
+    const int64_t pass_bytes = kRowsAtOnce * args.row_bytes;
+    const int64_t partner_bytes = args.gated ? (args.n - kRows / 2) * args.row_bytes : 0;
+    const auto fill_weights = [&](const Place& at, int stage) {
+      char* const to = shared + stage * stage_bytes;
+      const int row_tile = at.tile / args.token_blocks;
+      if (row_tile != tile_of_rows) {
+        tile_of_rows = row_tile;
+        const int64_t first = static_cast<int64_t>(row_tile) * outputs;
+        rows_left = static_cast<int>(min(args.n - first, static_cast<int64_t>(outputs)));
+        first_vector = args.b + (first + fill_row) * args.row_bytes + fill_vector * 16;
+      }
+      const int64_t byte = static_cast<int64_t>(at.slice) * Shape::kRowBytes;
+      const bool inside = byte + fill_vector * 16 < args.row_bytes;
+      char* const vector = to + weight_place(fill_row, fill_vector);
+#pragma unroll
+      for (int pass = 0; pass < kPasses; ++pass) {
+        const bool partner = pass >= kPasses / 2 && args.gated;
+        const bool there = inside && fill_row + pass * kRowsAtOnce - (partner ? kRows / 2 : 0) < rows_left;
+        const unsigned char* from =
+            there ? first_vector + byte + pass * pass_bytes + (partner ? partner_bytes : 0) : args.b;
+        char* const dst = vector + pass * kRowsAtOnce * Shape::kRowBytes;
+        if constexpr (kAligned) {
+          cp_async_16(dst, from, there);
+        } else {
+          const int left = there ? static_cast<int>(min(args.row_bytes - byte - fill_vector * 16, int64_t{16})) : 0;
+          for (int i = 0; i < 16; ++i) dst[i] = i < left ? static_cast<char>(from[i]) : 0;
+        }
+      }
+      if constexpr (W::kBlocks) {
+        // A slice has 2^in_row_log scales of a row, at least two.
+        const int in_row_log = Shape::kSliceLog - args.block_log, first = at.slice << in_row_log;
+        unsigned short* const scales = reinterpret_cast<unsigned short*>(to + shape.scales_at());
+        const auto* const from = reinterpret_cast<const unsigned short*>(args.scales);
+        const auto for_each = [&](int log, auto&& copy) {  // of pieces of 2^log scales: copy(to, from, whether it is there)
+#pragma unroll 1
+          for (int i = filler; i < kRows << (in_row_log - log); i += kFlatFillers) {
+            const int64_t row = row_of(row_tile, i >> (in_row_log - log));
+            const int block = first + ((i << log) & ((1 << in_row_log) - 1));
+            const bool there = row < rows_total && block < args.blocks;
+            copy(scales + (i << log), from + (there ? row * args.blocks + block : 0), there);
+          }
+        };
+        if (kAligned && in_row_log >= 3 && args.blocks % 8 == 0)
+          for_each(3, [](void* dst, const void* src, bool there) { cp_async_16(dst, src, there); });
+        else if (kAligned && args.blocks % 2 == 0)
+          for_each(1, [](void* dst, const void* src, bool there) { cp_async_4(dst, src, there); });
+        else
+          for_each(0, [](unsigned short* dst, const unsigned short* src, bool there) { *dst = there ? *src : 0; });
+        if (args.zero_points != nullptr) {
+          const int log = in_row_log - 1, stride = (args.blocks + 1) / 2;
+#pragma unroll 1
+          for (int i = filler; i < kRows << log; i += kFlatFillers) {
+            const int r = i >> log, in_row = i & ((1 << log) - 1), byte = (at.slice << log) + in_row;
+            const int64_t row = row_of(row_tile, r);
+            to[shape.zeros_at() + r * shape.zero_row_bytes() + in_row] =
+                row < rows_total && byte < stride ? static_cast<char>(args.zero_points[row * stride + byte]) : 0;
+          }
+        }
+      }
+    };
+    const auto fill_tokens = [&](const Place& at, int stage) {
+      char* const to = shared + stage * stage_bytes + shape.tokens_at();
+      const int64_t first = static_cast<int64_t>(at.tile % args.token_blocks) * kTokens;
+      const int count = static_cast<int>(min(args.m - first, int64_t{kTokens}));
+      constexpr int kTokenVectors = Shape::kTokenBytes / 16;
+#pragma unroll 2
+      for (int i = filler; i < count * kTokenVectors; i += kFlatFillers) {
+        const int token = i / kTokenVectors, v = i % kTokenVectors, element = at.slice * Shape::kSlice + v * 8;
+        const T* const from = args.a + (first + token) * args.k;
+        if constexpr (kAligned) {
+          cp_async_16(to + token_place(token, v), from + (element < args.k ? element : 0), element < args.k);
+        } else {
+          T* const t = reinterpret_cast<T*>(to + token_place(token, v));
+          for (int e = 0; e < 8; ++e) t[e] = element + e < args.k ? from[element + e] : from_float<T>(0.0f);
+        }
+      }
+    };
+    const auto arrive = [&](int stage) {
+      full[stage].arrive_after_copies();
+      if (stored) full[stage].arrive();
+    };
+
     // Nobody writes weights; A, the residual and what lies at Y may still be in use.
-    Place at = filling;
+    Place at = start, filling = start;
     for (int s = 0; s < stages && begin + s < end; ++s, next_place(at)) fill_weights(at, s);
     if (!args.release_late) release_successor();
     wait_for_predecessor();
-    for (int s = 0; s < stages && begin + s < end; ++s, next_place(filling)) {
-      fill_tokens(filling, s);
-      arrive(s);
+    int stage = 0;
+    uint32_t phase = 1;
+    for (int i = begin; i < end; ++i, next_place(filling)) {
+      if (i - begin >= stages) {
+        empty[stage].wait(phase);
+        fill_weights(filling, stage);
+      }
+      fill_tokens(filling, stage);
+      arrive(stage);
+      if (++stage == stages) stage = 0, phase ^= 1;
     }
+    if (args.release_late) release_successor();
+    if (args.cluster > 1) {
+      cluster_arrive();
+      cluster_wait();
+      cluster_arrive();
+      cluster_wait();
+    }
+    return;
   }
-  // A block that has no tile for another to finish has nothing to say.
-  const bool carries = begin < end && begin % args.slices != 0;
-  if (args.cluster > 1 && !carries) cluster_arrive();
 
   // ---- products
-  const int wide = warp % kWarpsWide, high = warp / kWarpsWide, g = lane / 4, t = lane % 4;
-  const int warp_row = high * 16 * kRowTiles;
+  raise_registers<88>();
+  wait_for_predecessor();
+  if (args.cluster > 1 && !carries) cluster_arrive();
+  const int part = warp / Shape::kWarpsHigh, group = part / Shape::kWarpsWide, wide = part % Shape::kWarpsWide;
+  const int warp_row = warp % Shape::kWarpsHigh * 16 * kRowTiles, g = lane / 4, t = lane % 4;
   float acc[kRowTiles][kTokenTiles][4] = {};
+  // Of 16 rows from `first` on: of two products over a unit.
+  const auto load_fragments = [&](const char* weights, int first, int unit, uint32_t (&a)[2][4]) {
+    uint32_t words[2][W::kWords];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int byte = unit * W::kUnitBytes + t * 4 * W::kWords;
+      load_words(weights + weight_place(first + 8 * h + g, byte / 16) + byte % 16, words[h]);
+    }
+#pragma unroll
+    for (int q = 0; q < 2; ++q)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) W::fragment(words[h], q, a[q][h], a[q][2 + h]);
+  };
   const auto multiply = [&](int stage) {
     const char* const weights = shared + stage * stage_bytes;
     const char* const tokens = weights + shape.tokens_at();
+#pragma unroll 4
+    for (int u = 0; u < Shape::kUnits; ++u) {
+      const int unit = wide * Shape::kUnits + u;
+      uint32_t x[kTokenTiles][4];
 #pragma unroll
-    for (int step = 0; step < Shape::kSteps; ++step) {
-      const int v = (wide * Shape::kSteps + step) * 4 + t;
-      uint32_t rows[2 * kRowTiles][4];
-      BlockScale block[2 * kRowTiles][W::kBlocks ? 2 : 1];
+      for (int i = 0; i < kTokenTiles; ++i)
+        load_words(tokens + token_place(8 * i + g, unit * 4 + t), x[i]);
+      if constexpr (!W::kBlocks) {
 #pragma unroll
-      for (int r = 0; r < 2 * kRowTiles; ++r) {
-        const int row = warp_row + 8 * r + g;
-        const uint4 x = *reinterpret_cast<const uint4*>(weights + weight_place(row, v));
-        rows[r][0] = x.x, rows[r][1] = x.y, rows[r][2] = x.z, rows[r][3] = x.w;
-        if constexpr (W::kBlocks) {
-          const auto* scales = reinterpret_cast<const unsigned short*>(weights + shape.scales_at() +
-                                                                       row * shape.scale_row_bytes());
-          const auto* zeros = reinterpret_cast<const unsigned char*>(weights + shape.zeros_at() +
-                                                                     row * shape.zero_row_bytes());
-          const auto block_at = [&](int i) -> BlockScale {
-            return {scales[i] * 0x00010001u, args.zero_points == nullptr ? 8u : zeros[i / 2] >> i % 2 * 4 & 15u};
-          };
-          // 16 bytes are a block of 32, a part of one, or two of 16.
-          const int i = v * 32 >> args.block_log;
-          block[r][0] = block_at(i);
-          block[r][1] = args.block_log > 4 ? block[r][0] : block_at(i + 1);
+        for (int r = 0; r < kRowTiles; ++r) {
+          uint32_t a[2][4];
+          load_fragments(weights, warp_row + 16 * r, unit, a);
+#pragma unroll
+          for (int i = 0; i < kTokenTiles; ++i) {
+            mma_m16n8k16<T>(acc[r][i], a[0], x[i][0], x[i][1]);
+            mma_m16n8k16<T>(acc[r][i], a[1], x[i][2], x[i][3]);
+          }
         }
-      }
+      } else {
+        // A block's own sums, scaled as they are added. Those of the offsets are the same for all rows.
+        const uint32_t offsets[4] = {W::kFirstOffset, W::kFirstOffset, W::kSecondOffset, W::kSecondOffset};
+        const uint32_t ones[4] = {W::kOnes, W::kOnes, W::kOnes, W::kOnes};
+        const auto add_block = [&](const uint32_t (&x)[kTokenTiles][4], int block) {
+          float base[kTokenTiles][4] = {}, plain[kTokenTiles][4] = {};
 #pragma unroll
-      for (int p = 0; p < W::kProducts; p += 2) {  // the 8 elements of a vector of tokens
-        uint32_t a[2][kRowTiles][4];
-#pragma unroll
-        for (int q = 0; q < 2; ++q)
-#pragma unroll
-          for (int r = 0; r < kRowTiles; ++r) {
-            const int half = W::kBlocks ? (p + q) / 4 : 0;
-            W::fragment(rows[2 * r], p + q, block[2 * r][half], a[q][r][0], a[q][r][2]);
-            W::fragment(rows[2 * r + 1], p + q, block[2 * r + 1][half], a[q][r][1], a[q][r][3]);
+          for (int i = 0; i < kTokenTiles; ++i) {
+            mma_m16n8k16<T>(base[i], offsets, x[i][0], x[i][1]);
+            mma_m16n8k16<T>(base[i], offsets, x[i][2], x[i][3]);
+            if (args.zero_points == nullptr) continue;
+            mma_m16n8k16<T>(plain[i], ones, x[i][0], x[i][1]);
+            mma_m16n8k16<T>(plain[i], ones, x[i][2], x[i][3]);
           }
 #pragma unroll
-        for (int i = 0; i < kTokenTiles; ++i) {
-          const uint4 x =
-              *reinterpret_cast<const uint4*>(tokens + token_place(8 * i + g, v * W::kTokenVectors + p / 2));
-#pragma unroll
           for (int r = 0; r < kRowTiles; ++r) {
-            mma_m16n8k16<T>(acc[r][i], a[0][r], x.x, x.y);
-            mma_m16n8k16<T>(acc[r][i], a[1][r], x.z, x.w);
+            uint32_t a[2][4];
+            load_fragments(weights, warp_row + 16 * r, unit, a);
+            float scale[2], zero[2] = {};
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+              const int row = warp_row + 16 * r + 8 * h + g;
+              const char* const scales = weights + shape.scales_at() + row * shape.scale_row_bytes();
+              scale[h] = to_float(reinterpret_cast<const T*>(scales)[block]);
+              if (args.zero_points == nullptr) continue;
+              const char numbers = weights[shape.zeros_at() + row * shape.zero_row_bytes() + block / 2];
+              zero[h] = static_cast<float>(8 - (numbers >> block % 2 * 4 & 15));
+            }
+#pragma unroll
+            for (int i = 0; i < kTokenTiles; ++i) {
+              float sum[4];
+#pragma unroll
+              for (int e = 0; e < 4; ++e)
+                sum[e] = args.zero_points == nullptr ? base[i][e] : fmaf(zero[e / 2], plain[i][e], base[i][e]);
+              mma_m16n8k16<T>(sum, a[0], x[i][0], x[i][1]);
+              mma_m16n8k16<T>(sum, a[1], x[i][2], x[i][3]);
+#pragma unroll
+              for (int e = 0; e < 4; ++e) acc[r][i][e] = fmaf(scale[e / 2], sum[e], acc[r][i][e]);
+            }
+          }
+        };
+        if (args.block_log > 4) {
+          add_block(x, unit >> (args.block_log - 5));
+        } else {  // two blocks of 16: each takes the tokens of its own half alone
+#pragma unroll 1
+          for (int half = 0; half < 2; ++half) {
+            uint32_t own[kTokenTiles][4];
+#pragma unroll
+            for (int i = 0; i < kTokenTiles; ++i)
+#pragma unroll
+              for (int e = 0; e < 4; ++e) own[i][e] = t / 2 == half ? x[i][e] : 0;
+            add_block(own, 2 * unit + half);
           }
         }
       }
@@ -285,23 +380,37 @@ __global__ void __launch_bounds__(kFlatThreads, 2) flat_kernel(const FlatArgs<T>
   };
 
   // ---- the end of a tile
-  const auto gather = [&](float* to) {  // the warps' sums, in order
-    __syncthreads();                    // nobody reads what the last tile left there
-    for (int w = 0; w < kWarpsWide; ++w) {
-      if (wide == w) {
+  const auto sync = [] { sync_threads(kFlatBarrier, kFlatThreads); };
+  const auto put = [&](float* to, bool add) {
 #pragma unroll
-        for (int r = 0; r < kRowTiles; ++r)
+    for (int r = 0; r < kRowTiles; ++r)
 #pragma unroll
-          for (int i = 0; i < kTokenTiles; ++i)
+      for (int i = 0; i < kTokenTiles; ++i)
 #pragma unroll
-            for (int e = 0; e < 4; ++e) {
-              float* const sum = to + (8 * i + 2 * t + e % 2) * Shape::kSumsStride + warp_row + 16 * r + g + e / 2 * 8;
-              *sum = w == 0 ? acc[r][i][e] : *sum + acc[r][i][e];
-              acc[r][i][e] = 0;
-            }
+        for (int e = 0; e < 4; ++e) {
+          float* const sum = to + (8 * i + 2 * t + e % 2) * Shape::kSumsStride + warp_row + 16 * r + g + e / 2 * 8;
+          *sum = add ? *sum + acc[r][i][e] : acc[r][i][e];
+          acc[r][i][e] = 0;
+        }
+  };
+  // The parts, in order, into the first of the buffers or, in a cluster, into what others read.
+  const auto gather = [&] {
+    sync();  // nobody reads what the last tile left there
+    if constexpr (Shape::kSumsBuffers > 1) {
+      put(sums + part * Shape::kSumsFloats, false);
+      sync();
+    } else {
+      for (int other = 0; other < Shape::kParts; ++other) {
+        if (part == other) put(sums, other > 0);
+        sync();
       }
-      __syncthreads();
     }
+  };
+  const auto sum_here = [&](int i) {
+    float sum = sums[i];
+#pragma unroll
+    for (int other = 1; other < Shape::kSumsBuffers; ++other) sum += sums[other * Shape::kSumsFloats + i];
+    return sum;
   };
   // `sharers`: blocks of the cluster, from the next rank on, that have the rest of the tile.
   const auto store_tile = [&](int tile, int sharers) {
@@ -309,7 +418,7 @@ __global__ void __launch_bounds__(kFlatThreads, 2) flat_kernel(const FlatArgs<T>
     const int64_t first_token = static_cast<int64_t>(tile % args.token_blocks) * kTokens;
     const int tokens = static_cast<int>(min(args.m - first_token, int64_t{kTokens}));
     const auto sum_at = [&](int i) {
-      float sum = sums[i];
+      float sum = sum_here(i);
       for (int s = 1; s <= sharers; ++s) sum += load_remote(remote_address(carry + i, rank + s));
       return sum;
     };
@@ -325,36 +434,28 @@ __global__ void __launch_bounds__(kFlatThreads, 2) flat_kernel(const FlatArgs<T>
   };
 
   bool carrying = carries, waited = false;
-  Place at = {first_tile + begin / args.slices, begin % args.slices};
-  int stage = 0, last_stage = 0;
-  uint32_t phase = 0, last_phase = 0;
+  Place at = start;
+  int stage = 0, turn = 0;
+  uint32_t phase = 0;
   for (int i = begin; i < end; ++i, next_place(at)) {
-    if (i > begin) {  // the stage that the last slice left
-      if (i - 1 + stages < end) {
-        empty[last_stage].wait(last_phase);
-        fill_weights(filling, last_stage);
-        fill_tokens(filling, last_stage);
-        arrive(last_stage);
-        next_place(filling);
-      }
+    if (turn == group) {
+      full[stage].wait(phase);
+      multiply(stage);
+      __syncwarp();
+      if (lane == 0) empty[stage].arrive();
     }
-    full[stage].wait(phase);
-    multiply(stage);
-    __syncwarp();
-    if (lane == 0) empty[stage].arrive();
-    last_stage = stage, last_phase = phase;
+    if (++turn == kFlatGroups) turn = 0;
     if (++stage == stages) stage = 0, phase ^= 1;
 
     const bool tile_ends = at.slice + 1 == args.slices;
     if (!tile_ends && i + 1 < end) continue;
-    if (i + 1 == end && args.release_late) release_successor();
+    gather();
     if (carrying) {
-      gather(carry);
+      for (int sum = tid; sum < Shape::kSumsFloats; sum += kFlatThreads) carry[sum] = sum_here(sum);
       cluster_arrive();
       carrying = false;
       continue;
     }
-    gather(sums);
     int sharers = 0;
     if (!tile_ends) {
       const int tile_end = (at.tile + 1 - first_tile) * args.slices;

@@ -43,7 +43,8 @@ Status launch(const GemmParams& params, const GemmSplit& split, const DeviceInfo
   const int at_most = static_cast<int>(device.shared_memory_per_block);
   args.stages = split.stages > 0 ? std::min(split.stages, kFlatMaxStages) : 6;
   const int budget = split.stages > 0 ? at_most : std::min(at_most, 113 * 1024);
-  while (args.stages > 1 && shape.shared_bytes(args.stages, args.cluster > 1) > budget) --args.stages;
+  args.stages = static_cast<int>(ceil_div(args.stages, kFlatGroups)) * kFlatGroups;
+  while (args.stages > kFlatGroups && shape.shared_bytes(args.stages, args.cluster > 1) > budget) args.stages -= kFlatGroups;
   args.release_late = split.algorithm % 2 != 0;
 
   static SharedMemoryGrant grant;
@@ -57,7 +58,7 @@ Status launch(const GemmParams& params, const GemmSplit& split, const DeviceInfo
   attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(args.clusters * args.cluster));
-  config.blockDim = dim3(kFlatThreads);
+  config.blockDim = dim3(kFlatThreads + kFlatFillers);
   config.dynamicSmemBytes = shape.shared_bytes(args.stages, args.cluster > 1);
   config.stream = stream;
   config.attrs = attributes;
