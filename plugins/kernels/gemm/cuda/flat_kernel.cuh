@@ -58,7 +58,7 @@ struct FlatShape {
   static constexpr int kRows = kRows_;
   static constexpr int kTokens = 8 * kTokenTiles;
   // 16 rows of B; with two of them a warp reads tokens half as often.
-  static constexpr int kRowTiles = kRows >= 32 && (kTokenTiles > 1 || W::kBits < 16) ? 2 : 1;
+  static constexpr int kRowTiles = kRows >= 128 || (kRows >= 32 && (kTokenTiles > 1 || W::kBits < 16)) ? 2 : 1;
   static constexpr int kWarpsHigh = kRows / (16 * kRowTiles);
   static constexpr int kWarpsWide = kFlatWarps / kFlatGroups / kWarpsHigh;  // side by side in K
   static constexpr int kParts = kFlatGroups * kWarpsWide;                   // sums of a tile
@@ -168,7 +168,6 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(co
     const int filler = tid - kFlatThreads;
     constexpr int kVectors = Shape::kRowBytes / 16, kRowsAtOnce = kFlatFillers / kVectors;
     constexpr int kPasses = kRows / kRowsAtOnce;
-    static_assert(kRowsAtOnce % (128 / W::kUnitBytes) == 0, "a pass keeps a vector's place in its row");
     const int fill_row = filler / kVectors, fill_vector = filler % kVectors;
     const unsigned char* first_vector = nullptr;  // of the thread, in a tile's rows
     int rows_left = 0, tile_of_rows = -1;
@@ -185,14 +184,13 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(co
       }
       const int64_t byte = static_cast<int64_t>(at.slice) * Shape::kRowBytes;
       const bool inside = byte + fill_vector * 16 < args.row_bytes;
-      char* const vector = to + weight_place(fill_row, fill_vector);
 #pragma unroll
       for (int pass = 0; pass < kPasses; ++pass) {
         const bool partner = pass >= kPasses / 2 && args.gated;
         const bool there = inside && fill_row + pass * kRowsAtOnce - (partner ? kRows / 2 : 0) < rows_left;
         const unsigned char* from =
             there ? first_vector + byte + pass * pass_bytes + (partner ? partner_bytes : 0) : args.b;
-        char* const dst = vector + pass * kRowsAtOnce * Shape::kRowBytes;
+        char* const dst = to + weight_place(fill_row + pass * kRowsAtOnce, fill_vector);
         if constexpr (kAligned) {
           cp_async_16(dst, from, there);
         } else {

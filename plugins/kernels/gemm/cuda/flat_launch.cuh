@@ -79,7 +79,8 @@ template <typename T, WeightFormat kFormat, int kTokenTiles>
 Status launch_rows(const GemmParams& params, const GemmSplit& split, const DeviceInfo& d, cudaStream_t stream) {
   switch (split.rows) {
     case 16:
-      if constexpr (kTokenTiles <= 2) return launch<T, kFormat, kTokenTiles, 16, true>(params, split, d, stream);
+      if constexpr (kTokenTiles <= 2 && Weights<T, kFormat>::kBits == 16)
+        return launch<T, kFormat, kTokenTiles, 16, true>(params, split, d, stream);
       break;
     case 32:
       if constexpr (kTokenTiles <= 4) return launch<T, kFormat, kTokenTiles, 32, true>(params, split, d, stream);
