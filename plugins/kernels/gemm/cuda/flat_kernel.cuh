@@ -230,20 +230,31 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(co
         }
       }
     };
+    constexpr int kTokenVectors = Shape::kTokenBytes / 16;
+    constexpr int kTokensAtOnce = kFlatFillers / kTokenVectors > 0 ? kFlatFillers / kTokenVectors : 1;
+    constexpr int kVectorPasses = kTokenVectors > kFlatFillers ? kTokenVectors / kFlatFillers : 1;
+    const int fill_token = kVectorPasses > 1 ? 0 : filler / kTokenVectors;
     const auto fill_tokens = [&](const Place& at, int stage) {
       char* const to = shared + stage * stage_bytes + shape.tokens_at();
       const int64_t first = static_cast<int64_t>(at.tile % args.token_blocks) * kTokens;
       const int count = static_cast<int>(min(args.m - first, int64_t{kTokens}));
-      constexpr int kTokenVectors = Shape::kTokenBytes / 16;
-#pragma unroll 2
-      for (int i = filler; i < count * kTokenVectors; i += kFlatFillers) {
-        const int token = i / kTokenVectors, v = i % kTokenVectors, element = at.slice * Shape::kSlice + v * 8;
-        const T* const from = args.a + (first + token) * args.k;
-        if constexpr (kAligned) {
-          cp_async_16(to + token_place(token, v), from + (element < args.k ? element : 0), element < args.k);
-        } else {
-          T* const t = reinterpret_cast<T*>(to + token_place(token, v));
-          for (int e = 0; e < 8; ++e) t[e] = element + e < args.k ? from[element + e] : from_float<T>(0.0f);
+#pragma unroll
+      for (int vector_pass = 0; vector_pass < kVectorPasses; ++vector_pass) {
+        const int v = filler % kTokenVectors + vector_pass * kFlatFillers;
+        const int element = at.slice * Shape::kSlice + v * 8;
+        const bool inside = element < args.k;
+        const T* const from = args.a + (first + fill_token) * args.k + (inside ? element : 0);
+#pragma unroll
+        for (int pass = 0; pass * kTokensAtOnce < kTokens; ++pass) {
+          const int token = fill_token + pass * kTokensAtOnce;
+          if (token >= count) break;
+          const T* const vector = from + static_cast<int64_t>(pass) * kTokensAtOnce * args.k;
+          if constexpr (kAligned) {
+            cp_async_16(to + token_place(token, v), vector, inside);
+          } else {
+            T* const t = reinterpret_cast<T*>(to + token_place(token, v));
+            for (int e = 0; e < 8; ++e) t[e] = element + e < args.k ? vector[e] : from_float<T>(0.0f);
+          }
         }
       }
     };
@@ -285,82 +296,87 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(co
   const int part = warp / Shape::kWarpsHigh, group = part / Shape::kWarpsWide, wide = part % Shape::kWarpsWide;
   const int warp_row = warp % Shape::kWarpsHigh * 16 * kRowTiles, g = lane / 4, t = lane % 4;
   float acc[kRowTiles][kTokenTiles][4] = {};
-  // Of 16 rows from `first` on: of two products over a unit.
-  const auto load_fragments = [&](const char* weights, int first, int unit, uint32_t (&a)[2][4]) {
-    uint32_t words[2][W::kWords];
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int byte = unit * W::kUnitBytes + t * 4 * W::kWords;
-      load_words(weights + weight_place(first + 8 * h + g, byte / 16) + byte % 16, words[h]);
-    }
-#pragma unroll
-    for (int q = 0; q < 2; ++q)
-#pragma unroll
-      for (int h = 0; h < 2; ++h) W::fragment(words[h], q, a[q][h], a[q][2 + h]);
-  };
-  const auto multiply = [&](int stage) {
+  // The lane's part of a stage, but for what changes from unit to unit.
+  constexpr int kUnitVectors = W::kUnitBytes / 16;
+  const int lane_vector = t * W::kWords / 4, row_key = g % (8 / kUnitVectors) * kUnitVectors;
+  const int lane_weights = (warp_row + g) * Shape::kRowBytes + t * W::kWords % 4 * 4;
+  const int lane_scales = shape.scales_at() + (warp_row + g) * shape.scale_row_bytes();
+  const int lane_zeros = shape.zeros_at() + (warp_row + g) * shape.zero_row_bytes();
+  // kPlain: int4 without zero points, in blocks of 32 or more; all other formats.
+  const auto multiply = [&](int stage, auto plain) {
+    [[maybe_unused]] constexpr bool kPlain = decltype(plain)::value;
     const char* const weights = shared + stage * stage_bytes;
-    const char* const tokens = weights + shape.tokens_at();
+    const char* const tokens = weights + shape.tokens_at() + g * Shape::kTokenBytes;
 #pragma unroll 4
     for (int u = 0; u < Shape::kUnits; ++u) {
       const int unit = wide * Shape::kUnits + u;
       uint32_t x[kTokenTiles][4];
 #pragma unroll
       for (int i = 0; i < kTokenTiles; ++i)
-        load_words(tokens + token_place(8 * i + g, unit * 4 + t), x[i]);
+        load_words(tokens + 8 * i * Shape::kTokenBytes + ((unit * 4 + t) ^ g % 2 * 4) * 16, x[i]);
+      uint32_t a[kRowTiles][2][4];
+      const char* const unit_weights = weights + lane_weights + ((unit * kUnitVectors + lane_vector) ^ row_key) * 16;
+#pragma unroll
+      for (int r = 0; r < kRowTiles; ++r) {
+        uint32_t words[2][W::kWords];
+#pragma unroll
+        for (int h = 0; h < 2; ++h) load_words(unit_weights + (16 * r + 8 * h) * Shape::kRowBytes, words[h]);
+#pragma unroll
+        for (int q = 0; q < 2; ++q)
+#pragma unroll
+          for (int h = 0; h < 2; ++h) W::fragment(words[h], q, a[r][q][h], a[r][q][2 + h]);
+      }
       if constexpr (!W::kBlocks) {
 #pragma unroll
-        for (int r = 0; r < kRowTiles; ++r) {
-          uint32_t a[2][4];
-          load_fragments(weights, warp_row + 16 * r, unit, a);
+        for (int q = 0; q < 2; ++q)
 #pragma unroll
-          for (int i = 0; i < kTokenTiles; ++i) {
-            mma_m16n8k16<T>(acc[r][i], a[0], x[i][0], x[i][1]);
-            mma_m16n8k16<T>(acc[r][i], a[1], x[i][2], x[i][3]);
-          }
-        }
+          for (int r = 0; r < kRowTiles; ++r)
+#pragma unroll
+            for (int i = 0; i < kTokenTiles; ++i)
+              mma_into<T>(acc[r][i], a[r][q], x[i][2 * q], x[i][2 * q + 1], acc[r][i]);
       } else {
         // A block's own sums, scaled as they are added. Those of the offsets are the same for all rows.
         const uint32_t offsets[4] = {W::kFirstOffset, W::kFirstOffset, W::kSecondOffset, W::kSecondOffset};
         const uint32_t ones[4] = {W::kOnes, W::kOnes, W::kOnes, W::kOnes};
         const auto add_block = [&](const uint32_t (&x)[kTokenTiles][4], int block) {
-          float base[kTokenTiles][4] = {}, plain[kTokenTiles][4] = {};
+          float base[kTokenTiles][4] = {}, plain_sum[kTokenTiles][4] = {};
 #pragma unroll
-          for (int i = 0; i < kTokenTiles; ++i) {
-            mma_m16n8k16<T>(base[i], offsets, x[i][0], x[i][1]);
-            mma_m16n8k16<T>(base[i], offsets, x[i][2], x[i][3]);
-            if (args.zero_points == nullptr) continue;
-            mma_m16n8k16<T>(plain[i], ones, x[i][0], x[i][1]);
-            mma_m16n8k16<T>(plain[i], ones, x[i][2], x[i][3]);
-          }
+          for (int q = 0; q < 2; ++q)
+#pragma unroll
+            for (int i = 0; i < kTokenTiles; ++i) {
+              mma_into<T>(base[i], offsets, x[i][2 * q], x[i][2 * q + 1], base[i]);
+              if constexpr (!kPlain) mma_into<T>(plain_sum[i], ones, x[i][2 * q], x[i][2 * q + 1], plain_sum[i]);
+            }
 #pragma unroll
           for (int r = 0; r < kRowTiles; ++r) {
-            uint32_t a[2][4];
-            load_fragments(weights, warp_row + 16 * r, unit, a);
-            float scale[2], zero[2] = {};
+            float scale[2], zero[2];
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
-              const int row = warp_row + 16 * r + 8 * h + g;
-              const char* const scales = weights + shape.scales_at() + row * shape.scale_row_bytes();
+              const char* const scales = weights + lane_scales + (16 * r + 8 * h) * shape.scale_row_bytes();
               scale[h] = to_float(reinterpret_cast<const T*>(scales)[block]);
-              if (args.zero_points == nullptr) continue;
-              const char numbers = weights[shape.zeros_at() + row * shape.zero_row_bytes() + block / 2];
-              zero[h] = static_cast<float>(8 - (numbers >> block % 2 * 4 & 15));
+              if constexpr (!kPlain) {
+                const char* const zeros = weights + lane_zeros + (16 * r + 8 * h) * shape.zero_row_bytes();
+                zero[h] = args.zero_points == nullptr
+                              ? 0.0f
+                              : static_cast<float>(8 - (zeros[block / 2] >> block % 2 * 4 & 15));
+              }
             }
 #pragma unroll
             for (int i = 0; i < kTokenTiles; ++i) {
               float sum[4];
 #pragma unroll
-              for (int e = 0; e < 4; ++e)
-                sum[e] = args.zero_points == nullptr ? base[i][e] : fmaf(zero[e / 2], plain[i][e], base[i][e]);
-              mma_m16n8k16<T>(sum, a[0], x[i][0], x[i][1]);
-              mma_m16n8k16<T>(sum, a[1], x[i][2], x[i][3]);
+              for (int e = 0; e < 4; ++e) {
+                sum[e] = base[i][e];
+                if constexpr (!kPlain) sum[e] = fmaf(zero[e / 2], plain_sum[i][e], sum[e]);
+              }
+              mma_into<T>(sum, a[r][0], x[i][0], x[i][1], sum);
+              mma_into<T>(sum, a[r][1], x[i][2], x[i][3], sum);
 #pragma unroll
               for (int e = 0; e < 4; ++e) acc[r][i][e] = fmaf(scale[e / 2], sum[e], acc[r][i][e]);
             }
           }
         };
-        if (args.block_log > 4) {
+        if (kPlain || args.block_log > 4) {
           add_block(x, unit >> (args.block_log - 5));
         } else {  // two blocks of 16: each takes the tokens of its own half alone
 #pragma unroll 1
@@ -438,7 +454,10 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(co
   for (int i = begin; i < end; ++i, next_place(at)) {
     if (turn == group) {
       full[stage].wait(phase);
-      multiply(stage);
+      if (!W::kBlocks || (args.zero_points == nullptr && args.block_log > 4))
+        multiply(stage, std::true_type());
+      else
+        multiply(stage, std::false_type());
       __syncwarp();
       if (lane == 0) empty[stage].arrive();
     }

@@ -42,7 +42,8 @@ Status launch(const GemmParams& params, const GemmSplit& split, const DeviceInfo
   const Shape shape(args.block_log);
   const int at_most = static_cast<int>(device.shared_memory_per_block);
   args.stages = split.stages > 0 ? std::min(split.stages, kFlatMaxStages) : 6;
-  const int budget = split.stages > 0 ? at_most : std::min(at_most, 113 * 1024);
+  const bool two_fit = shape.shared_bytes(4, args.cluster > 1) <= 113 * 1024;
+  const int budget = split.stages > 0 || !two_fit ? at_most : std::min(at_most, 113 * 1024);
   args.stages = static_cast<int>(ceil_div(args.stages, kFlatGroups)) * kFlatGroups;
   while (args.stages > kFlatGroups && shape.shared_bytes(args.stages, args.cluster > 1) > budget) args.stages -= kFlatGroups;
   args.release_late = split.algorithm % 2 != 0;

@@ -11,6 +11,21 @@
 
 namespace fdpp {
 
+// A constant that stays in a register: an instruction has room for one constant only.
+template <uint32_t kValue>
+__device__ __forceinline__ uint32_t register_of() {
+  uint32_t value;
+  asm("mov.b32 %0, %1;" : "=r"(value) : "n"(kValue));
+  return value;
+}
+// (bits & kMask) | into, in one instruction.
+template <uint32_t kMask>
+__device__ __forceinline__ uint32_t masked_into(uint32_t bits, uint32_t into) {
+  uint32_t d;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(d) : "r"(bits), "n"(kMask), "r"(into));
+  return d;
+}
+
 template <typename T, WeightFormat kFormat>
 struct Weights {
   static constexpr bool kBlocks = kFormat == WeightFormat::int4;
@@ -37,11 +52,11 @@ struct Weights {
     } else {
       const uint32_t word = words[0] >> (8 * q);
       if constexpr (std::is_same_v<T, __half>) {
-        first = (word & 0x000f000f) | 0x64006400;   // 1024 + number
-        second = (word & 0x00f000f0) | 0x54005400;  // 64 + number
+        first = masked_into<0x000f000f>(word, register_of<0x64006400>());   // 1024 + number
+        second = masked_into<0x00f000f0>(word, register_of<0x54005400>());  // 64 + number
       } else {
-        first = (word & 0x000f000f) | 0x43004300;  // 128 + number
-        second = (word >> 4 & 0x000f000f) | 0x43004300;
+        first = masked_into<0x000f000f>(word, register_of<0x43004300>());  // 128 + number
+        second = masked_into<0x000f000f>(word >> 4, register_of<0x43004300>());
       }
     }
   }
