@@ -128,7 +128,6 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(co
   const int begin = begin_of(rank), end = begin_of(rank + 1);
 
   const int outputs = args.gated ? kRows / 2 : kRows;
-  const int64_t rows_total = args.gated ? 2 * args.n : args.n;
 
   struct Place {
     int tile, slice;
@@ -137,13 +136,6 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(co
     if (++at.slice == args.slices) at.slice = 0, ++at.tile;
   };
   const Place start = {first_tile + begin / args.slices, begin % args.slices};
-  // Row of B that a row of a tile is; from rows_total on where there is none.
-  const auto row_of = [&](int row_tile, int row) -> int64_t {
-    if (!args.gated) return static_cast<int64_t>(row_tile) * kRows + row;
-    const int64_t output = static_cast<int64_t>(row_tile) * (kRows / 2) + row % (kRows / 2);
-    return output >= args.n ? rows_total : row < kRows / 2 ? output : args.n + output;
-  };
-
   // Where vector v of a row lies: lanes that read together, units of some rows, hit all banks.
   const auto weight_place = [](int row, int v) {
     constexpr int kVectors = W::kUnitBytes / 16;
@@ -169,47 +161,61 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(co
     constexpr int kVectors = Shape::kRowBytes / 16, kRowsAtOnce = kFlatFillers / kVectors;
     constexpr int kPasses = kRows / kRowsAtOnce;
     const int fill_row = filler / kVectors, fill_vector = filler % kVectors;
-    const unsigned char* first_vector = nullptr;  // of the thread, in a tile's rows
-    int rows_left = 0, tile_of_rows = -1;
+    constexpr bool kPlaceMoves = kRowsAtOnce % (128 / W::kUnitBytes) != 0;  // a vector's place in its row, from pass to pass
+    // What stays while the row tile does: where the thread's vectors, scales and zero points of its first row lie.
+    int row_tile = -1, rows_left = 0;
+    const unsigned char* first_vector = nullptr;
+    int64_t first_row = 0;
     const int64_t pass_bytes = kRowsAtOnce * args.row_bytes;
-    const int64_t partner_bytes = args.gated ? (args.n - kRows / 2) * args.row_bytes : 0;
+    // With gates, a tile's upper half of rows lies further on than its place in the tile says.
+    const int64_t partner_rows = args.gated ? args.n - kRows / 2 : 0;
+    const int64_t partner_bytes = partner_rows * args.row_bytes;
+    const auto row_is_there = [&](int row) { return (args.gated ? row % (kRows / 2) : row) < rows_left; };
+    const auto row_of = [&](int row) { return first_row + row + (row >= kRows / 2 ? partner_rows : 0); };
     const auto fill_weights = [&](const Place& at, int stage) {
       char* const to = shared + stage * stage_bytes;
-      const int row_tile = at.tile / args.token_blocks;
-      if (row_tile != tile_of_rows) {
-        tile_of_rows = row_tile;
-        const int64_t first = static_cast<int64_t>(row_tile) * outputs;
-        rows_left = static_cast<int>(min(args.n - first, static_cast<int64_t>(outputs)));
-        first_vector = args.b + (first + fill_row) * args.row_bytes + fill_vector * 16;
+      if (at.tile / args.token_blocks != row_tile) {
+        row_tile = at.tile / args.token_blocks;
+        first_row = static_cast<int64_t>(row_tile) * outputs;
+        rows_left = static_cast<int>(min(args.n - first_row, static_cast<int64_t>(outputs)));
+        first_vector = args.b + (first_row + fill_row) * args.row_bytes + fill_vector * 16;
       }
       const int64_t byte = static_cast<int64_t>(at.slice) * Shape::kRowBytes;
-      const bool inside = byte + fill_vector * 16 < args.row_bytes;
+      const unsigned char* const from = first_vector + byte;
+      const auto place = [&](int pass) {
+        return kPlaceMoves ? to + weight_place(fill_row + pass * kRowsAtOnce, fill_vector)
+                           : to + weight_place(fill_row, fill_vector) + pass * kRowsAtOnce * Shape::kRowBytes;
+      };
+      const auto pass_offset = [&](int pass) { return pass * pass_bytes + (pass >= kPasses / 2 ? partner_bytes : 0); };
+      if (kAligned && rows_left == outputs && byte + Shape::kRowBytes <= args.row_bytes) {
 #pragma unroll
-      for (int pass = 0; pass < kPasses; ++pass) {
-        const bool partner = pass >= kPasses / 2 && args.gated;
-        const bool there = inside && fill_row + pass * kRowsAtOnce - (partner ? kRows / 2 : 0) < rows_left;
-        const unsigned char* from =
-            there ? first_vector + byte + pass * pass_bytes + (partner ? partner_bytes : 0) : args.b;
-        char* const dst = to + weight_place(fill_row + pass * kRowsAtOnce, fill_vector);
-        if constexpr (kAligned) {
-          cp_async_16(dst, from, there);
-        } else {
-          const int left = there ? static_cast<int>(min(args.row_bytes - byte - fill_vector * 16, int64_t{16})) : 0;
-          for (int i = 0; i < 16; ++i) dst[i] = i < left ? static_cast<char>(from[i]) : 0;
+        for (int pass = 0; pass < kPasses; ++pass) cp_async_16(place(pass), from + pass_offset(pass));
+      } else {
+        const int64_t left = args.row_bytes - byte - fill_vector * 16;
+#pragma unroll 1
+        for (int pass = 0; pass < kPasses; ++pass) {
+          const bool there = left > 0 && row_is_there(fill_row + pass * kRowsAtOnce);
+          const unsigned char* const vector = there ? from + pass_offset(pass) : args.b;
+          if constexpr (kAligned) {
+            cp_async_16(place(pass), vector, there);
+          } else {
+            for (int i = 0; i < 16; ++i) place(pass)[i] = there && i < left ? static_cast<char>(vector[i]) : 0;
+          }
         }
       }
       if constexpr (W::kBlocks) {
         // A slice has 2^in_row_log scales of a row, at least two.
         const int in_row_log = Shape::kSliceLog - args.block_log, first = at.slice << in_row_log;
         unsigned short* const scales = reinterpret_cast<unsigned short*>(to + shape.scales_at());
-        const auto* const from = reinterpret_cast<const unsigned short*>(args.scales);
+        const auto* const source = reinterpret_cast<const unsigned short*>(args.scales);
         const auto for_each = [&](int log, auto&& copy) {  // of pieces of 2^log scales: copy(to, from, whether it is there)
-#pragma unroll 1
-          for (int i = filler; i < kRows << (in_row_log - log); i += kFlatFillers) {
-            const int64_t row = row_of(row_tile, i >> (in_row_log - log));
-            const int block = first + ((i << log) & ((1 << in_row_log) - 1));
-            const bool there = row < rows_total && block < args.blocks;
-            copy(scales + (i << log), from + (there ? row * args.blocks + block : 0), there);
+          const int in_row = (filler << log) & ((1 << in_row_log) - 1), rows_at_once = kFlatFillers >> (in_row_log - log);
+          const bool inside = first + in_row < args.blocks;
+#pragma unroll 2
+          for (int row = filler >> (in_row_log - log); row < kRows; row += rows_at_once) {
+            const bool there = inside && row_is_there(row);
+            copy(scales + (row << in_row_log) + in_row, source + (there ? row_of(row) * args.blocks + first + in_row : 0),
+                 there);
           }
         };
         if (kAligned && in_row_log >= 3 && args.blocks % 8 == 0)
@@ -220,13 +226,11 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(co
           for_each(0, [](unsigned short* dst, const unsigned short* src, bool there) { *dst = there ? *src : 0; });
         if (args.zero_points != nullptr) {
           const int log = in_row_log - 1, stride = (args.blocks + 1) / 2;
-#pragma unroll 1
-          for (int i = filler; i < kRows << log; i += kFlatFillers) {
-            const int r = i >> log, in_row = i & ((1 << log) - 1), byte = (at.slice << log) + in_row;
-            const int64_t row = row_of(row_tile, r);
-            to[shape.zeros_at() + r * shape.zero_row_bytes() + in_row] =
-                row < rows_total && byte < stride ? static_cast<char>(args.zero_points[row * stride + byte]) : 0;
-          }
+          const int in_row = filler & ((1 << log) - 1), i = (at.slice << log) + in_row;
+#pragma unroll 4
+          for (int row = filler >> log; row < kRows; row += kFlatFillers >> log)
+            to[shape.zeros_at() + row * shape.zero_row_bytes() + in_row] =
+                i < stride && row_is_there(row) ? static_cast<char>(args.zero_points[row_of(row) * stride + i]) : 0;
         }
       }
     };

@@ -9,7 +9,7 @@
 namespace fdpp {
 namespace {
 
-constexpr int kMaxTokens = 64;
+constexpr int kMaxTokens = 32;
 constexpr int kMaxCluster = 8;
 
 int clusters_at_once(const DeviceInfo& d, int cluster) {
@@ -67,13 +67,10 @@ Status launch(const GemmParams& params, const GemmSplit& split, const DeviceInfo
   return check_gpu(cudaLaunchKernelEx(&config, kernel, args), "cuda_flat_mma");
 }
 
-// Tiles of 8 tokens of a block, of the numbers that are compiled; more than 64 tokens are cut into equal blocks.
+// Tiles of 8 tokens of a block, of the numbers that are compiled; more than 32 tokens are cut into equal blocks.
 int token_tiles(const GemmProblem& p, bool aligned) {
   const int64_t m = std::max<int64_t>(p.m, 1), cuts = ceil_div(m, kMaxTokens), tiles = ceil_div(ceil_div(m, cuts), 8);
-  if (!aligned) return tiles == 1 ? 1 : 8;
-  for (int compiled : {1, 2, 4})
-    if (tiles <= compiled) return compiled;
-  return 8;
+  return tiles == 1 || (aligned && tiles == 2) ? static_cast<int>(tiles) : 4;
 }
 
 template <typename T, WeightFormat kFormat, int kTokenTiles>
@@ -83,13 +80,9 @@ Status launch_rows(const GemmParams& params, const GemmSplit& split, const Devic
       if constexpr (kTokenTiles <= 2 && Weights<T, kFormat>::kBits == 16)
         return launch<T, kFormat, kTokenTiles, 16, true>(params, split, d, stream);
       break;
-    case 32:
-      if constexpr (kTokenTiles <= 4) return launch<T, kFormat, kTokenTiles, 32, true>(params, split, d, stream);
-      break;
-    case 128:
-      if constexpr (kTokenTiles <= 4) return launch<T, kFormat, kTokenTiles, 128, true>(params, split, d, stream);
-      break;
-    default: break;
+    case 32: return launch<T, kFormat, kTokenTiles, 32, true>(params, split, d, stream);
+    case 128: return launch<T, kFormat, kTokenTiles, 128, true>(params, split, d, stream);
+    default: return launch<T, kFormat, kTokenTiles, 64, true>(params, split, d, stream);
   }
   return launch<T, kFormat, kTokenTiles, 64, true>(params, split, d, stream);
 }
@@ -103,12 +96,11 @@ Status launch_format(const GemmParams& params, const GemmSplit& split, const Dev
   const int tiles = token_tiles(p, aligned);
   if (!aligned)
     return tiles == 1 ? launch<T, kFormat, 1, 64, false>(params, split, d, stream)
-                      : launch<T, kFormat, 8, 64, false>(params, split, d, stream);
+                      : launch<T, kFormat, 4, 64, false>(params, split, d, stream);
   switch (tiles) {
     case 1: return launch_rows<T, kFormat, 1>(params, split, d, stream);
     case 2: return launch_rows<T, kFormat, 2>(params, split, d, stream);
-    case 4: return launch_rows<T, kFormat, 4>(params, split, d, stream);
-    default: return launch_rows<T, kFormat, 8>(params, split, d, stream);
+    default: return launch_rows<T, kFormat, 4>(params, split, d, stream);
   }
 }
 
