@@ -6,7 +6,8 @@
 
 namespace fdpp {
 
-__device__ __forceinline__ float activated(float x, Activation activation) {
+// Not inline: the loops of a kernel are to stay in the instruction cache.
+static __device__ __noinline__ float activated(float x, Activation activation) {
   switch (activation) {
     case Activation::relu: return x != x ? x : fmaxf(x, 0.0f);
     case Activation::gelu: return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
@@ -51,7 +52,8 @@ struct Epilogue {
   }
 
   __device__ __forceinline__ void store(int64_t row, int64_t column, float sum) const {
-    put(row, column, activated(value(column, sum), activation));
+    const float result = value(column, sum);
+    put(row, column, activation == Activation::none ? result : activated(result, activation));
   }
   // silu_mul: `gate` and `up` are the sums of rows `column` and `column` + N of B.
   __device__ __forceinline__ void store_gated(int64_t row, int64_t column, float gate, float up) const {

@@ -56,6 +56,7 @@ constexpr int log2_of(int x) { return x <= 1 ? 0 : 1 + log2_of(x / 2); }
 template <typename W, int kTokenTiles, int kRows_>
 struct FlatShape {
   static constexpr int kRows = kRows_;
+  static constexpr int kRowsLog = log2_of(kRows);
   static constexpr int kTokens = 8 * kTokenTiles;
   // 16 rows of B; with two of them a warp reads tokens half as often.
   static constexpr int kRowTiles = kRows >= 128 || (kRows >= 32 && (kTokenTiles > 1 || W::kBits < 16)) ? 2 : 1;
@@ -104,7 +105,8 @@ __device__ __forceinline__ void load_words(const void* from, uint32_t (&words)[k
   }
 }
 
-template <typename T, WeightFormat kFormat, int kTokenTiles, int kRows, bool kAligned>
+// kPlain: int4 without zero points, in blocks of 32 or more; all other formats.
+template <typename T, WeightFormat kFormat, int kTokenTiles, int kRows, bool kAligned, bool kPlain>
 __global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(const FlatArgs<T> args) {
   using W = Weights<T, kFormat>;
   using Shape = FlatShape<W, kTokenTiles, kRows>;
@@ -127,15 +129,18 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(co
   const auto begin_of = [&](int r) { return static_cast<int>(total * r / args.cluster); };
   const int begin = begin_of(rank), end = begin_of(rank + 1);
 
-  const int outputs = args.gated ? kRows / 2 : kRows;
+  const int outputs = args.gated ? kRows / 2 : kRows, outputs_log = Shape::kRowsLog - (args.gated ? 1 : 0);
 
   struct Place {
-    int tile, slice;
+    int row_tile, token_block, slice;
   };
   const auto next_place = [&](Place& at) {
-    if (++at.slice == args.slices) at.slice = 0, ++at.tile;
+    if (++at.slice < args.slices) return;
+    at.slice = 0;
+    if (++at.token_block == args.token_blocks) at.token_block = 0, ++at.row_tile;
   };
-  const Place start = {first_tile + begin / args.slices, begin % args.slices};
+  const int start_tile = first_tile + begin / args.slices;
+  const Place start = {start_tile / args.token_blocks, start_tile % args.token_blocks, begin % args.slices};
   // Where vector v of a row lies: lanes that read together, units of some rows, hit all banks.
   const auto weight_place = [](int row, int v) {
     constexpr int kVectors = W::kUnitBytes / 16;
@@ -144,7 +149,7 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(co
   const auto token_place = [](int row, int v) { return row * Shape::kTokenBytes + (v ^ row % 2 * 4) * 16; };
 
   // Which copies pass through registers; those are there when the thread arrives.
-  const bool stored = !kAligned || (W::kBlocks && (args.zero_points != nullptr || args.blocks % 2 != 0));
+  const bool stored = !kAligned || (W::kBlocks && ((!kPlain && args.zero_points != nullptr) || args.blocks % 2 != 0));
   if (tid == 0) {
     for (int s = 0; s < stages; ++s) {
       full[s].init(stored ? 2 * kFlatFillers : kFlatFillers);
@@ -174,8 +179,8 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(co
     const auto row_of = [&](int row) { return first_row + row + (row >= kRows / 2 ? partner_rows : 0); };
     const auto fill_weights = [&](const Place& at, int stage) {
       char* const to = shared + stage * stage_bytes;
-      if (at.tile / args.token_blocks != row_tile) {
-        row_tile = at.tile / args.token_blocks;
+      if (at.row_tile != row_tile) {
+        row_tile = at.row_tile;
         first_row = static_cast<int64_t>(row_tile) * outputs;
         rows_left = static_cast<int>(min(args.n - first_row, static_cast<int64_t>(outputs)));
         first_vector = args.b + (first_row + fill_row) * args.row_bytes + fill_vector * 16;
@@ -224,7 +229,7 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(co
           for_each(1, [](void* dst, const void* src, bool there) { cp_async_4(dst, src, there); });
         else
           for_each(0, [](unsigned short* dst, const unsigned short* src, bool there) { *dst = there ? *src : 0; });
-        if (args.zero_points != nullptr) {
+        if (!kPlain && args.zero_points != nullptr) {
           const int log = in_row_log - 1, stride = (args.blocks + 1) / 2;
           const int in_row = filler & ((1 << log) - 1), i = (at.slice << log) + in_row;
 #pragma unroll 4
@@ -240,7 +245,7 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(co
     const int fill_token = kVectorPasses > 1 ? 0 : filler / kTokenVectors;
     const auto fill_tokens = [&](const Place& at, int stage) {
       char* const to = shared + stage * stage_bytes + shape.tokens_at();
-      const int64_t first = static_cast<int64_t>(at.tile % args.token_blocks) * kTokens;
+      const int64_t first = static_cast<int64_t>(at.token_block) * kTokens;
       const int count = static_cast<int>(min(args.m - first, int64_t{kTokens}));
 #pragma unroll
       for (int vector_pass = 0; vector_pass < kVectorPasses; ++vector_pass) {
@@ -267,21 +272,27 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(co
       if (stored) full[stage].arrive();
     };
 
-    // Nobody writes weights; A, the residual and what lies at Y may still be in use.
-    Place at = start, filling = start;
-    for (int s = 0; s < stages && begin + s < end; ++s, next_place(at)) fill_weights(at, s);
-    if (!args.release_late) release_successor();
-    wait_for_predecessor();
-    int stage = 0;
+    // Nobody writes weights; A, the residual and what lies at Y may still be in use until the wait: the first round of
+    // tokens comes after that of the weights.
+    Place weights_at = start, tokens_at = start;
+    int stage = 0, token_stage = 0, token_i = begin;
     uint32_t phase = 1;
-    for (int i = begin; i < end; ++i, next_place(filling)) {
-      if (i - begin >= stages) {
-        empty[stage].wait(phase);
-        fill_weights(filling, stage);
-      }
-      fill_tokens(filling, stage);
-      arrive(stage);
+#pragma unroll 1
+    for (int i = begin; i < end; ++i, next_place(weights_at)) {
+      if (i - begin >= stages) empty[stage].wait(phase);
+      fill_weights(weights_at, stage);
       if (++stage == stages) stage = 0, phase ^= 1;
+      if (i - begin < stages - 1 && i + 1 < end) continue;
+      if (token_i == begin) {
+        if (!args.release_late) release_successor();
+        wait_for_predecessor();
+      }
+#pragma unroll 1
+      for (; token_i <= i; ++token_i, next_place(tokens_at)) {
+        fill_tokens(tokens_at, token_stage);
+        arrive(token_stage);
+        if (++token_stage == stages) token_stage = 0;
+      }
     }
     if (args.release_late) release_successor();
     if (args.cluster > 1) {
@@ -306,9 +317,7 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(co
   const int lane_weights = (warp_row + g) * Shape::kRowBytes + t * W::kWords % 4 * 4;
   const int lane_scales = shape.scales_at() + (warp_row + g) * shape.scale_row_bytes();
   const int lane_zeros = shape.zeros_at() + (warp_row + g) * shape.zero_row_bytes();
-  // kPlain: int4 without zero points, in blocks of 32 or more; all other formats.
-  const auto multiply = [&](int stage, auto plain) {
-    [[maybe_unused]] constexpr bool kPlain = decltype(plain)::value;
+  const auto multiply = [&](int stage) {
     const char* const weights = shared + stage * stage_bytes;
     const char* const tokens = weights + shape.tokens_at() + g * Shape::kTokenBytes;
 #pragma unroll 4
@@ -418,6 +427,7 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(co
       put(sums + part * Shape::kSumsFloats, false);
       sync();
     } else {
+#pragma unroll 1
       for (int other = 0; other < Shape::kParts; ++other) {
         if (part == other) put(sums, other > 0);
         sync();
@@ -431,17 +441,18 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(co
     return sum;
   };
   // `sharers`: blocks of the cluster, from the next rank on, that have the rest of the tile.
-  const auto store_tile = [&](int tile, int sharers) {
-    const int64_t first_output = static_cast<int64_t>(tile / args.token_blocks) * outputs;
-    const int64_t first_token = static_cast<int64_t>(tile % args.token_blocks) * kTokens;
+  const auto store_tile = [&](const Place& at, int sharers) {
+    const int64_t first_output = static_cast<int64_t>(at.row_tile) * outputs;
+    const int64_t first_token = static_cast<int64_t>(at.token_block) * kTokens;
     const int tokens = static_cast<int>(min(args.m - first_token, int64_t{kTokens}));
     const auto sum_at = [&](int i) {
       float sum = sum_here(i);
       for (int s = 1; s <= sharers; ++s) sum += load_remote(remote_address(carry + i, rank + s));
       return sum;
     };
+#pragma unroll 1
     for (int i = tid; i < tokens * outputs; i += kFlatThreads) {
-      const int token = i / outputs, output = i % outputs;
+      const int token = i >> outputs_log, output = i & (outputs - 1);
       if (first_output + output >= args.n) continue;
       const int at = token * Shape::kSumsStride + output;
       if (args.gated)
@@ -458,10 +469,7 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(co
   for (int i = begin; i < end; ++i, next_place(at)) {
     if (turn == group) {
       full[stage].wait(phase);
-      if (!W::kBlocks || (args.zero_points == nullptr && args.block_log > 4))
-        multiply(stage, std::true_type());
-      else
-        multiply(stage, std::false_type());
+      multiply(stage);
       __syncwarp();
       if (lane == 0) empty[stage].arrive();
     }
@@ -479,12 +487,12 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(co
     }
     int sharers = 0;
     if (!tile_ends) {
-      const int tile_end = (at.tile + 1 - first_tile) * args.slices;
+      const int tile_end = i - at.slice + args.slices;
       for (int r = rank + 1; r < args.cluster && begin_of(r) < tile_end; ++r) ++sharers;
       cluster_wait();
       waited = true;
     }
-    store_tile(at.tile, sharers);
+    store_tile(at, sharers);
   }
   if (args.cluster > 1) {
     if (!waited) cluster_wait();

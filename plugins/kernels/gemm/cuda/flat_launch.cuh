@@ -17,8 +17,8 @@ int clusters_at_once(const DeviceInfo& d, int cluster) {
   return cluster <= 2 ? d.multiprocessors / cluster : d.multiprocessors / 16 * (16 / cluster);
 }
 
-template <typename T, WeightFormat kFormat, int kTokenTiles, int kRows, bool kAligned>
-Status launch(const GemmParams& params, const GemmSplit& split, const DeviceInfo& device, cudaStream_t stream) {
+template <typename T, WeightFormat kFormat, int kTokenTiles, int kRows, bool kAligned, bool kPlain>
+Status launch_kernel(const GemmParams& params, const GemmSplit& split, const DeviceInfo& device, cudaStream_t stream) {
   using Shape = FlatShape<Weights<T, kFormat>, kTokenTiles, kRows>;
   const GemmProblem& p = params.problem;
   const bool hopper = device.compute_capability >= 90;
@@ -49,7 +49,7 @@ Status launch(const GemmParams& params, const GemmSplit& split, const DeviceInfo
   args.release_late = split.algorithm % 2 != 0;
 
   static SharedMemoryGrant grant;
-  const auto kernel = flat_kernel<T, kFormat, kTokenTiles, kRows, kAligned>;
+  const auto kernel = flat_kernel<T, kFormat, kTokenTiles, kRows, kAligned, kPlain>;
   FDPP_RETURN_IF_ERROR(grant.ensure(reinterpret_cast<const void*>(kernel)));
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -65,6 +65,15 @@ Status launch(const GemmParams& params, const GemmSplit& split, const DeviceInfo
   config.attrs = attributes;
   config.numAttrs = args.cluster > 1 ? 2 : hopper ? 1 : 0;
   return check_gpu(cudaLaunchKernelEx(&config, kernel, args), "cuda_flat_mma");
+}
+
+template <typename T, WeightFormat kFormat, int kTokenTiles, int kRows, bool kAligned>
+Status launch(const GemmParams& params, const GemmSplit& split, const DeviceInfo& device, cudaStream_t stream) {
+  if constexpr (Weights<T, kFormat>::kBlocks) {
+    if (params.zero_points != nullptr || params.problem.block_size < 32)
+      return launch_kernel<T, kFormat, kTokenTiles, kRows, kAligned, false>(params, split, device, stream);
+  }
+  return launch_kernel<T, kFormat, kTokenTiles, kRows, kAligned, true>(params, split, device, stream);
 }
 
 // Tiles of 8 tokens of a block, of the numbers that are compiled; more than 32 tokens are cut into equal blocks.
