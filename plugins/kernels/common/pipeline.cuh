@@ -56,12 +56,6 @@ struct Barrier {
                  : "memory");
   }
 
-  // More bytes to come from the copy engine; before the last arrival of the phase.
-  __device__ __forceinline__ void expect(uint32_t bytes) {
-    asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(shared_address(this)), "r"(bytes)
-                 : "memory");
-  }
-
   // The same for bytes that other blocks of the cluster store.
   __device__ __forceinline__ void wait_cluster(uint32_t parity) {
     uint32_t done = 0;
@@ -102,24 +96,6 @@ __device__ __forceinline__ bool sync_threads_and(int id, int threads, bool value
   return all != 0;
 }
 
-// `bytes` of memory into shared memory, both at multiples of 16 as is their number; `barrier` is told. With an L2 policy.
-__device__ __forceinline__ void copy_bytes(void* to, const void* from, uint32_t bytes, Barrier* barrier, uint64_t policy) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
-          shared_address(to)),
-      "l"(from), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
-      : "memory");
-#endif
-}
-__device__ __forceinline__ void copy_bytes(void* to, const void* from, uint32_t bytes, Barrier* barrier) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                   shared_address(to)),
-               "l"(from), "r"(bytes), "r"(shared_address(barrier))
-               : "memory");
-#endif
-}
 // A box of a tensor into shared memory; `barrier` is told its bytes. One thread calls.
 __device__ __forceinline__ void copy_box(void* to, const CUtensorMap* map, int x, int y, int z, Barrier* barrier) {
   asm volatile(

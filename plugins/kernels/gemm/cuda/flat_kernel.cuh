@@ -5,15 +5,15 @@
 // blocks share its tiles' slices of K evenly: a tile that two blocks meet in is summed up by the one that has its
 // beginning, out of the others' shared memory. So no multiprocessor waits for another, whatever N and K are.
 //
-// Slices of weights and tokens pass through a ring of stages: one warp fills it through the copy engine, row by row, ahead
-// across the borders of tiles; eight warps multiply, in two groups that take the stages in turns, each group all rows of
-// its stage, so that a stage's latency counts half. Rows in a stage lie a unit further apart than they are long, so that
-// the lanes that read together hit all banks.
+// Slices of weights and tokens pass through a ring of stages: four warps fill it, ahead across the borders of tiles; eight
+// warps multiply, in groups that take the stages in turns, each group all rows of its stage, so that a stage's latency
+// counts once in as many stages as there are groups.
 #pragma once
 
 #include <algorithm>
 
 #include "kernels/common/pipeline.cuh"
+#include "kernels/common/wgmma.cuh"
 #include "kernels/gemm/cuda/epilogue.cuh"
 #include "kernels/gemm/cuda/stream.cuh"
 #include "kernels/gemm/cuda/weights.cuh"
@@ -22,6 +22,7 @@ namespace fdpp {
 
 constexpr int kFlatWarps = 8;  // that multiply
 constexpr int kFlatThreads = 32 * kFlatWarps;
+constexpr int kFlatFillers = 128;  // threads that copy
 constexpr int kFlatGroups = 2;
 constexpr int kFlatStageBytes = 16384;  // of weights in a stage
 constexpr int kFlatMaxStages = 16;
@@ -66,7 +67,6 @@ struct FlatShape {
   static constexpr int kSlice = kRowBytes * 8 / W::kBits;         // elements of K
   static constexpr int kSliceLog = log2_of(kSlice);
   static constexpr int kTokenBytes = kSlice * 2;                  // of a row of A in a stage
-  static constexpr int kRowPitch = kRowBytes + W::kUnitBytes, kTokenPitch = kTokenBytes + 64;
   static constexpr int kUnits = kRowBytes / kWarpsWide / W::kUnitBytes;  // of a warp's product
   static constexpr int kSumsStride = kRows + 4;
   static constexpr int kSumsFloats = kTokens * kSumsStride;
@@ -79,8 +79,8 @@ struct FlatShape {
   // Rows of scales and of zero points keep 4-byte alignment.
   __host__ __device__ int scale_row_bytes() const { return 2 * scales_in_row(); }
   __host__ __device__ int zero_row_bytes() const { return W::kBlocks ? (scales_in_row() / 2 + 3) / 4 * 4 : 0; }
-  __host__ __device__ int tokens_at() const { return kRows * kRowPitch; }
-  __host__ __device__ int scales_at() const { return tokens_at() + kTokens * kTokenPitch; }
+  __host__ __device__ int tokens_at() const { return kFlatStageBytes; }
+  __host__ __device__ int scales_at() const { return tokens_at() + kTokens * kTokenBytes; }
   __host__ __device__ int zeros_at() const { return scales_at() + kRows * scale_row_bytes(); }
   __host__ __device__ int stage_bytes() const {
     const int bytes = zeros_at() + kRows * zero_row_bytes();
@@ -91,14 +91,6 @@ struct FlatShape {
     return stages * stage_bytes() + (kSumsBuffers + (cluster ? 1 : 0)) * kSumsFloats * 4 + 2 * stages * 8;
   }
 };
-
-// Whether the copy engine fills stages: it takes whole vectors, and is there from sm_90 on.
-template <bool kAligned>
-#if __CUDA_ARCH__ >= 900
-constexpr bool kEngine = kAligned;
-#else
-constexpr bool kEngine = false;
-#endif
 
 template <int kWords>
 __device__ __forceinline__ void load_words(const void* from, uint32_t (&words)[kWords]) {
@@ -115,13 +107,10 @@ __device__ __forceinline__ void load_words(const void* from, uint32_t (&words)[k
 
 // kPlain: int4 without zero points, in blocks of 32 or more; all other formats.
 template <typename T, WeightFormat kFormat, int kTokenTiles, int kRows, bool kAligned, bool kPlain>
-__global__ void __launch_bounds__(kFlatThreads + 32, 2) flat_kernel(const FlatArgs<T> args) {
+__global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(const FlatArgs<T> args) {
   using W = Weights<T, kFormat>;
   using Shape = FlatShape<W, kTokenTiles, kRows>;
   constexpr int kTokens = Shape::kTokens, kRowTiles = Shape::kRowTiles;
-  // Each lane that fills arrives, in formats with blocks once more when its own copies are there.
-  constexpr bool kOwnCopies = W::kBlocks || !kEngine<kAligned>;
-  constexpr int kArrivals = kOwnCopies ? 64 : 32;
   const Shape shape(args.block_log);
   extern __shared__ __align__(128) char shared[];
   const int stages = args.stages, stage_bytes = shape.stage_bytes();
@@ -152,9 +141,18 @@ __global__ void __launch_bounds__(kFlatThreads + 32, 2) flat_kernel(const FlatAr
   };
   const int start_tile = first_tile + begin / args.slices;
   const Place start = {start_tile / args.token_blocks, start_tile % args.token_blocks, begin % args.slices};
+  // Where vector v of a row lies: lanes that read together, units of some rows, hit all banks.
+  const auto weight_place = [](int row, int v) {
+    constexpr int kVectors = W::kUnitBytes / 16;
+    return row * Shape::kRowBytes + (v ^ row % (8 / kVectors) * kVectors) * 16;
+  };
+  const auto token_place = [](int row, int v) { return row * Shape::kTokenBytes + (v ^ row % 2 * 4) * 16; };
+
+  // Which copies pass through registers; those are there when the thread arrives.
+  const bool stored = !kAligned || (W::kBlocks && ((!kPlain && args.zero_points != nullptr) || args.blocks % 2 != 0));
   if (tid == 0) {
     for (int s = 0; s < stages; ++s) {
-      full[s].init(kArrivals);
+      full[s].init(stored ? 2 * kFlatFillers : kFlatFillers);
       empty[s].init(kFlatWarps / kFlatGroups);
     }
     publish_barriers();
@@ -162,67 +160,67 @@ __global__ void __launch_bounds__(kFlatThreads + 32, 2) flat_kernel(const FlatAr
   __syncthreads();
   const bool carries = begin < end && begin % args.slices != 0;  // ends a tile that another block began
 
-  if (warp == kFlatWarps) {  // ---- copies
-    const uint64_t policy = evict_first_policy();
-    // What stays while the row tile does.
+  if (warp >= kFlatWarps) {  // ---- copies
+    lower_registers<56>();
+    const int filler = tid - kFlatThreads;
+    constexpr int kVectors = Shape::kRowBytes / 16, kRowsAtOnce = kFlatFillers / kVectors;
+    constexpr int kPasses = kRows / kRowsAtOnce;
+    const int fill_row = filler / kVectors, fill_vector = filler % kVectors;
+    constexpr bool kPlaceMoves = kRowsAtOnce % (128 / W::kUnitBytes) != 0;  // a vector's place in its row, from pass to pass
+    // What stays while the row tile does: where the thread's vectors, scales and zero points of its first row lie.
     int row_tile = -1, rows_left = 0;
+    const unsigned char* first_vector = nullptr;
     int64_t first_row = 0;
+    const int64_t pass_bytes = kRowsAtOnce * args.row_bytes;
     // With gates, a tile's upper half of rows lies further on than its place in the tile says.
     const int64_t partner_rows = args.gated ? args.n - kRows / 2 : 0;
+    const int64_t partner_bytes = partner_rows * args.row_bytes;
     const auto row_is_there = [&](int row) { return (args.gated ? row % (kRows / 2) : row) < rows_left; };
     const auto row_of = [&](int row) { return first_row + row + (row >= kRows / 2 ? partner_rows : 0); };
-    // Of each of `rows` rows the `bytes` at source(row), and zeros up to `whole`; nothing where that is null.
-    const auto fill_rows = [&](char* to, int pitch, int rows, auto&& source, int bytes, int whole, auto&& copy_row) {
-      if constexpr (kEngine<kAligned>) {
-#pragma unroll 1
-        for (int row = lane; row < rows; row += 32) {
-          const void* const from = source(row);
-          if (from == nullptr) continue;
-          copy_row(to + row * pitch, from);
-          for (int i = bytes; i < whole; i += 16) *reinterpret_cast<uint4*>(to + row * pitch + i) = make_uint4(0, 0, 0, 0);
-        }
-      } else {
-        const int vectors = whole / 16;
-#pragma unroll 1
-        for (int i = lane; i < rows * vectors; i += 32) {
-          const int row = i / vectors, byte = i % vectors * 16;
-          const char* const from = reinterpret_cast<const char*>(source(row));
-          char* const dst = to + row * pitch + byte;
-          if (from == nullptr) continue;
-          if constexpr (kAligned) {
-            cp_async_16(dst, from + (byte < bytes ? byte : 0), byte < bytes);
-          } else {
-            for (int e = 0; e < 16; ++e) dst[e] = byte + e < bytes ? from[byte + e] : 0;
-          }
-        }
-      }
-    };
     const auto fill_weights = [&](const Place& at, int stage) {
       char* const to = shared + stage * stage_bytes;
       if (at.row_tile != row_tile) {
         row_tile = at.row_tile;
         first_row = static_cast<int64_t>(row_tile) * outputs;
         rows_left = static_cast<int>(min(args.n - first_row, static_cast<int64_t>(outputs)));
+        first_vector = args.b + (first_row + fill_row) * args.row_bytes + fill_vector * 16;
       }
       const int64_t byte = static_cast<int64_t>(at.slice) * Shape::kRowBytes;
-      const int bytes = static_cast<int>(min(args.row_bytes - byte, static_cast<int64_t>(Shape::kRowBytes)));
-      if (kEngine<kAligned> && lane == 0) full[stage].expect(bytes * rows_left * (args.gated ? 2 : 1));
-      const auto source = [&](int row) {
-        return row_is_there(row) ? args.b + row_of(row) * args.row_bytes + byte : nullptr;
+      const unsigned char* const from = first_vector + byte;
+      const auto place = [&](int pass) {
+        return kPlaceMoves ? to + weight_place(fill_row + pass * kRowsAtOnce, fill_vector)
+                           : to + weight_place(fill_row, fill_vector) + pass * kRowsAtOnce * Shape::kRowBytes;
       };
-      fill_rows(to, Shape::kRowPitch, kRows, source, bytes, Shape::kRowBytes,
-                [&](void* dst, const void* from) { copy_bytes(dst, from, bytes, full + stage, policy); });
+      const auto pass_offset = [&](int pass) { return pass * pass_bytes + (pass >= kPasses / 2 ? partner_bytes : 0); };
+      if (kAligned && rows_left == outputs && byte + Shape::kRowBytes <= args.row_bytes) {
+#pragma unroll
+        for (int pass = 0; pass < kPasses; ++pass) cp_async_16(place(pass), from + pass_offset(pass));
+      } else {
+        const int64_t left = args.row_bytes - byte - fill_vector * 16;
+#pragma unroll 1
+        for (int pass = 0; pass < kPasses; ++pass) {
+          const bool there = left > 0 && row_is_there(fill_row + pass * kRowsAtOnce);
+          const unsigned char* const vector = there ? from + pass_offset(pass) : args.b;
+          if constexpr (kAligned) {
+            cp_async_16(place(pass), vector, there);
+          } else {
+            for (int i = 0; i < 16; ++i) place(pass)[i] = there && i < left ? static_cast<char>(vector[i]) : 0;
+          }
+        }
+      }
       if constexpr (W::kBlocks) {
         // A slice has 2^in_row_log scales of a row, at least two.
         const int in_row_log = Shape::kSliceLog - args.block_log, first = at.slice << in_row_log;
         unsigned short* const scales = reinterpret_cast<unsigned short*>(to + shape.scales_at());
-        const auto* const source_of_scales = reinterpret_cast<const unsigned short*>(args.scales);
+        const auto* const source = reinterpret_cast<const unsigned short*>(args.scales);
         const auto for_each = [&](int log, auto&& copy) {  // of pieces of 2^log scales: copy(to, from, whether it is there)
+          const int in_row = (filler << log) & ((1 << in_row_log) - 1), rows_at_once = kFlatFillers >> (in_row_log - log);
+          const bool inside = first + in_row < args.blocks;
 #pragma unroll 2
-          for (int i = lane; i < kRows << (in_row_log - log); i += 32) {
-            const int row = i >> (in_row_log - log), block = first + ((i << log) & ((1 << in_row_log) - 1));
-            const bool there = block < args.blocks && row_is_there(row);
-            copy(scales + (i << log), source_of_scales + (there ? row_of(row) * args.blocks + block : 0), there);
+          for (int row = filler >> (in_row_log - log); row < kRows; row += rows_at_once) {
+            const bool there = inside && row_is_there(row);
+            copy(scales + (row << in_row_log) + in_row, source + (there ? row_of(row) * args.blocks + first + in_row : 0),
+                 there);
           }
         };
         if (kAligned && in_row_log >= 3 && args.blocks % 8 == 0)
@@ -233,30 +231,45 @@ __global__ void __launch_bounds__(kFlatThreads + 32, 2) flat_kernel(const FlatAr
           for_each(0, [](unsigned short* dst, const unsigned short* src, bool there) { *dst = there ? *src : 0; });
         if (!kPlain && args.zero_points != nullptr) {
           const int log = in_row_log - 1, stride = (args.blocks + 1) / 2;
-#pragma unroll 2
-          for (int i = lane; i < kRows << log; i += 32) {
-            const int row = i >> log, in_row = i & ((1 << log) - 1), byte_of_row = (at.slice << log) + in_row;
+          const int in_row = filler & ((1 << log) - 1), i = (at.slice << log) + in_row;
+#pragma unroll 4
+          for (int row = filler >> log; row < kRows; row += kFlatFillers >> log)
             to[shape.zeros_at() + row * shape.zero_row_bytes() + in_row] =
-                byte_of_row < stride && row_is_there(row)
-                    ? static_cast<char>(args.zero_points[row_of(row) * stride + byte_of_row])
-                    : 0;
-          }
+                i < stride && row_is_there(row) ? static_cast<char>(args.zero_points[row_of(row) * stride + i]) : 0;
         }
       }
     };
+    constexpr int kTokenVectors = Shape::kTokenBytes / 16;
+    constexpr int kTokensAtOnce = kFlatFillers / kTokenVectors > 0 ? kFlatFillers / kTokenVectors : 1;
+    constexpr int kVectorPasses = kTokenVectors > kFlatFillers ? kTokenVectors / kFlatFillers : 1;
+    const int fill_token = kVectorPasses > 1 ? 0 : filler / kTokenVectors;
     const auto fill_tokens = [&](const Place& at, int stage) {
       char* const to = shared + stage * stage_bytes + shape.tokens_at();
       const int64_t first = static_cast<int64_t>(at.token_block) * kTokens;
       const int count = static_cast<int>(min(args.m - first, int64_t{kTokens}));
-      const int64_t element = static_cast<int64_t>(at.slice) * Shape::kSlice;
-      const int bytes = static_cast<int>(min(args.k - element, int64_t{Shape::kSlice})) * 2;
-      if (kEngine<kAligned> && lane == 0) full[stage].expect(bytes * count);
-      fill_rows(to, Shape::kTokenPitch, count, [&](int token) { return args.a + (first + token) * args.k + element; },
-                bytes, Shape::kTokenBytes,
-                [&](void* dst, const void* from) { copy_bytes(dst, from, bytes, full + stage); });
-      if constexpr (kOwnCopies) full[stage].arrive_after_copies();
-      if (kEngine<kAligned> && bytes < Shape::kTokenBytes) publish_to_async_proxy();
-      full[stage].arrive();
+#pragma unroll
+      for (int vector_pass = 0; vector_pass < kVectorPasses; ++vector_pass) {
+        const int v = filler % kTokenVectors + vector_pass * kFlatFillers;
+        const int element = at.slice * Shape::kSlice + v * 8;
+        const bool inside = element < args.k;
+        const T* const from = args.a + (first + fill_token) * args.k + (inside ? element : 0);
+#pragma unroll
+        for (int pass = 0; pass * kTokensAtOnce < kTokens; ++pass) {
+          const int token = fill_token + pass * kTokensAtOnce;
+          if (token >= count) break;
+          const T* const vector = from + static_cast<int64_t>(pass) * kTokensAtOnce * args.k;
+          if constexpr (kAligned) {
+            cp_async_16(to + token_place(token, v), vector, inside);
+          } else {
+            T* const t = reinterpret_cast<T*>(to + token_place(token, v));
+            for (int e = 0; e < 8; ++e) t[e] = element + e < args.k ? vector[e] : from_float<T>(0.0f);
+          }
+        }
+      }
+    };
+    const auto arrive = [&](int stage) {
+      full[stage].arrive_after_copies();
+      if (stored) full[stage].arrive();
     };
 
     // Nobody writes weights; A, the residual and what lies at Y may still be in use until the wait: the first round of
@@ -277,6 +290,7 @@ __global__ void __launch_bounds__(kFlatThreads + 32, 2) flat_kernel(const FlatAr
 #pragma unroll 1
       for (; token_i <= i; ++token_i, next_place(tokens_at)) {
         fill_tokens(tokens_at, token_stage);
+        arrive(token_stage);
         if (++token_stage == stages) token_stage = 0;
       }
     }
@@ -291,32 +305,35 @@ __global__ void __launch_bounds__(kFlatThreads + 32, 2) flat_kernel(const FlatAr
   }
 
   // ---- products
+  raise_registers<88>();
   wait_for_predecessor();
   if (args.cluster > 1 && !carries) cluster_arrive();
   const int part = warp / Shape::kWarpsHigh, group = part / Shape::kWarpsWide, wide = part % Shape::kWarpsWide;
   const int warp_row = warp % Shape::kWarpsHigh * 16 * kRowTiles, g = lane / 4, t = lane % 4;
   float acc[kRowTiles][kTokenTiles][4] = {};
   // The lane's part of a stage, but for what changes from unit to unit.
-  const int lane_weights = (warp_row + g) * Shape::kRowPitch + t * W::kWords * 4;
-  const int lane_tokens = shape.tokens_at() + g * Shape::kTokenPitch + t * 16;
+  constexpr int kUnitVectors = W::kUnitBytes / 16;
+  const int lane_vector = t * W::kWords / 4, row_key = g % (8 / kUnitVectors) * kUnitVectors;
+  const int lane_weights = (warp_row + g) * Shape::kRowBytes + t * W::kWords % 4 * 4;
   const int lane_scales = shape.scales_at() + (warp_row + g) * shape.scale_row_bytes();
   const int lane_zeros = shape.zeros_at() + (warp_row + g) * shape.zero_row_bytes();
   const auto multiply = [&](int stage) {
     const char* const weights = shared + stage * stage_bytes;
+    const char* const tokens = weights + shape.tokens_at() + g * Shape::kTokenBytes;
 #pragma unroll 4
     for (int u = 0; u < Shape::kUnits; ++u) {
       const int unit = wide * Shape::kUnits + u;
       uint32_t x[kTokenTiles][4];
 #pragma unroll
       for (int i = 0; i < kTokenTiles; ++i)
-        load_words(weights + lane_tokens + 8 * i * Shape::kTokenPitch + unit * 64, x[i]);
+        load_words(tokens + 8 * i * Shape::kTokenBytes + ((unit * 4 + t) ^ g % 2 * 4) * 16, x[i]);
       uint32_t a[kRowTiles][2][4];
-      const char* const unit_weights = weights + lane_weights + unit * W::kUnitBytes;
+      const char* const unit_weights = weights + lane_weights + ((unit * kUnitVectors + lane_vector) ^ row_key) * 16;
 #pragma unroll
       for (int r = 0; r < kRowTiles; ++r) {
         uint32_t words[2][W::kWords];
 #pragma unroll
-        for (int h = 0; h < 2; ++h) load_words(unit_weights + (16 * r + 8 * h) * Shape::kRowPitch, words[h]);
+        for (int h = 0; h < 2; ++h) load_words(unit_weights + (16 * r + 8 * h) * Shape::kRowBytes, words[h]);
 #pragma unroll
         for (int q = 0; q < 2; ++q)
 #pragma unroll

@@ -59,7 +59,7 @@ Status launch_kernel(const GemmParams& params, const GemmSplit& split, const Dev
   attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(args.clusters * args.cluster));
-  config.blockDim = dim3(kFlatThreads + 32);
+  config.blockDim = dim3(kFlatThreads + kFlatFillers);
   config.dynamicSmemBytes = shape.shared_bytes(args.stages, args.cluster > 1);
   config.stream = stream;
   config.attrs = attributes;
