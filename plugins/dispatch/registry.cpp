@@ -27,7 +27,6 @@ extern const AttentionVariant kCudaPrefillHopperAttention;
 extern const AttentionVariant kCudaPrefillAttention;
 extern const GemmVariant kCudaGemv;
 extern const GemmVariant kCudaFlatMma;
-extern const GemmVariant kCudaFlatStream;
 extern const GemmVariant kCublasLt;
 #endif
 
@@ -66,7 +65,6 @@ const std::vector<const GemmVariant*>& gemm_variants() {
 #if FDPP_CUDA
       &kCudaGemv,
       &kCudaFlatMma,
-      &kCudaFlatStream,
       &kCublasLt,
 #endif
   };

@@ -5,15 +5,14 @@
 // blocks share its tiles' slices of K evenly: a tile that two blocks meet in is summed up by the one that has its
 // beginning, out of the others' shared memory. So no multiprocessor waits for another, whatever N and K are.
 //
-// Slices of weights and tokens pass through a ring of stages: four warps fill it, ahead across the borders of tiles; eight
-// warps multiply, in groups that take the stages in turns, each group all rows of its stage, so that a stage's latency
-// counts once in as many stages as there are groups.
+// Slices of weights and tokens pass through a ring of stages: two warps fill it, ahead across the borders of tiles; eight
+// warps multiply, in two groups that take the stages in turns, each group all rows of its stage, so that a stage's
+// latency counts half.
 #pragma once
 
 #include <algorithm>
 
 #include "kernels/common/pipeline.cuh"
-#include "kernels/common/wgmma.cuh"
 #include "kernels/gemm/cuda/epilogue.cuh"
 #include "kernels/gemm/cuda/stream.cuh"
 #include "kernels/gemm/cuda/weights.cuh"
@@ -22,7 +21,7 @@ namespace fdpp {
 
 constexpr int kFlatWarps = 8;  // that multiply
 constexpr int kFlatThreads = 32 * kFlatWarps;
-constexpr int kFlatFillers = 128;  // threads that copy
+constexpr int kFlatFillers = 64;  // threads that copy
 constexpr int kFlatGroups = 2;
 constexpr int kFlatStageBytes = 16384;  // of weights in a stage
 constexpr int kFlatMaxStages = 16;
@@ -47,7 +46,6 @@ struct FlatArgs {
   int cluster;        // blocks in one
   int stages;
   bool gated;         // a tile's upper half of rows are the gates' partners
-  bool release_late;
 };
 
 constexpr int log2_of(int x) { return x <= 1 ? 0 : 1 + log2_of(x / 2); }
@@ -161,7 +159,6 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(co
   const bool carries = begin < end && begin % args.slices != 0;  // ends a tile that another block began
 
   if (warp >= kFlatWarps) {  // ---- copies
-    lower_registers<56>();
     const int filler = tid - kFlatThreads;
     constexpr int kVectors = Shape::kRowBytes / 16, kRowsAtOnce = kFlatFillers / kVectors;
     constexpr int kPasses = kRows / kRowsAtOnce;
@@ -284,7 +281,7 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(co
       if (++stage == stages) stage = 0, phase ^= 1;
       if (i - begin < stages - 1 && i + 1 < end) continue;
       if (token_i == begin) {
-        if (!args.release_late) release_successor();
+        release_successor();
         wait_for_predecessor();
       }
 #pragma unroll 1
@@ -294,7 +291,6 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(co
         if (++token_stage == stages) token_stage = 0;
       }
     }
-    if (args.release_late) release_successor();
     if (args.cluster > 1) {
       cluster_arrive();
       cluster_wait();
@@ -305,7 +301,6 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(co
   }
 
   // ---- products
-  raise_registers<88>();
   wait_for_predecessor();
   if (args.cluster > 1 && !carries) cluster_arrive();
   const int part = warp / Shape::kWarpsHigh, group = part / Shape::kWarpsWide, wide = part % Shape::kWarpsWide;
@@ -464,6 +459,8 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(co
 
   bool carrying = carries, waited = false;
   Place at = start;
+  // A stage is always the same group's: so a single one leaves the other group idle.
+  const int groups = stages > 1 ? kFlatGroups : 1;
   int stage = 0, turn = 0;
   uint32_t phase = 0;
   for (int i = begin; i < end; ++i, next_place(at)) {
@@ -473,7 +470,7 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(co
       __syncwarp();
       if (lane == 0) empty[stage].arrive();
     }
-    if (++turn == kFlatGroups) turn = 0;
+    if (++turn == groups) turn = 0;
     if (++stage == stages) stage = 0, phase ^= 1;
 
     const bool tile_ends = at.slice + 1 == args.slices;

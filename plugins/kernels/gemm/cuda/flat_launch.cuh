@@ -11,10 +11,24 @@ namespace {
 
 constexpr int kMaxTokens = 32;
 constexpr int kMaxCluster = 8;
+constexpr int kDefaultStages = 6;
 
 int clusters_at_once(const DeviceInfo& d, int cluster) {
   // A GPC has 16 multiprocessors or a few more, and a cluster lies in one.
   return cluster <= 2 ? d.multiprocessors / cluster : d.multiprocessors / 16 * (16 / cluster);
+}
+
+// As many stages as asked for, where they fit; an even number, or one. By default what leaves room for a second block on
+// the multiprocessor, so that the next launch can fill its own before this one has ended.
+template <typename Shape>
+int stages_of(const Shape& shape, const GemmSplit& split, bool cluster, const DeviceInfo& device) {
+  const auto fit = [&](int stages, int64_t bytes) { return shape.shared_bytes(stages, cluster) <= bytes; };
+  const int64_t all = device.shared_memory_per_block, half = (all - 1024) / 2;
+  if (split.stages == 1) return 1;
+  int stages = split.stages > 0 ? std::min(split.stages, kFlatMaxStages) / kFlatGroups * kFlatGroups : kDefaultStages;
+  const int64_t room = split.stages == 0 && fit(2 * kFlatGroups, half) ? half : all;
+  while (stages > kFlatGroups && !fit(stages, room)) stages -= kFlatGroups;
+  return stages;
 }
 
 template <typename T, WeightFormat kFormat, int kTokenTiles, int kRows, bool kAligned, bool kPlain>
@@ -37,16 +51,10 @@ Status launch_kernel(const GemmParams& params, const GemmSplit& split, const Dev
   args.slices = static_cast<int>(ceil_div(p.k, Shape::kSlice));
   args.cluster = 1;
   while (hopper && 2 * args.cluster <= std::min({split.pieces, kMaxCluster, args.slices})) args.cluster *= 2;
-  const int per_multiprocessor = split.algorithm / 2 % 2 + 1;
-  args.clusters = std::min(args.tiles, clusters_at_once(device, args.cluster) * per_multiprocessor);
+  const int blocks = split.algorithm > 0 ? 2 : 1;  // of a multiprocessor
+  args.clusters = std::min(args.tiles, clusters_at_once(device, args.cluster) * blocks);
   const Shape shape(args.block_log);
-  const int at_most = static_cast<int>(device.shared_memory_per_block);
-  args.stages = split.stages > 0 ? std::min(split.stages, kFlatMaxStages) : 6;
-  const bool two_fit = shape.shared_bytes(4, args.cluster > 1) <= 113 * 1024;
-  const int budget = split.stages > 0 || !two_fit ? at_most : std::min(at_most, 113 * 1024);
-  args.stages = static_cast<int>(ceil_div(args.stages, kFlatGroups)) * kFlatGroups;
-  while (args.stages > kFlatGroups && shape.shared_bytes(args.stages, args.cluster > 1) > budget) args.stages -= kFlatGroups;
-  args.release_late = split.algorithm % 2 != 0;
+  args.stages = stages_of(shape, split, args.cluster > 1, device);
 
   static SharedMemoryGrant grant;
   const auto kernel = flat_kernel<T, kFormat, kTokenTiles, kRows, kAligned, kPlain>;
