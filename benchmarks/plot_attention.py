@@ -17,6 +17,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from attention import report
+from common import results
 
 # Okabe and Ito's colours, told apart by all; each line has a marker of its own besides.
 LINES = {  # title: (candidates of which the fastest counts, colour, marker)
@@ -109,7 +110,7 @@ def time_and_fraction(content: dict, batch: int, folder: Path) -> None:
     def ceiling(row: dict) -> float:
         return content["runs"][row["run"]]["read_ceiling"]
 
-    groups = report.by(rows, panel_of)
+    groups = results.by(rows, panel_of)
     what = f"Decode attention, float16, batch {batch}"
     figure, grid = panels(rows, f"{what}: time", "µs")
     for key, group in groups.items():
@@ -141,12 +142,12 @@ def modes(content: dict, folder: Path) -> None:
     for shift, (name, colour, marker) in ((0.93, ("unified", "#0072B2", "s")), (1.07, ("online", "#D55E00", "^"))):
         groups = {context: [] for context in contexts}
         for row in rows:
-            groups[report.context_of(row)] += report.quotients([row], "lazy", name)
+            groups[report.context_of(row)] += results.quotients([row], "lazy", name)
         points = [(context * shift, value) for context, values in groups.items() for value in values]
         if not points:
             continue
         axis.plot(*zip(*points, strict=True), marker, color=colour, markersize=3, alpha=0.35, markeredgewidth=0)
-        means = [(context, report.geometric_mean(values)) for context, values in groups.items() if values]
+        means = [(context, results.geometric_mean(values)) for context, values in groups.items() if values]
         axis.plot(*zip(*means, strict=True), color=colour, marker=marker, linewidth=2, label=f"lazy / {name}")
         print(f"lazy / {name}: median {statistics.median(value for _, value in points):.3f}")
     axis.axhline(1, color=LIMIT_COLOUR, linestyle="--", linewidth=1)
@@ -166,7 +167,7 @@ def main() -> int:
     parser.add_argument("--output-dir", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--batches", default="1,8,64", help="default: 1,8,64")
     options = parser.parse_args()
-    content = report.read(options.results)
+    content = results.read(options.results)
     options.output_dir.mkdir(parents=True, exist_ok=True)
     for batch in options.batches.split(","):
         time_and_fraction(content, int(batch), options.output_dir)
