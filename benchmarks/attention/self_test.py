@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from common import cold, results
 from common.accuracy import WrongResult, relative_error
+from common.expect import expect
 from common.pool import Pool
 
 from attention import cases, ours, report, torch_peers
@@ -23,11 +24,6 @@ SMALL = Case("decode", 6, 3, 64, 2, 2 * PAGE)
 def run() -> None:
     for check in (check_cases, check_parts, check_reference, check_layouts, check_ours, check_wrong, check_report):
         check()
-
-
-def expect(condition: bool, what: str) -> None:
-    if not condition:
-        raise SystemExit(f"bench_attention: error: self-test: {what}")
 
 
 def small(case: Case, dtype: torch.dtype = torch.float16) -> Operands:

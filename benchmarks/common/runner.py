@@ -59,8 +59,9 @@ class Bench:
     queued: Collection[str]  # candidates that are launched call by call where they cannot be captured
     preparing: dict[str, float] = field(default_factory=dict)  # seconds of preparation, check and capture by candidate
 
-    def prepare(self, row: dict, plan: dict[str, Callable[[], object]]) -> dict[str, Ready]:
-        """Makes, checks and captures what is planned; who fails leaves the reason in the row."""
+    def prepare(self, row: dict, plan: dict[str, Callable[[], object]], account: str = "") -> dict[str, Ready]:
+        """Makes, checks and captures what is planned; who fails leaves the reason in the row. `account`: what the time
+        counts as, if not as the candidate's own."""
         import torch
 
         ready = {}
@@ -80,7 +81,8 @@ class Bench:
                 torch.cuda.synchronize()
                 continue
             finally:
-                self.preparing[name] = round(self.preparing.get(name, 0) + time.monotonic() - begun, 2)
+                spent = account or name
+                self.preparing[spent] = round(self.preparing.get(spent, 0) + time.monotonic() - begun, 3)
             if candidate.note:
                 row["note"][name] = candidate.note
         return ready
