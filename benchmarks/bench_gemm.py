@@ -1,6 +1,7 @@
 """FdppFlatGemm beside cuBLAS, cuBLASLt, torch.compile and ONNX Runtime's MatMul and MatMulNBits, on one GPU.
 
-    bench_gemm.py --output FILE [--parts main,quantised,t2,t3] [--models ...] [--rows ...] [--time-budget SECONDS]
+    bench_gemm.py --output FILE [--parts main,quantised,t2,t3] [--models ... | --shapes ...] [--rows ...]
+        [--time-budget SECONDS]
     bench_gemm.py --output FILE --merge FILE...
     bench_gemm.py --dry-run | --self-test
 
@@ -25,13 +26,13 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from common import results, runner
-from common.options import comma_separated, numbers
+from common.options import comma_separated, numbers, shapes
 from gemm import cases, report
 from gemm.cases import Case
 
@@ -58,7 +59,13 @@ class Bench(runner.Bench):
     absent: dict[str, str] = field(default_factory=dict)  # peers that this machine has not, and why
     compile_seconds: float = 0  # left for torch.compile
     flat_variant: str | None = None
+    without: Collection[str] = ()  # variants that are timed only where dispatch chooses them
     operands: object = None  # of the last case
+
+    def ways(self, case: Case, m: int) -> list:
+        from gemm import ours
+
+        return ours.ways(case, m, self.device, self.without)
 
     def operands_of(self, case: Case):
         from gemm.operands import Operands
@@ -103,7 +110,7 @@ def main_plan(bench: Bench, row: dict, case: Case) -> dict[str, Callable]:
 
     operands = bench.operands_of(case)
     row["reason"] = ours.planned(operands, case.m)[1]
-    times = ours.screened(bench, row, operands, case.m, ours.ways(case, case.m, bench.device))
+    times = ours.screened(bench, row, operands, case.m, bench.ways(case, case.m))
     row["screened"] = len(times)
     plan: dict[str, Callable] = {"ours": partial(ours.candidate, operands, case.m)}
     for kind in report.STATIC:
@@ -150,13 +157,13 @@ def quantised_plan(bench: Bench, row: dict, case: Case) -> dict[str, Callable]:
 
 
 def t2_plan(bench: Bench, row: dict, case: Case) -> dict[str, Callable]:
-    from gemm import ours, torch_peers
+    from gemm import torch_peers
 
     operands = bench.operands_of(case)
     variant = bench.flat_variant or flat_variant(bench, case)
 
     def flat_ways(m: int) -> list:
-        return [way for way in ours.ways(case, m, bench.device) if way.variant == variant]
+        return [way for way in bench.ways(case, m) if way.variant == variant]
 
     offered = flat_ways(case.m)
     deepest = max((stages_of(way) for way in offered), default=0)
@@ -166,7 +173,7 @@ def t2_plan(bench: Bench, row: dict, case: Case) -> dict[str, Callable]:
         for name, stages in (("stages_1", 1), ("stages_2", 2), ("stages_most", deepest)):
             choose(bench, row, plan, name, operands, case.m, [with_stages(way, stages) for way in offered])
     else:
-        row["failed"]["stages"] = f"{variant} offers no numbers of stages"
+        row["failed"]["stages"] = f"{variant} offers no numbers of stages" if variant else "no variant of the flat kind"
     choose(bench, row, plan, "pad_8", operands, case.m, offered)
     choose(bench, row, plan, "pad_64", operands, cases.T2_PADDED, flat_ways(cases.T2_PADDED))
     plan["cublas"] = partial(torch_peers.cublas, operands, case.m)
@@ -181,12 +188,10 @@ def choose(bench: Bench, row: dict, plan: dict, name: str, operands, m: int, wan
         plan[name] = partial(ours.candidate, operands, m, way=next(iter(times)))
 
 
-def flat_variant(bench: Bench, case: Case) -> str:
-    """The first of the flat kind whose stages can be chosen, or else the first."""
-    from gemm import ours
-
-    flat = [way for way in ours.ways(case, case.m, bench.device) if way.kind == "flat"]
-    return next((way for way in flat if stages_of(way)), flat[0]).variant
+def flat_variant(bench: Bench, case: Case) -> str | None:
+    """The first of the flat kind whose stages can be chosen, or else the first, if there is one."""
+    flat = [way for way in bench.ways(case, case.m) if way.kind == "flat"]
+    return next((way.variant for way in [*filter(stages_of, flat), *flat]), None)
 
 
 def stages_of(way) -> int:
@@ -203,7 +208,7 @@ def t3_plan(bench: Bench, row: dict, case: Case) -> dict[str, Callable]:
     operands = bench.operands_of(case)
     chosen, row["reason"] = ours.planned(operands, case.m)
     model, _ = ours.planned(operands, case.m, tables=False)
-    times = ours.screened(bench, row, operands, case.m, ours.ways(case, case.m, bench.device))
+    times = ours.screened(bench, row, operands, case.m, bench.ways(case, case.m))
     finalists = dict.fromkeys([*list(times)[:FINALISTS], chosen, model])
     row |= {"chosen": ours.text_of(chosen), "model": ours.text_of(model), "screened": len(times)}
     return {ours.text_of(way): partial(ours.candidate, operands, case.m, way=way) for way in finalists}
@@ -241,6 +246,7 @@ def run(options: argparse.Namespace) -> int:
         absent=absent_peers(options),
         compile_seconds=options.compile_seconds,
         flat_variant=options.flat_variant,
+        without=options.without,
     )
     head = runner.begin_run(content, bench, PACKAGES, bench.pools.weights("f16")[: CEILING_BYTES // 2], started)
     head["absent"] = bench.absent
@@ -284,15 +290,15 @@ def estimate(case: Case) -> float:
 
 
 def chosen(options: argparse.Namespace) -> list[Case]:
-    return cases.selected(options.parts, options.models, options.rows)
+    return cases.selected(options.parts, options.models, options.rows, options.shapes)
 
 
 def dry_run(options: argparse.Namespace) -> int:
     """What a run would take, by part."""
     for part, group in results.by([vars(case) | {"of": case} for case in chosen(options)], lambda c: c["part"]).items():
-        shapes = {(case["n"], case["k"]) for case in group}
+        weights = {(case["n"], case["k"]) for case in group}
         seconds = sum(estimate(case["of"]) for case in group)
-        print(f"{part:9} {len(group):4} cases, {len(shapes):3} shapes, about {seconds:5.1f} s on the GPU")
+        print(f"{part:9} {len(group):4} cases, {len(weights):3} weights, about {seconds:5.1f} s on the GPU")
     return 0
 
 
@@ -315,6 +321,7 @@ def main() -> int:
     add("--output", metavar="FILE", help="write the results there, as JSON")
     add("--parts", type=comma_separated(cases.PARTS), default=list(cases.PARTS), help="default: all")
     add("--models", type=comma_separated(cases.MODELS), default=list(cases.MODELS), help="of main and quantised")
+    add("--shapes", type=shapes, metavar="NxK,...", help="of main and quantised, in place of the models'")
     add("--rows", type=numbers, default=list(cases.ROWS), metavar="M,...", help="of main (default: twelve up to 64)")
     add("--few-rows", action="store_const", dest="rows", const=list(cases.FEW_ROWS), help="M = 1, 4, 8, 16, 32 alone")
     add("--time-budget", type=float, metavar="SECONDS", help="start no case that would end later; name those left out")
@@ -322,6 +329,7 @@ def main() -> int:
     add("--resume", action="store_true", help="go on with FILE, leaving out candidates that ended the process")
     add("--table", metavar="FILE", help="dispatch table to load; default: what FDPP_TABLE and the package have")
     add("--flat-variant", help="of t2; default: the first whose stages can be chosen")
+    add("--without", type=lambda text: text.split(","), default=[], metavar="VARIANT,...", help="do not time these")
     add("--no-ort", action="store_true", help="leave out ONNX Runtime")
     add("--quiet", action="store_true", help="print the summary alone")
     add("--merge", nargs="+", metavar="FILE", help="make one file of these results")

@@ -16,6 +16,18 @@ def comma_separated(known: Collection[str]) -> Callable[[str], list[str]]:
     return parse
 
 
+def shapes(text: str) -> list[tuple[int, int]]:
+    """NxK,..."""
+    return [_shape(name) for name in text.split(",")]
+
+
+def _shape(name: str) -> tuple[int, int]:
+    n, _, k = name.partition("x")
+    if not (n.isdecimal() and k.isdecimal() and int(n) > 0 and int(k) > 0):
+        raise argparse.ArgumentTypeError(f"{name!r} is no NxK")
+    return int(n), int(k)
+
+
 def numbers(text: str) -> list[int]:
     names = text.split(",")
     if not all(name.isdecimal() and int(name) > 0 for name in names):

@@ -110,11 +110,13 @@ def _products(part: str, shapes: Iterable[tuple[int, int]], rows: Iterable[int])
     return [Case(part, n, k, m) for n, k in dict.fromkeys(shapes) for m in rows]
 
 
-def selected(parts: list[str], models: list[str], rows: list[int]) -> list[Case]:
-    """The cases of `parts` in the order in which they run, those of one weight together. `models` and `rows` say what
-    of the main part; of the quantised part, the models of it that `models` names."""
-    main = [shape for model in models for shape in MODELS[model]]
-    quantised = [shape for model in models if model in QUANTISED_MODELS for shape in MODELS[model]]
+def selected(
+    parts: list[str], models: list[str], rows: list[int], shapes: list[tuple[int, int]] | None = None
+) -> list[Case]:
+    """The cases of `parts` in the order in which they run, those of one weight together. `rows`: of the main part.
+    `models`: of the main part, and those among them that the quantised part has. `shapes`: in place of the models'."""
+    main = shapes or [shape for model in models for shape in MODELS[model]]
+    quantised = shapes or [shape for model in models if model in QUANTISED_MODELS for shape in MODELS[model]]
     cases = {
         "main": _products("main", main, rows),
         "quantised": _products("quantised", quantised, QUANTISED_ROWS),

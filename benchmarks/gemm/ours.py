@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 
 import torch
@@ -65,9 +66,10 @@ def candidate(
     return Candidate(run, sets, operands.expected(name), y, note=note)
 
 
-def ways(case: Case, m: int, device: dict) -> list[Way]:
-    """Every variant with every split that it thinks worth timing."""
-    return tuned_ways(Product(case.n, case.k, "float16", "f16"), m, device)
+def ways(case: Case, m: int, device: dict, without: Collection[str] = ()) -> list[Way]:
+    """Every variant, but for those `without`, with every split that it thinks worth timing."""
+    found = tuned_ways(Product(case.n, case.k, "float16", "f16"), m, device)
+    return [way for way in found if way.variant not in without]
 
 
 def screened(bench: runner.Bench, row: dict, operands: Operands, m: int, wanted: list[Way]) -> dict[Way, float]:

@@ -149,8 +149,8 @@ def summary(content: dict) -> dict:
 
 def lines(content: dict) -> list[str]:
     out = run_lines(content)
-    for run in content["runs"]:
-        out += [f"no {name}: {why}" for name, why in run["absent"].items()]
+    absent = {name: why for run in content["runs"] for name, why in run["absent"].items()}
+    out += [f"no {name}: {why}" for name, why in absent.items()]
     for part, in_words in (("main", main_lines), ("quantised", quantised_lines), ("t2", t2_lines), ("t3", t3_lines)):
         if part in content["summary"]:
             out += in_words(content["summary"][part])
