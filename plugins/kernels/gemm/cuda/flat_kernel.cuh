@@ -5,14 +5,15 @@
 // blocks share its tiles' slices of K evenly: a tile that two blocks meet in is summed up by the one that has its
 // beginning, out of the others' shared memory. So no multiprocessor waits for another, whatever N and K are.
 //
-// Slices of weights and tokens pass through a ring of stages: two warps fill it, ahead across the borders of tiles; eight
-// warps multiply, in two groups that take the stages in turns, each group all rows of its stage, so that a stage's
+// Slices of weights and tokens pass through a ring of stages: four warps fill it, ahead across the borders of tiles;
+// eight multiply, in two groups that take the stages in turns, each group all rows of its stage, so that a stage's
 // latency counts half.
 #pragma once
 
 #include <algorithm>
 
 #include "kernels/common/pipeline.cuh"
+#include "kernels/common/wgmma.cuh"
 #include "kernels/gemm/cuda/epilogue.cuh"
 #include "kernels/gemm/cuda/stream.cuh"
 #include "kernels/gemm/cuda/weights.cuh"
@@ -21,7 +22,7 @@ namespace fdpp {
 
 constexpr int kFlatWarps = 8;  // that multiply
 constexpr int kFlatThreads = 32 * kFlatWarps;
-constexpr int kFlatFillers = 64;  // threads that copy
+constexpr int kFlatFillers = 128;  // threads that copy
 constexpr int kFlatGroups = 2;
 constexpr int kFlatStageBytes = 16384;  // of weights in a stage
 constexpr int kFlatMaxStages = 16;
@@ -147,7 +148,9 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(co
   const auto token_place = [](int row, int v) { return row * Shape::kTokenBytes + (v ^ row % 2 * 4) * 16; };
 
   // Which copies pass through registers; those are there when the thread arrives.
-  const bool stored = !kAligned || (W::kBlocks && ((!kPlain && args.zero_points != nullptr) || args.blocks % 2 != 0));
+  const int zeros_at_once = kAligned && shape.scales_in_row() >= 8 && args.blocks % 8 == 0 ? 4 : 1;
+  const bool stored = !kAligned || (W::kBlocks && (args.blocks % 2 != 0 ||
+                                                   (!kPlain && args.zero_points != nullptr && zeros_at_once == 1)));
   if (tid == 0) {
     for (int s = 0; s < stages; ++s) {
       full[s].init(stored ? 2 * kFlatFillers : kFlatFillers);
@@ -159,6 +162,7 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(co
   const bool carries = begin < end && begin % args.slices != 0;  // ends a tile that another block began
 
   if (warp >= kFlatWarps) {  // ---- copies
+    lower_registers<56>();
     const int filler = tid - kFlatThreads;
     constexpr int kVectors = Shape::kRowBytes / 16, kRowsAtOnce = kFlatFillers / kVectors;
     constexpr int kPasses = kRows / kRowsAtOnce;
@@ -227,12 +231,17 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(co
         else
           for_each(0, [](unsigned short* dst, const unsigned short* src, bool there) { *dst = there ? *src : 0; });
         if (!kPlain && args.zero_points != nullptr) {
-          const int log = in_row_log - 1, stride = (args.blocks + 1) / 2;
-          const int in_row = filler & ((1 << log) - 1), i = (at.slice << log) + in_row;
-#pragma unroll 4
-          for (int row = filler >> log; row < kRows; row += kFlatFillers >> log)
-            to[shape.zeros_at() + row * shape.zero_row_bytes() + in_row] =
-                i < stride && row_is_there(row) ? static_cast<char>(args.zero_points[row_of(row) * stride + i]) : 0;
+          const int in_row = 1 << (in_row_log - 1), stride = (args.blocks + 1) / 2, size = zeros_at_once;
+          for (int i = filler; i < kRows * in_row / size; i += kFlatFillers) {
+            const int row = i * size >> (in_row_log - 1), byte = i * size & (in_row - 1), from_byte = first / 2 + byte;
+            const bool there = from_byte < stride && row_is_there(row);
+            const unsigned char* const from = args.zero_points + (there ? row_of(row) * stride + from_byte : 0);
+            char* const dst = to + shape.zeros_at() + row * shape.zero_row_bytes() + byte;
+            if (size == 4)
+              cp_async_4(dst, from, there);
+            else
+              *dst = there ? static_cast<char>(*from) : 0;
+          }
         }
       }
     };
@@ -301,6 +310,7 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(co
   }
 
   // ---- products
+  raise_registers<88>();
   wait_for_predecessor();
   if (args.cluster > 1 && !carries) cluster_arrive();
   const int part = warp / Shape::kWarpsHigh, group = part / Shape::kWarpsWide, wide = part % Shape::kWarpsWide;

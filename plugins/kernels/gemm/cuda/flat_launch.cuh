@@ -13,11 +13,6 @@ constexpr int kMaxTokens = 32;
 constexpr int kMaxCluster = 8;
 constexpr int kDefaultStages = 6;
 
-int clusters_at_once(const DeviceInfo& d, int cluster) {
-  // A GPC has 16 multiprocessors or a few more, and a cluster lies in one.
-  return cluster <= 2 ? d.multiprocessors / cluster : d.multiprocessors / 16 * (16 / cluster);
-}
-
 // As many stages as asked for, where they fit; an even number, or one. By default what leaves room for a second block on
 // the multiprocessor, so that the next launch can fill its own before this one has ended.
 template <typename Shape>
@@ -52,7 +47,7 @@ Status launch_kernel(const GemmParams& params, const GemmSplit& split, const Dev
   args.cluster = 1;
   while (hopper && 2 * args.cluster <= std::min({split.pieces, kMaxCluster, args.slices})) args.cluster *= 2;
   const int blocks = split.algorithm > 0 ? 2 : 1;  // of a multiprocessor
-  args.clusters = std::min(args.tiles, clusters_at_once(device, args.cluster) * blocks);
+  args.clusters = std::min(args.tiles, flat_clusters(device, args.cluster) * blocks);
   const Shape shape(args.block_log);
   args.stages = stages_of(shape, split, args.cluster > 1, device);
 
@@ -109,7 +104,8 @@ Status launch_format(const GemmParams& params, const GemmSplit& split, const Dev
   const GemmProblem& p = params.problem;
   const int64_t row_bytes = p.blocks() > 0 ? p.blocks() * p.block_size / 2 : p.k * Weights<T, kFormat>::kBits / 8;
   const bool aligned = rows_aligned_16(params.a, p.k * 2) && rows_aligned_16(params.b, row_bytes) &&
-                       reinterpret_cast<uintptr_t>(params.scales) % 16 == 0;
+                       reinterpret_cast<uintptr_t>(params.scales) % 16 == 0 &&
+                       reinterpret_cast<uintptr_t>(params.zero_points) % 4 == 0;
   const int tiles = token_tiles(p, aligned);
   if (!aligned)
     return tiles == 1 ? launch<T, kFormat, 1, 64, false>(params, split, d, stream)

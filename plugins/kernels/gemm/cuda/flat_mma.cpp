@@ -1,6 +1,9 @@
 // The variant cuda_flat_mma.
 #include "kernels/gemm/cuda/flat_mma.h"
 
+#include <algorithm>
+#include <vector>
+
 #include "kernels/common/ceil_div.h"
 #include "kernels/gemm/cuda/normalise.h"
 #include "kernels/gemm/cuda/supports.h"
@@ -17,39 +20,45 @@ bool supports(const GemmProblem& problem, const DeviceInfo& device, std::string*
   return supports_half_gemm(problem, device, why);
 }
 
-// What an H200 liked best on average; tables know better.
-GemmSplit split(const GemmProblem& problem, const DeviceInfo& device) {
-  const bool hopper = device.compute_capability >= 90;
-  GemmSplit s;
-  s.algorithm = 1;
-  if (weight_dtype(problem.weight_format) != problem.dtype) {
-    s.rows = 64;
-  } else if (problem.m <= 16) {
-    s.rows = problem.m <= 8 ? 16 : 32;
-  } else {
-    s.rows = 64;
-    s.algorithm = 0;
-  }
-  s.pieces = hopper && s.rows > 16 ? 2 : 1;
-  // Too few tiles for all: smaller ones, shared by more.
-  if (hopper && ceil_div(problem.weight_rows(), s.rows) < device.multiprocessors / 2) {
-    s.rows = 32;
-    s.pieces = 4;
-    s.algorithm = 0;
-  }
-  return s;
-}
+bool is_quantised(const GemmProblem& p) { return weight_dtype(p.weight_format) != p.dtype; }
 
-void splits(const GemmProblem& problem, const DeviceInfo& device, std::vector<GemmSplit>* out) {
-  const bool quantised = weight_dtype(problem.weight_format) != problem.dtype;
+std::vector<GemmSplit> offered(const GemmProblem& p, const DeviceInfo& d) {
+  std::vector<GemmSplit> all;
   for (int rows : {16, 32, 64, 128}) {
-    if (rows == 16 && (quantised || problem.m > 16)) continue;
+    if (rows == 16 && (is_quantised(p) || p.m > 16)) continue;
     for (int pieces : {1, 2, 4}) {
-      if (pieces > 1 && device.compute_capability < 90) continue;
-      for (int algorithm : {0, 1}) out->push_back({pieces, rows, 0, algorithm});
+      if (pieces > 1 && d.compute_capability < 90) continue;
+      for (int algorithm : {1, 0}) all.push_back({pieces, rows, 0, algorithm});
     }
   }
-  out->push_back({2, 64, 12, 0});
+  return all;
+}
+
+// How long a split takes by estimate, in units of what reading the weights takes; fitted to an H200. Blocks that end
+// early leave their share of the memory's bandwidth to the others, so that unevenness counts for less than it is.
+double cost(const GemmProblem& p, const DeviceInfo& d, const GemmSplit& s) {
+  const int64_t rows = p.weight_rows(), tiles = ceil_div(rows, s.rows) * ceil_div(std::max<int64_t>(p.m, 1), 32);
+  const int64_t clusters = std::min<int64_t>(tiles, int64_t{flat_clusters(d, s.pieces)} * (s.algorithm + 1));
+  const int64_t stacked = clusters * s.pieces > d.multiprocessors ? 2 : 1;
+  const double most = static_cast<double>(ceil_div(tiles, clusters) * s.rows * stacked) / s.pieces;
+  const double uneven = 0.87 * most * d.multiprocessors / static_cast<double>(rows);
+  constexpr double kFew[] = {0.01, 0, 0.02, 0.06}, kSome[] = {0.03, 0, 0.03, 0.08}, kMany[] = {0.5, 0.12, 0, 0.03};
+  constexpr double kQuantised[] = {0.5, 0.05, 0, 0.05};
+  const double* by_rows = is_quantised(p) ? kQuantised : p.m <= 8 ? kFew : p.m <= 16 ? kSome : kMany;
+  const int index = s.rows == 16 ? 0 : s.rows == 32 ? 1 : s.rows == 64 ? 2 : 3;
+  return std::max(1.0, uneven) + by_rows[index] + 0.015 * (s.pieces - 1) / s.pieces + (s.algorithm == 0 ? 0.02 : 0);
+}
+
+GemmSplit split(const GemmProblem& p, const DeviceInfo& d) {
+  const std::vector<GemmSplit> all = offered(p, d);
+  return *std::min_element(all.begin(), all.end(), [&](const GemmSplit& a, const GemmSplit& b) {
+    return cost(p, d, a) < cost(p, d, b);
+  });
+}
+
+void splits(const GemmProblem& p, const DeviceInfo& d, std::vector<GemmSplit>* out) {
+  *out = offered(p, d);
+  if (p.m > 16) out->push_back({2, 64, 12, 0});
 }
 
 size_t workspace_bytes(const GemmProblem& problem, const GemmSplit&) { return normalise_bytes(problem); }
