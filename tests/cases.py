@@ -59,7 +59,11 @@ GEMM_TYPES = (
     ("float32", "int8"),
     ("float32", "float8e4m3fn"),
     ("float32", "uint8"),  # int4, two a byte
-    *((activations, weights) for activations in ("float16", "bfloat16") for weights in (activations, *QUANTIZED, "uint8")),
+    *(
+        (activations, weights)
+        for activations in ("float16", "bfloat16")
+        for weights in (activations, *QUANTIZED, "uint8")
+    ),
 )
 GEMM_ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "silu_mul")
 GEMM_BLOCKS = (16, 32, 64, 128)

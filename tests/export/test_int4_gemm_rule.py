@@ -84,11 +84,12 @@ def test_packs_a_shared_weight_once(report: ExportReport) -> None:
     assert ir_node(model, NAME).inputs[1] is ir_node(model, "layers.1.o").inputs[1]
 
 
-def test_leaves_what_no_kernel_multiplies(report: ExportReport) -> None:
+def test_takes_float16(report: ExportReport) -> None:
     proto = decoder(dtype=FLOAT16)
     quantise(proto, NAME)
-    assert ir_node(rewrite(proto, report), NAME).op_type == "MatMulNBits"
-    assert "no kernel multiplies float16 activations by int4 weights" in str(report.left)
+    node = ir_node(rewrite(proto, report), NAME)
+    assert node.op_type == "FdppFlatGemm"
+    assert node.inputs[2].const_value.numpy().dtype == np.float16
 
 
 def with_attribute(name: str, value: int):

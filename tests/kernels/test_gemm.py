@@ -95,7 +95,10 @@ def test_nan_and_infinity_stay_in_their_row(variant: str, case: GemmCase) -> Non
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-42, 1e-37, 1e-20, 1e20])
-@pytest.mark.parametrize(("variant", "case"), harness.parameters(GEMM, [c for c in EXTREME_CASES if c.accuracy_level and c.dtype == "float32"]))
+@pytest.mark.parametrize(
+    ("variant", "case"),
+    harness.parameters(GEMM, [c for c in EXTREME_CASES if c.accuracy_level and c.dtype == "float32"]),
+)
 def test_rounding_takes_any_size(variant: str, case: GemmCase, size: float) -> None:
     """Blocks of A that are 0, subnormal or large, beside others, when A is rounded to integers."""
     tensors = dict(harness.gemm_tensors.__wrapped__(case))
