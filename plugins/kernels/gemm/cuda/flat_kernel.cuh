@@ -316,95 +316,121 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(co
   const int part = warp / Shape::kWarpsHigh, group = part / Shape::kWarpsWide, wide = part % Shape::kWarpsWide;
   const int warp_row = warp % Shape::kWarpsHigh * 16 * kRowTiles, g = lane / 4, t = lane % 4;
   float acc[kRowTiles][kTokenTiles][4] = {};
-  // The lane's part of a stage, but for what changes from unit to unit.
-  constexpr int kUnitVectors = W::kUnitBytes / 16;
-  const int lane_vector = t * W::kWords / 4, row_key = g % (8 / kUnitVectors) * kUnitVectors;
-  const int lane_weights = (warp_row + g) * Shape::kRowBytes + t * W::kWords % 4 * 4;
+  // The lane's part of a stage: where its bytes of a warp's first unit lie. A warp's units are a multiple of 128 bytes, so
+  // that those of the others follow by XOR within 128 bytes and addition beyond.
+  static_assert(Shape::kUnits * W::kUnitBytes % 128 == 0 && Shape::kUnits % 2 == 0, "units are at XORed places");
+  const auto place_of_unit = [](int first, int bytes) { return (first ^ (bytes & 127)) + (bytes & ~127); };
+  const int lane_weights =
+      weight_place(warp_row + g, wide * Shape::kUnits * W::kUnitBytes / 16 + t * W::kWords / 4) + t * W::kWords % 4 * 4;
+  const int lane_tokens = shape.tokens_at() + token_place(g, wide * Shape::kUnits * 4 + t);
   const int lane_scales = shape.scales_at() + (warp_row + g) * shape.scale_row_bytes();
   const int lane_zeros = shape.zeros_at() + (warp_row + g) * shape.zero_row_bytes();
   const auto multiply = [&](int stage) {
     const char* const weights = shared + stage * stage_bytes;
-    const char* const tokens = weights + shape.tokens_at() + g * Shape::kTokenBytes;
-#pragma unroll 4
-    for (int u = 0; u < Shape::kUnits; ++u) {
-      const int unit = wide * Shape::kUnits + u;
-      uint32_t x[kTokenTiles][4];
+    constexpr int kBatch = Shape::kUnits < 4 ? Shape::kUnits : 4;  // of units, with their scales
+#pragma unroll 1
+    for (int first_unit = 0; first_unit < Shape::kUnits; first_unit += kBatch) {
+      uint32_t scales[2 * kRowTiles][2];  // of each row four, or fewer repeated
+      if constexpr (W::kBlocks && kPlain) {
+        const int at = lane_scales + ((wide * Shape::kUnits + first_unit) >> (args.block_log - 5)) * 2;
 #pragma unroll
-      for (int i = 0; i < kTokenTiles; ++i)
-        load_words(tokens + 8 * i * Shape::kTokenBytes + ((unit * 4 + t) ^ g % 2 * 4) * 16, x[i]);
-      uint32_t a[kRowTiles][2][4];
-      const char* const unit_weights = weights + lane_weights + ((unit * kUnitVectors + lane_vector) ^ row_key) * 16;
-#pragma unroll
-      for (int r = 0; r < kRowTiles; ++r) {
-        uint32_t words[2][W::kWords];
-#pragma unroll
-        for (int h = 0; h < 2; ++h) load_words(unit_weights + (16 * r + 8 * h) * Shape::kRowBytes, words[h]);
-#pragma unroll
-        for (int q = 0; q < 2; ++q)
-#pragma unroll
-          for (int h = 0; h < 2; ++h) W::fragment(words[h], q, a[r][q][h], a[r][q][2 + h]);
+        for (int r = 0; r < 2 * kRowTiles; ++r) {
+          const char* const from = weights + at + 8 * r * shape.scale_row_bytes();
+          if (args.block_log == 5) {
+            load_words(from, scales[r]);
+          } else if (args.block_log == 6) {
+            const uint32_t two = *reinterpret_cast<const uint32_t*>(from);
+            scales[r][0] = __byte_perm(two, 0, 0x1010), scales[r][1] = __byte_perm(two, 0, 0x3232);
+          } else {
+            scales[r][0] = scales[r][1] = *reinterpret_cast<const unsigned short*>(from) * 0x00010001u;
+          }
+        }
       }
-      if constexpr (!W::kBlocks) {
 #pragma unroll
-        for (int q = 0; q < 2; ++q)
+      for (int u = 0; u < kBatch; ++u) {
+        const int unit = wide * Shape::kUnits + first_unit + u;
+        uint32_t x[kTokenTiles][4];
+        const char* const unit_tokens = weights + place_of_unit(lane_tokens, u * 64) + first_unit * 64;
 #pragma unroll
-          for (int r = 0; r < kRowTiles; ++r)
+        for (int i = 0; i < kTokenTiles; ++i) load_words(unit_tokens + 8 * i * Shape::kTokenBytes, x[i]);
+        uint32_t a[kRowTiles][2][4];
+        const int unit_bytes = (first_unit + u) * W::kUnitBytes;
+        const char* const unit_weights = weights + place_of_unit(lane_weights, unit_bytes);
 #pragma unroll
-            for (int i = 0; i < kTokenTiles; ++i)
-              mma_into<T>(acc[r][i], a[r][q], x[i][2 * q], x[i][2 * q + 1], acc[r][i]);
-      } else {
-        // A block's own sums, scaled as they are added. Those of the offsets are the same for all rows.
-        const uint32_t offsets[4] = {W::kFirstOffset, W::kFirstOffset, W::kSecondOffset, W::kSecondOffset};
-        const uint32_t ones[4] = {W::kOnes, W::kOnes, W::kOnes, W::kOnes};
-        const auto add_block = [&](const uint32_t (&x)[kTokenTiles][4], int block) {
-          float base[kTokenTiles][4] = {}, plain_sum[kTokenTiles][4] = {};
+        for (int r = 0; r < kRowTiles; ++r) {
+          uint32_t words[2][W::kWords];
+#pragma unroll
+          for (int h = 0; h < 2; ++h) load_words(unit_weights + (16 * r + 8 * h) * Shape::kRowBytes, words[h]);
 #pragma unroll
           for (int q = 0; q < 2; ++q)
 #pragma unroll
-            for (int i = 0; i < kTokenTiles; ++i) {
-              mma_into<T>(base[i], offsets, x[i][2 * q], x[i][2 * q + 1], base[i]);
-              if constexpr (!kPlain) mma_into<T>(plain_sum[i], ones, x[i][2 * q], x[i][2 * q + 1], plain_sum[i]);
-            }
+            for (int h = 0; h < 2; ++h) W::fragment(words[h], q, a[r][q][h], a[r][q][2 + h]);
+        }
+        if constexpr (!W::kBlocks) {
 #pragma unroll
-          for (int r = 0; r < kRowTiles; ++r) {
-            float scale[2], zero[2];
+          for (int q = 0; q < 2; ++q)
 #pragma unroll
-            for (int h = 0; h < 2; ++h) {
-              const char* const scales = weights + lane_scales + (16 * r + 8 * h) * shape.scale_row_bytes();
-              scale[h] = to_float(reinterpret_cast<const T*>(scales)[block]);
-              if constexpr (!kPlain) {
-                const char* const zeros = weights + lane_zeros + (16 * r + 8 * h) * shape.zero_row_bytes();
-                zero[h] = args.zero_points == nullptr
-                              ? 0.0f
-                              : static_cast<float>(8 - (zeros[block / 2] >> block % 2 * 4 & 15));
+            for (int r = 0; r < kRowTiles; ++r)
+#pragma unroll
+              for (int i = 0; i < kTokenTiles; ++i)
+                mma_into<T>(acc[r][i], a[r][q], x[i][2 * q], x[i][2 * q + 1], acc[r][i]);
+        } else {
+          // A block's own sums, scaled as they are added. Those of the offsets are the same for all rows.
+          const uint32_t offsets[4] = {W::kFirstOffset, W::kFirstOffset, W::kSecondOffset, W::kSecondOffset};
+          const uint32_t ones[4] = {W::kOnes, W::kOnes, W::kOnes, W::kOnes};
+          const auto add_block = [&](const uint32_t (&x)[kTokenTiles][4], int block) {
+            float base[kTokenTiles][4] = {}, plain_sum[kTokenTiles][4] = {};
+#pragma unroll
+            for (int q = 0; q < 2; ++q)
+#pragma unroll
+              for (int i = 0; i < kTokenTiles; ++i) {
+                mma_into<T>(base[i], offsets, x[i][2 * q], x[i][2 * q + 1], base[i]);
+                if constexpr (!kPlain) mma_into<T>(plain_sum[i], ones, x[i][2 * q], x[i][2 * q + 1], plain_sum[i]);
+              }
+#pragma unroll
+            for (int r = 0; r < kRowTiles; ++r) {
+              float scale[2], zero[2];
+#pragma unroll
+              for (int h = 0; h < 2; ++h) {
+                if constexpr (kPlain) {
+                  const float2 pair = unpack2<T>(scales[2 * r + h][u / 2]);
+                  scale[h] = u % 2 == 0 ? pair.x : pair.y;
+                } else {
+                  const char* const own = weights + lane_scales + (16 * r + 8 * h) * shape.scale_row_bytes();
+                  scale[h] = to_float(reinterpret_cast<const T*>(own)[block]);
+                  const char* const zeros = weights + lane_zeros + (16 * r + 8 * h) * shape.zero_row_bytes();
+                  zero[h] = args.zero_points == nullptr
+                                ? 0.0f
+                                : static_cast<float>(8 - (zeros[block / 2] >> block % 2 * 4 & 15));
+                }
+              }
+#pragma unroll
+              for (int i = 0; i < kTokenTiles; ++i) {
+                float sum[4];
+#pragma unroll
+                for (int e = 0; e < 4; ++e) {
+                  sum[e] = base[i][e];
+                  if constexpr (!kPlain) sum[e] = fmaf(zero[e / 2], plain_sum[i][e], sum[e]);
+                }
+                mma_into<T>(sum, a[r][0], x[i][0], x[i][1], sum);
+                mma_into<T>(sum, a[r][1], x[i][2], x[i][3], sum);
+#pragma unroll
+                for (int e = 0; e < 4; ++e) acc[r][i][e] = fmaf(scale[e / 2], sum[e], acc[r][i][e]);
               }
             }
-#pragma unroll
-            for (int i = 0; i < kTokenTiles; ++i) {
-              float sum[4];
-#pragma unroll
-              for (int e = 0; e < 4; ++e) {
-                sum[e] = base[i][e];
-                if constexpr (!kPlain) sum[e] = fmaf(zero[e / 2], plain_sum[i][e], sum[e]);
-              }
-              mma_into<T>(sum, a[r][0], x[i][0], x[i][1], sum);
-              mma_into<T>(sum, a[r][1], x[i][2], x[i][3], sum);
-#pragma unroll
-              for (int e = 0; e < 4; ++e) acc[r][i][e] = fmaf(scale[e / 2], sum[e], acc[r][i][e]);
-            }
-          }
-        };
-        if (kPlain || args.block_log > 4) {
-          add_block(x, unit >> (args.block_log - 5));
-        } else {  // two blocks of 16: each takes the tokens of its own half alone
+          };
+          if (kPlain || args.block_log > 4) {
+            add_block(x, kPlain ? 0 : unit >> (args.block_log - 5));
+          } else {  // two blocks of 16: each takes the tokens of its own half alone
 #pragma unroll 1
-          for (int half = 0; half < 2; ++half) {
-            uint32_t own[kTokenTiles][4];
+            for (int half = 0; half < 2; ++half) {
+              uint32_t own[kTokenTiles][4];
 #pragma unroll
-            for (int i = 0; i < kTokenTiles; ++i)
+              for (int i = 0; i < kTokenTiles; ++i)
 #pragma unroll
-              for (int e = 0; e < 4; ++e) own[i][e] = t / 2 == half ? x[i][e] : 0;
-            add_block(own, 2 * unit + half);
+                for (int e = 0; e < 4; ++e) own[i][e] = t / 2 == half ? x[i][e] : 0;
+              add_block(own, 2 * unit + half);
+            }
           }
         }
       }
