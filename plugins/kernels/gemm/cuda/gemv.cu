@@ -16,7 +16,6 @@ namespace {
 constexpr int kWarp = 32;
 constexpr int kWarps = 8;
 constexpr int kMaxM = 4;
-constexpr int kMaxInt4M = 2;
 constexpr int kVector = 8;  // elements in 16 bytes
 
 // Rows of B that a warp works on at once. A block takes kWarps / splits such groups, each by `splits` warps side by
@@ -120,93 +119,90 @@ __global__ void __launch_bounds__(kWarps* kWarp, M <= 2 ? 3 : 2)
   store_rows<T, M, Rows>(acc, sums, out, n, splits);
 }
 
-// int4 weights: A [M, 4 * vectors] float16, B [n, row_vectors], of which `vectors` count; each vector has 32 numbers of a
+// int4 weights: A [1, 4 * vectors] float16, B [n, row_vectors], of which `vectors` count; each vector has 32 numbers of a
 // block. A pair of numbers becomes (q - zero point) / 16 in one operation, exactly, and meets its pair of A in float16, in
 // sums of eight, which a sixteenth keeps from overflowing for A up to 16000; from there on all is float32.
-template <int M, int Rows>
+template <int Rows>
 __global__ void __launch_bounds__(kWarps* kWarp, 2)
     gemv_int4_kernel(const uint4* a, const uint4* __restrict__ b, const __half* __restrict__ scales,
                      const unsigned char* __restrict__ zero_points, Epilogue<__half> out, int n, int vectors,
                      int row_vectors, int blocks, int block_log, int splits) {
-  constexpr int kSteps = 2;
-  __shared__ float sums[kWarps][M * Rows];
+  struct Step {
+    uint4 weights[Rows];
+    __half scale[Rows];
+    int zero[Rows];
+  };
+  __shared__ float sums[kWarps][Rows];
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * Rows * (kWarps / splits) + warp / splits * Rows;
   const uint64_t policy = evict_first_policy();
-  float acc[M][Rows] = {};
   const int stride = splits * kWarp, begin = warp % splits * kWarp + lane;
-  release_successor();
-  for (int v = begin; v < vectors; v += kSteps * stride) {
-    uint4 weights[kSteps][Rows];
-    __half scale[kSteps][Rows];
-    int zero[kSteps][Rows];
+  float acc[1][Rows] = {};
+
+  const auto load = [&](Step& step, int v) {
+    const bool there = v < vectors;
+    const int block = (v * 32) >> block_log;
 #pragma unroll
-    for (int s = 0; s < kSteps; ++s)
-#pragma unroll
-      for (int r = 0; r < Rows; ++r) {
-        const int64_t row = min(first_row + r, static_cast<int64_t>(n) - 1);  // sums of rows past the end are dropped
-        const int at = v + s * stride, block = (at * 32) >> block_log;
-        const bool there = at < vectors;
-        weights[s][r] = load_streamed_16(b + row * row_vectors + at, there, policy);
-        scale[s][r] = there ? scales[row * blocks + block] : __half(0.0f);
-        zero[s][r] = 8;
-        if (zero_points != nullptr && there)
-          zero[s][r] = zero_points[row * ((blocks + 1) / 2) + block / 2] >> block % 2 * 4 & 15;
-      }
-    if (v == begin) wait_for_predecessor();  // nobody writes weights, but A may still be on its way
-#pragma unroll
-    for (int s = 0; s < kSteps; ++s) {
-      const int at = v + s * stride;
-      uint32_t x[M][16];
-#pragma unroll
-      for (int m = 0; m < M; ++m)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const uint4 four =
-              at < vectors ? a[(static_cast<int64_t>(m) * vectors + at) * 4 + i] : make_uint4(0, 0, 0, 0);
-          x[m][4 * i] = four.x, x[m][4 * i + 1] = four.y, x[m][4 * i + 2] = four.z, x[m][4 * i + 3] = four.w;
-        }
-#pragma unroll
-      for (int r = 0; r < Rows; ++r) {
-        const uint32_t words[4] = {weights[s][r].x, weights[s][r].y, weights[s][r].z, weights[s][r].w};
-        const uint32_t low_zero = 0xd400d400 + zero[s][r] * 0x00010001;   // -(64 + zero / 16)
-        const uint32_t high_zero = 0xc400c400 + zero[s][r] * 0x00100010;  // -(4 + zero / 16)
-        float total[M] = {};
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          __half2 eight[M];
-#pragma unroll
-          for (int i = 0; i < 8; ++i) {  // pairs
-            const uint32_t word = words[2 * half + i / 4] >> (i % 4 / 2 * 8);
-            uint32_t pair;
-            if (i % 2 == 0)
-              asm("fma.rn.f16x2 %0, %1, %2, %3;"
-                  : "=r"(pair)
-                  : "r"(masked_into<0x000f000f>(word, register_of<0x64006400>())), "r"(0x2c002c00), "r"(low_zero));
-            else
-              asm("fma.rn.f16x2 %0, %1, %2, %3;"
-                  : "=r"(pair)
-                  : "r"(masked_into<0x00f000f0>(word, register_of<0x54005400>())), "r"(0x2c002c00), "r"(high_zero));
-            const __half2 w = *reinterpret_cast<const __half2*>(&pair);
-#pragma unroll
-            for (int m = 0; m < M; ++m) {
-              const __half2 other = *reinterpret_cast<const __half2*>(&x[m][8 * half + i]);
-              eight[m] = i == 0 ? __hmul2(w, other) : __hfma2(w, other, eight[m]);
-            }
-          }
-#pragma unroll
-          for (int m = 0; m < M; ++m) {
-            const float2 two = __half22float2(eight[m]);
-            total[m] += two.x + two.y;
-          }
-        }
-        const float factor = 16 * __half2float(scale[s][r]);
-#pragma unroll
-        for (int m = 0; m < M; ++m) acc[m][r] = fmaf(factor, total[m], acc[m][r]);
-      }
+    for (int r = 0; r < Rows; ++r) {
+      const int64_t row = min(first_row + r, static_cast<int64_t>(n) - 1);  // sums of rows past the end are dropped
+      step.weights[r] = load_streamed_16(b + row * row_vectors + v, there, policy);
+      step.scale[r] = there ? scales[row * blocks + block] : __half(0.0f);
+      step.zero[r] = 8;
+      if (zero_points != nullptr && there)
+        step.zero[r] = zero_points[row * ((blocks + 1) / 2) + block / 2] >> block % 2 * 4 & 15;
     }
+  };
+  const auto multiply = [&](const Step& step, int v) {
+    uint32_t x[16];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const uint4 four = a[4 * v + i];
+      x[4 * i] = four.x, x[4 * i + 1] = four.y, x[4 * i + 2] = four.z, x[4 * i + 3] = four.w;
+    }
+#pragma unroll
+    for (int r = 0; r < Rows; ++r) {
+      const uint32_t words[4] = {step.weights[r].x, step.weights[r].y, step.weights[r].z, step.weights[r].w};
+      const uint32_t low_zero = 0xd400d400 + step.zero[r] * 0x00010001;   // -(64 + zero / 16)
+      const uint32_t high_zero = 0xc400c400 + step.zero[r] * 0x00100010;  // -(4 + zero / 16)
+      float total = 0;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        __half2 eight;
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {  // pairs
+          const uint32_t word = words[2 * half + i / 4] >> (i % 4 / 2 * 8);
+          uint32_t pair;
+          if (i % 2 == 0)
+            asm("fma.rn.f16x2 %0, %1, %2, %3;"
+                : "=r"(pair)
+                : "r"(masked_into<0x000f000f>(word, register_of<0x64006400>())), "r"(0x2c002c00), "r"(low_zero));
+          else
+            asm("fma.rn.f16x2 %0, %1, %2, %3;"
+                : "=r"(pair)
+                : "r"(masked_into<0x00f000f0>(word, register_of<0x54005400>())), "r"(0x2c002c00), "r"(high_zero));
+          const __half2 w = *reinterpret_cast<const __half2*>(&pair);
+          const __half2 other = *reinterpret_cast<const __half2*>(&x[8 * half + i]);
+          eight = i == 0 ? __hmul2(w, other) : __hfma2(w, other, eight);
+        }
+        const float2 two = __half22float2(eight);
+        total += two.x + two.y;
+      }
+      acc[0][r] = fmaf(16 * __half2float(step.scale[r]), total, acc[0][r]);
+    }
+  };
+
+  release_successor();
+  Step step;
+  load(step, begin);
+#pragma unroll 2
+  for (int v = begin; v < vectors; v += stride) {
+    Step next;  // on its way while this one is multiplied
+    load(next, v + stride);
+    if (v == begin) wait_for_predecessor();  // nobody writes weights, but A may still be on its way
+    multiply(step, v);
+    step = next;
   }
-  store_rows<__half, M, Rows>(acc, sums, out, n, splits);
+  store_rows<__half, 1, Rows>(acc, sums, out, n, splits);
 }
 
 // Rows that do not start at 16 bytes: one warp a row, element by element.
@@ -261,13 +257,12 @@ Status launch(const GemmParams& p, int splits, cudaStream_t stream) {
                    "cuda_gemv");
 }
 
-template <int M>
 Status launch_int4(const GemmParams& p, int splits, cudaStream_t stream) {
   cudaLaunchAttribute overlap{};
   cudaLaunchConfig_t config{};
   FDPP_RETURN_IF_ERROR(configure(p, splits, stream, &overlap, &config));
   const int blocks = static_cast<int>(p.problem.blocks()), size = static_cast<int>(p.problem.block_size);
-  const auto kernel = rows_of_warp(splits) == 2 ? gemv_int4_kernel<M, 2> : gemv_int4_kernel<M, 4>;
+  const auto kernel = rows_of_warp(splits) == 2 ? gemv_int4_kernel<2> : gemv_int4_kernel<4>;
   return check_gpu(
       cudaLaunchKernelEx(&config, kernel, static_cast<const uint4*>(p.a), static_cast<const uint4*>(p.b),
                          static_cast<const __half*>(p.scales), static_cast<const unsigned char*>(p.zero_points),
@@ -296,8 +291,8 @@ Status run_typed(const GemmParams& p, int splits, cudaStream_t stream) {
 bool supports_int4(const GemmProblem& problem, std::string* why) {
   if (problem.dtype != DType::f16) {
     *why = std::string("A is ") + dtype_name(problem.dtype) + ", expected float16 with int4 weights";
-  } else if (problem.m > kMaxInt4M) {
-    *why = "M is above " + std::to_string(kMaxInt4M) + " with int4 weights";
+  } else if (problem.m > 1) {
+    *why = "M is above 1 with int4 weights";
   } else if (problem.block_size < 32 || problem.k % 32 != 0) {
     *why = "int4 weights in blocks of 16, or K that is not a multiple of 32";
   } else {
@@ -351,8 +346,7 @@ Status run(const GemmParams& given, const GemmSplit& split, void* workspace, con
     for (auto [name, data] : {std::pair{"A", params.a}, std::pair{"B", params.b}})
       if (reinterpret_cast<uintptr_t>(data) % 16 != 0)
         return invalid_argument(std::string("FdppFlatGemm: ") + name + " does not start at a multiple of 16 bytes");
-    return params.problem.m == 1 ? launch_int4<1>(params, sharing_warps(split), stream)
-                                 : launch_int4<2>(params, sharing_warps(split), stream);
+    return launch_int4(params, sharing_warps(split), stream);
   }
   return params.problem.dtype == DType::f16 ? run_typed<__half>(params, sharing_warps(split), stream)
                                             : run_typed<__nv_bfloat16>(params, sharing_warps(split), stream);
@@ -364,7 +358,7 @@ extern const GemmVariant kCudaGemv;
 const GemmVariant kCudaGemv = {"cuda_gemv",
                                Backend::cuda,
                                GemmKind::gemv,
-                               "M up to 4 (int4 weights: 2) on CUDA cores, weights streamed past the caches",
+                               "M up to 4 (int4 weights: 1) on CUDA cores, weights streamed past the caches",
                                supports,
                                split,
                                workspace_bytes,
