@@ -114,6 +114,7 @@ class CpuTimer:
         times: dict[Candidate, list[float]] = {candidate: [] for candidate in candidates}
         try:
             for candidate in candidates:  # not counted: threads wake, memory is mapped
+                y.fill(np.nan)
                 run(candidate, 0)
                 check_result(product, m, candidate, y, expected)
             end = time.perf_counter() + self._seconds * len(candidates)

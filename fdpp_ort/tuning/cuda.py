@@ -53,7 +53,7 @@ class CudaTimer:
         step = _aligned(size * dtype.itemsize) // dtype.itemsize
         pool = self._pools.get((what, dtype))
         if pool is None or pool.numel() < count * step:
-            pool = self._pools[what, dtype] = _drawn(self._torch, what, dtype, count * step, "cuda")
+            pool = self._pools[what, dtype] = _drawn(self._torch, what, dtype, count * step)
         return [pool[i * step : i * step + size].view(shape) for i in range(count)]
 
     def measure(self, product: Product, m: int, candidates: list[Candidate]) -> list[Timed]:
@@ -87,6 +87,7 @@ class CudaTimer:
         graphs = {}
         for candidate in candidates:
             run = runner(candidate)
+            y.fill_(torch.nan)
             run(weights[-1])
             check_result(product, m, candidate, y, expected)
             graph = torch.cuda.CUDAGraph()
@@ -126,14 +127,14 @@ def _aligned(size_bytes: int) -> int:
     return -(-size_bytes // _OP_INPUT_ALIGNMENT) * _OP_INPUT_ALIGNMENT
 
 
-def _drawn(torch, what: str, dtype, count: int, device: str):
+def _drawn(torch, what: str, dtype, count: int):
     """Random numbers of a weight format as they are stored, or "scales"."""
     if what == "scales":
         least, most = SCALES
-        return (least + torch.rand(count, device=device) * (most - least)).to(dtype)
+        return (least + torch.rand(count, device="cuda") * (most - least)).to(dtype)
     if dtype.itemsize > 1:
-        return torch.randn(count, dtype=dtype, device=device)
-    numbers = torch.randint(256, (count,), dtype=torch.uint8, device=device)
+        return torch.randn(count, dtype=dtype, device="cuda")
+    numbers = torch.randint(256, (count,), dtype=torch.uint8, device="cuda")
     return (numbers & FP8_MASK if what == "fp8" else numbers).view(dtype)
 
 
@@ -142,4 +143,4 @@ def _values(torch, product: Product, weight: dict, first: int, last: int):
     stored = weight["B"][first:last]
     stored = stored.view(torch.int32) if product.weight_format == "int4" else stored.double()
     scales = None if weight["scales"] is None else weight["scales"][first:last].double()
-    return weight_values(product, stored, scales, torch.tensor(INT4_SHIFTS, device=stored.device))
+    return weight_values(product, stored, scales, torch.tensor(INT4_SHIFTS, device="cuda"))

@@ -181,7 +181,10 @@ def test_quantised_weights(load, weight_format: str) -> None:
     for other, block_size in QUANTISED.items():
         chosen = [plan_quantised(other, m, block_size) for m in (1, 5)]
         if other == weight_format:
-            assert [(p["variant"], p["reason"]) for p in chosen] == [(FLAT, f"tuned: {path}"), (LARGE, f"tuned: {path}")]
+            assert [(p["variant"], p["reason"]) for p in chosen] == [
+                (FLAT, f"tuned: {path}"),
+                (LARGE, f"tuned: {path}"),
+            ]
             assert chosen[0]["split"]["pieces"] == 3
         else:
             assert all(p["reason"] == "model of costs" for p in chosen)
