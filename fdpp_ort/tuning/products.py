@@ -95,7 +95,7 @@ def _product(
 ) -> Product:
     """`bfloat16`: what activations of quantised weights are on a GPU, rather than float16; `block_size` and
     `accuracy_level`: a model's, of int4 weights."""
-    # The types that kernels take: on the CPU weights are widened, on a GPU both sides have one type.
+    # The types that kernels take: on the CPU weights are widened, on a GPU both sides have one type if they are floats.
     if backend == "cpu":
         dtype = "float32"
     elif weight_format in QUANTISED:

@@ -170,9 +170,9 @@ QUANTISED = {"int8": 0, "fp8": 0, "int4": 32}  # with a size of blocks
 
 
 def quantised(weight_format: str, **members: object) -> dict:
-    """TABLE with its product's weights in another format."""
+    """TABLE's product alone, its weights in another format."""
     entry = TABLE["gemm"][0] | {"k": 128, "weight_format": weight_format}
-    return TABLE | {"gemm": [entry | members]}
+    return TABLE | {"gemm": [entry | members], "attention": []}
 
 
 @pytest.mark.parametrize("weight_format", QUANTISED)
