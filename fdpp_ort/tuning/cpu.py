@@ -49,7 +49,7 @@ class CpuTimer:
         self._pool_bytes = pool_bytes or 2 * _last_cache_bytes()
         self._pools: dict[str, np.ndarray] = {}  # by weight format, and "scales"
         self._turn = 0
-        self._sessions: dict[Product, object] = {}
+        self._sessions: dict[bytes, object] = {}  # by model: products that differ in their blocks are equal
 
     def _pool(self, what: str, count: int) -> np.ndarray:
         """`count` random numbers or more."""
@@ -70,15 +70,16 @@ class CpuTimer:
         return weights
 
     def _session(self, product: Product):
-        if product not in self._sessions:
+        model = _model(product)
+        if model not in self._sessions:
             onnxruntime = import_onnxruntime()
             options = onnxruntime.SessionOptions()
             options.log_severity_level = 3
             register(options)
             self._sessions = {  # one at a time: each has threads of its own
-                product: onnxruntime.InferenceSession(_model(product), options, providers=["CPUExecutionProvider"])
+                model: onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
             }
-        return self._sessions[product]
+        return self._sessions[model]
 
     def measure(self, product: Product, m: int, candidates: list[Candidate]) -> list[Timed]:
         """Times of `candidates`, which take turns: the lower quartile, since others use the processor too."""

@@ -299,6 +299,13 @@ def test_a_wrong_result_ends_the_run(tmp_path, monkeypatch) -> None:
         tune(from_text(["48,64"], "cpu", "int4"), (2,), timer, Measurements(tmp_path / "m.jsonl", timer.device))
 
 
+def test_one_timer_for_blocks_of_all_sizes() -> None:
+    timer = CpuTimer(0.001, 1 << 20)
+    for block_size in (16, 32, 64, 128):
+        product = Product(48, 200, "float32", "int4", "added", 4, block_size)
+        assert timer.measure(product, 2, candidates(product, 2, timer.device))
+
+
 def test_a_table_is_followed(tmp_path) -> None:
     """At the Ms that were timed, between and beyond them; and near the shapes that were, not far from them."""
     measurements = Measurements(tmp_path / "m.jsonl", CPU)
