@@ -24,9 +24,12 @@ double gpu_cost(GemmKind kind, const GemmProblem& p, const DeviceInfo& d) {
   const double read = bytes_moved(p) / bandwidth;
   switch (kind) {
     case GemmKind::gemv:
+      // int4 is bound by what becomes of its numbers, not by reading them.
+      if (p.weight_format == WeightFormat::int4) return 1.2e-6 + n * k / (multiprocessors * 3.9e10);
       // Each row of A has its own multiplications and sums over lanes.
       return 1.6e-6 + 1.06 * read + (m - 1) * (0.33e-6 + n * k / (multiprocessors * 1.2e12));
     case GemmKind::flat: {
+      if (p.weight_format == WeightFormat::int4) return 4.1e-6 + n * k / (multiprocessors * 4.9e10);
       // Tokens are padded to 8, 16 or 32 of them at a time.
       const double passes = static_cast<double>((p.m + 31) / 32);
       const double tiles = p.m <= 8 ? 1 : p.m <= 16 ? 2 : 4;

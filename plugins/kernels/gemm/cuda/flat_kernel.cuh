@@ -154,7 +154,7 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(co
   if (tid == 0) {
     for (int s = 0; s < stages; ++s) {
       full[s].init(stored ? 2 * kFlatFillers : kFlatFillers);
-      empty[s].init(kFlatWarps / kFlatGroups);
+      empty[s].init(kFlatWarps / kFlatGroups * (kAligned ? 1 : 32));
     }
     publish_barriers();
   }
@@ -504,7 +504,8 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(co
       full[stage].wait(phase);
       multiply(stage);
       __syncwarp();
-      if (lane == 0) empty[stage].arrive();
+      // Where copies are ordinary stores every lane says that it has left: racecheck follows nothing else.
+      if (lane == 0 || !kAligned) empty[stage].arrive();
     }
     if (++turn == groups) turn = 0;
     if (++stage == stages) stage = 0, phase ^= 1;

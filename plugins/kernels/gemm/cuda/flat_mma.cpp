@@ -34,26 +34,51 @@ std::vector<GemmSplit> offered(const GemmProblem& p, const DeviceInfo& d) {
   return all;
 }
 
-// How long a split takes by estimate, in units of what reading the weights takes; fitted to an H200. Blocks that end
-// early leave their share of the memory's bandwidth to the others, so that unevenness counts for less than it is.
-double cost(const GemmProblem& p, const DeviceInfo& d, const GemmSplit& s) {
+// How far a split is from the best, fitted to what an H200 liked: blocks that end at different times, multiprocessors
+// with less than two blocks, and shapes of tiles that it likes less, by M.
+double badness(const GemmProblem& p, const DeviceInfo& d, const GemmSplit& s) {
   const int64_t rows = p.weight_rows(), tiles = ceil_div(rows, s.rows) * ceil_div(std::max<int64_t>(p.m, 1), 32);
   const int64_t clusters = std::min<int64_t>(tiles, int64_t{flat_clusters(d, s.pieces)} * (s.algorithm + 1));
   const int64_t stacked = clusters * s.pieces > d.multiprocessors ? 2 : 1;
   const double most = static_cast<double>(ceil_div(tiles, clusters) * s.rows * stacked) / s.pieces;
-  const double uneven = 0.87 * most * d.multiprocessors / static_cast<double>(rows);
-  constexpr double kFew[] = {0.01, 0, 0.02, 0.06}, kSome[] = {0.03, 0, 0.03, 0.08}, kMany[] = {0.5, 0.12, 0, 0.03};
-  constexpr double kQuantised[] = {0.5, 0.05, 0, 0.05};
-  const double* by_rows = is_quantised(p) ? kQuantised : p.m <= 8 ? kFew : p.m <= 16 ? kSome : kMany;
-  const int index = s.rows == 16 ? 0 : s.rows == 32 ? 1 : s.rows == 64 ? 2 : 3;
-  return std::max(1.0, uneven) + by_rows[index] + 0.015 * (s.pieces - 1) / s.pieces + (s.algorithm == 0 ? 0.02 : 0);
+  const double uneven = most * d.multiprocessors / static_cast<double>(rows) - 1;
+  const double empty = std::max(0.0, 1 - static_cast<double>(clusters * s.pieces) / (2.0 * d.multiprocessors));
+  const double wide = rows >= 15000 ? -0.05 : 0.14;
+  const double by_rows[3][4] = {{0.11, 0, wide, 1.4}, {3, 0, 2, 4}, {9, 1.5, 0, 2}};
+  const int many = p.m <= 8 ? 0 : p.m <= 16 ? 1 : 2, size = s.rows == 16 ? 0 : s.rows == 32 ? 1 : s.rows == 64 ? 2 : 3;
+  return 2 * uneven + 2.4 * empty + by_rows[many][size] + (s.pieces == 1 ? 0 : s.pieces == 2 ? 0.16 : 1.06) -
+         (s.algorithm == 0 ? 0.83 : 0);
+}
+
+// What an H200 liked of int8, fp8 and int4: tiles of 64 rows, unless there are few and they are long.
+GemmSplit quantised_split(const GemmProblem& p, const DeviceInfo& d) {
+  const int64_t tiles = ceil_div(p.weight_rows(), 64);
+  GemmSplit s;
+  s.rows = 64;
+  s.algorithm = p.m <= 8 ? 1 : 0;
+  if (tiles < d.multiprocessors && p.k > 8192) {
+    s.rows = 32;
+    s.algorithm = 0;
+  } else if (tiles < d.multiprocessors || tiles > 2 * d.multiprocessors || s.algorithm == 0) {
+    s.pieces = 2;
+  }
+  return s;
 }
 
 GemmSplit split(const GemmProblem& p, const DeviceInfo& d) {
-  const std::vector<GemmSplit> all = offered(p, d);
-  return *std::min_element(all.begin(), all.end(), [&](const GemmSplit& a, const GemmSplit& b) {
-    return cost(p, d, a) < cost(p, d, b);
-  });
+  GemmSplit best;
+  if (is_quantised(p)) {
+    best = quantised_split(p, d);
+  } else if (ceil_div(p.weight_rows(), 16) < d.multiprocessors / 2) {
+    best = {4, 32, 0, 0};
+  } else {
+    const std::vector<GemmSplit> all = offered(p, d);
+    best = *std::min_element(all.begin(), all.end(), [&](const GemmSplit& a, const GemmSplit& b) {
+      return badness(p, d, a) < badness(p, d, b);
+    });
+  }
+  if (d.compute_capability < 90) best.pieces = 1;
+  return best;
 }
 
 void splits(const GemmProblem& p, const DeviceInfo& d, std::vector<GemmSplit>* out) {

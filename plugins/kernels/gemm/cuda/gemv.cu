@@ -311,16 +311,29 @@ bool supports(const GemmProblem& problem, const DeviceInfo& device, std::string*
   return problem.weight_format == WeightFormat::int4 ? supports_int4(problem, why) : has_weights_of_a(problem, why);
 }
 
+// How much of what warps side by side in K could load at a time there is nothing for, as a factor of 1 or more.
+double idle(int64_t vectors, int pieces) {
+  const int64_t loads = int64_t{pieces} * kWarp * (pieces == kWarps ? 4 : 2);
+  return static_cast<double>(ceil_div(vectors, loads) * loads) / static_cast<double>(vectors);
+}
+
+// What an H200 liked: many warps side by side where rows are long or few.
 GemmSplit split(const GemmProblem& problem, const DeviceInfo& device) {
+  const int64_t n = problem.n, vectors = problem.k / kVector;
+  const bool few_rows = n < 30 * int64_t{device.multiprocessors};
   GemmSplit s;
-  if (problem.k % kVector != 0) return s;
-  // Three blocks fit a multiprocessor: the narrowest split that fills them all.
-  for (int splits : {1, 2, 4}) {
-    const int rows = rows_of_block(splits);
-    s.pieces = splits;
-    if ((problem.n + rows - 1) / rows >= 3 * device.multiprocessors) return s;
+  if (problem.weight_format == WeightFormat::int4) {
+    s.pieces = n < 11 * int64_t{device.multiprocessors} ? 4 : n < 45 * int64_t{device.multiprocessors} ? 2 : 1;
+    return s;
   }
-  s.pieces = kWarps;
+  if (problem.k % kVector != 0) return s;
+  if (vectors >= 1664 || (n < 11 * int64_t{device.multiprocessors} && vectors >= 512)) {
+    s.pieces = 8;
+  } else if (vectors >= (few_rows ? 192 : 384) && idle(vectors, 4) < 1.15) {
+    s.pieces = 4;
+  } else if (vectors >= (few_rows ? 96 : 192)) {
+    s.pieces = 2;
+  }
   return s;
 }
 
