@@ -27,17 +27,19 @@ double gpu_cost(GemmKind kind, const GemmProblem& p, const DeviceInfo& d) {
       // int4 is bound by what becomes of its numbers, not by reading them.
       if (p.weight_format == WeightFormat::int4) return 1.2e-6 + n * k / (multiprocessors * 3.9e10);
       // Each row of A has its own multiplications and sums over lanes.
-      return 1.6e-6 + 1.06 * read + (m - 1) * (0.33e-6 + n * k / (multiprocessors * 1.2e12));
+      return 1.6e-6 + 1.06 * read + (m - 1) * (0.25e-6 + n * k / (multiprocessors * 3.8e11));
     case GemmKind::flat: {
       if (p.weight_format == WeightFormat::int4) return 4.1e-6 + n * k / (multiprocessors * 4.9e10);
-      // Tokens are padded to 8, 16 or 32 of them at a time.
+      // Tokens are padded to 8, 16 or 32 of them at a time. Small weights show the way through the ring.
       const double passes = static_cast<double>((p.m + 31) / 32);
-      const double tiles = p.m <= 8 ? 1 : p.m <= 16 ? 2 : 4;
-      return passes * (0.8e-6 + 1.2e-6 * tiles + (1 + 0.075 * tiles) * read);
+      const double pass = p.m <= 8    ? std::max(1.6e-6 + 1.075 * read, 2.8e-6 + 0.8 * read)
+                          : p.m <= 16 ? 3.2e-6 + 1.15 * read
+                                      : 5.0e-6 + 1.35 * read;
+      return passes * pass;
     }
     case GemmKind::large:
       // Bound by memory for as long as the others are in question.
-      return 5.3e-6 + 1.06 * read;
+      return 5.0e-6 + 1.07 * read;
   }
   return 0;
 }

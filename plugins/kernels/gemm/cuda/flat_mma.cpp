@@ -83,7 +83,7 @@ GemmSplit split(const GemmProblem& p, const DeviceInfo& d) {
 
 void splits(const GemmProblem& p, const DeviceInfo& d, std::vector<GemmSplit>* out) {
   *out = offered(p, d);
-  if (p.m > 16) out->push_back({2, 64, 12, 0});
+  out->push_back({2, 64, 12, 0});
 }
 
 size_t workspace_bytes(const GemmProblem& problem, const GemmSplit&) { return normalise_bytes(problem); }
