@@ -19,9 +19,6 @@ buffer).
 from __future__ import annotations
 
 import argparse
-import faulthandler
-import json
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -29,9 +26,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import machine
 from attention import cases, report
 from attention.cases import Case
+from common import results, runner
+from common.options import comma_separated
 
 PACKAGES = ("torch", "triton", "flashinfer-python", "onnxruntime-gpu", "numpy")
 MOST_CANDIDATES = 10
@@ -40,30 +38,23 @@ MISSING_PHI = 100.0  # which no score comes near: every row leaves the interval
 REPLAYS = 7
 REPLAYS_LONG = 5  # where a call takes longer than LONG_US
 LONG_US = 5000
-CASE_SECONDS = 90  # after which a case is taken to hang, and the process ends
 CEILING_BYTES = 8 << 30
-TIMING = "timing"  # stands for the candidate while all are timed
-BUDGET_RESERVE = 5  # seconds for the summary and the end of the process
 
 
 @dataclass
-class Bench:
+class Bench(runner.Bench):
     """What the cases of one process share."""
 
-    timer: object
-    pool: object
-    mode: str
-    variant: str | None
-    only: set[str]
-    marker: Path
-    ended_by: dict[str, dict[str, str]]  # case key: what ran when an earlier process ended: what is known of it
-    with_ort: set[str]  # keys of decode cases in which ONNX Runtime runs too
+    pool: object = None
+    mode: str = "lazy"
+    variant: str | None = None
+    only: set[str] = field(default_factory=set)
+    with_ort: set[str] = field(default_factory=set)  # keys of decode cases in which ONNX Runtime runs too
     byte_pools: dict = field(default_factory=dict)
-    preparing: dict[str, float] = field(default_factory=dict)  # seconds of preparation, check and capture by candidate
 
     def byte_pool(self, name: str, size_bytes: int):
-        from attention.operands import Pool
         from attention.ours import CACHE_TYPES
+        from common.pool import Pool
 
         if name not in self.byte_pools or self.byte_pools[name].size_bytes < size_bytes:
             self.byte_pools.pop(name, None)
@@ -156,93 +147,34 @@ def ort_candidate(operands, kernel, stream, **options):
 # ---- one case ----
 
 
-def measure(bench: Bench, case: Case) -> dict:
+def measure(bench: Bench, content: dict, case: Case) -> dict:
     """The row of one case."""
     import torch
 
     row = {
-        "key": case.key,
+        **runner.new_row(case.key, content),
         "section": case.section,
         "case": case.as_dict(),
         "bytes": case.kv_bytes(),
         "flops": case.flops(),
         "sets": case.sets(),
-        "us": {},
-        "spread": {},
-        "error": {},
-        "note": {},
         "rows_outside": {},
-        "failed": dict(bench.ended_by.get(case.key, {})),
     }
-    if TIMING in row["failed"]:
-        return row
-    graphs = {}
-    with torch.cuda.stream(bench.timer.stream):
-        try:
-            plan = plan_of(bench, case)
-        except MemoryError as error:
-            row["failed"]["all"] = str(error)
-            return row
-        row["us"] = dict.fromkeys(plan)
-        # Kept until the replays are done: the graphs know addresses alone.
-        alive = []
-        for name, make in plan.items():
-            if name in row["failed"]:
-                continue
-            mark(bench.marker, case, name)
-            begun = time.monotonic()
+    ready = {}
+    if runner.TIMING not in row["failed"]:
+        with torch.cuda.stream(bench.timer.stream):
             try:
-                candidate = make()
-                row["error"][name] = float(f"{candidate.check():.2e}")
-                if candidate.counter is not None:
-                    row["rows_outside"][name] = candidate.counter.read()
-                graphs[name] = captured(bench, name, candidate)
-            except Exception as error:
-                row["failed"][name] = reason(error)
-                # An error that stays with the context raises here, outside the try.
-                torch.cuda.synchronize()
-                continue
-            finally:
-                bench.preparing[name] = round(bench.preparing.get(name, 0) + time.monotonic() - begun, 2)
-            alive.append(candidate)
-            if candidate.note:
-                row["note"][name] = candidate.note
-    mark(bench.marker, case, TIMING)
-    if graphs:
-        estimate = case.kv_bytes() / 4e6 + case.flops() / 4e8
-        replays = REPLAYS_LONG if estimate > LONG_US else REPLAYS
-        for name, times in bench.timer.measure(graphs, replays).items():
-            middle = statistics.median(times)
-            row["us"][name] = round(middle, 3)
-            row["spread"][name] = round((max(times) - min(times)) / middle, 4)
-    del graphs, alive
+                ready = bench.prepare(row, plan_of(bench, case))
+            except MemoryError as error:
+                row["failed"]["all"] = str(error)
+    counters = {name: one.candidate.counter for name, one in ready.items() if one.candidate.counter is not None}
+    row["rows_outside"] = {name: counter.read() for name, counter in counters.items()}
+    estimate = case.kv_bytes() / 4e6 + case.flops() / 4e8
+    bench.measure(row, ready, REPLAYS_LONG if estimate > LONG_US else REPLAYS)
+    del ready, counters
     torch.cuda.empty_cache()
+    report.derive(row, content["runs"][-1]["read_ceiling"], bench.mode)
     return row
-
-
-def captured(bench: Bench, name: str, candidate) -> tuple:
-    """What to replay, and the number of calls in it. A peer that cannot be captured is launched call by call."""
-    from timing import Queue
-
-    count = candidate.operands.sets
-    try:
-        return bench.timer.capture(candidate.run, count), count
-    except Exception as error:
-        if name not in report.PEERS:
-            raise
-        candidate.note = f"no graph: {reason(error)}"
-        queue = Queue(candidate.run, count)
-        queue.replay()
-        return queue, queue.count
-
-
-def reason(error: Exception) -> str:
-    text = f"{type(error).__name__}: {error}"
-    return " ".join(text.split())[:300]
-
-
-def mark(marker: Path, case: Case, candidate: str) -> None:
-    marker.write_text(json.dumps({"case": case.key, "candidate": candidate}), encoding="utf-8")
 
 
 # ---- all cases ----
@@ -251,88 +183,47 @@ def mark(marker: Path, case: Case, candidate: str) -> None:
 def run(options: argparse.Namespace) -> int:
     started = time.monotonic()
     output = Path(options.output)
-    marker = output.with_name(output.name + ".running")
-    content = begin(output, marker, options)
-    done = {row["key"] for file in options.done for row in report.read(Path(file))["rows"]}
+    content = runner.begin(output, options.resume, mode=options.mode)
+    done = {row["key"] for file in options.done for row in results.read(Path(file))["rows"]}
     done |= {row["key"] for row in content["rows"]}
     wanted = [case for case in chosen(options) if case.key not in done]
 
     import torch
-    from attention.operands import Pool
+    from common.pool import Pool
     from timing import Timer
-
-    from fdpp_ort import _core
 
     torch.manual_seed(0)
     prepare_flashinfer(options, wanted)
     limit = int(options.pool_gb * 1e9)
     largest = max((pool_needed(case) for case in wanted if pool_needed(case) <= limit), default=0)
-    pool = Pool(max(largest, CEILING_BYTES))
-    timer = Timer()
-    head = {
-        **machine.describe(PACKAGES),
-        "device": _core.gpu_device(0),
-        "read_ceiling": timer.read_ceiling(pool.data[: CEILING_BYTES // 2]),
-        "empty_node_us": round(timer.empty_node(), 3),
-        "seconds_before_first_case": round(time.monotonic() - started, 1),
-    }
-    content["runs"].append(head)
+    bench = Bench(
+        Timer(),
+        runner.marker_of(output),
+        report.PEERS,
+        pool=Pool(max(largest, CEILING_BYTES)),
+        mode=options.mode,
+        variant=options.variant,
+        only=options.only,
+        with_ort={case.key for case in cases.representative()},
+    )
+    head = runner.begin_run(content, bench, PACKAGES, bench.pool.data[: CEILING_BYTES // 2], started)
     print(f"{len(wanted)} cases to run, {head['seconds_before_first_case']} s so far", flush=True)
-    with_ort = {case.key for case in cases.representative()}
-    bench = Bench(timer, pool, options.mode, options.variant, options.only, marker, content["ended_by"], with_ort)
-    head["preparation_seconds"] = bench.preparing
-    seconds: list[float] = []
-    for position, case in enumerate(wanted):
-        expected = 1.5 * statistics.fmean(seconds[-20:]) if seconds else 0
-        expected += cases.estimated_seconds(case, MOST_CANDIDATES, REPLAYS)
-        if options.time_budget and time.monotonic() - started + expected + BUDGET_RESERVE > options.time_budget:
-            content["not_run"] = [left.key for left in wanted[position:]]
-            break
-        begun = time.monotonic()
-        faulthandler.dump_traceback_later(CASE_SECONDS, exit=True)
-        row = measure(bench, case)
-        faulthandler.cancel_dump_traceback_later()
-        row["run"] = len(content["runs"]) - 1
-        row["seconds"] = round(time.monotonic() - begun, 2)
-        seconds.append(row["seconds"])
-        content["rows"].append(row)
-        report.derive(row, head["read_ceiling"], options.mode)
-        content["not_run"] = [left.key for left in wanted[position + 1 :]]
-        report.write(output, content)
-        marker.unlink(missing_ok=True)
-        if not options.quiet:
-            print(row_text(row), flush=True)
+    runner.run_cases(
+        wanted,
+        content,
+        output,
+        partial(measure, bench, content),
+        lambda case: cases.estimated_seconds(case, MOST_CANDIDATES, REPLAYS),
+        lambda row: None if options.quiet else print(runner.row_text(row), flush=True),
+        started + options.time_budget if options.time_budget else None,
+    )
     finish(output, content)
     print(f"{time.monotonic() - started:.0f} s")
     return 0
 
 
-def begin(output: Path, marker: Path, options: argparse.Namespace) -> dict:
-    """New content, or with --resume that of the last run and what ended it."""
-    content = {"unit": "microseconds", "mode": options.mode, "runs": [], "not_run": [], "ended_by": {}, "rows": []}
-    if not options.resume:
-        marker.unlink(missing_ok=True)
-        return content
-    if output.exists():
-        content = report.read(output)
-    if marker.exists():
-        ended = json.loads(marker.read_text(encoding="utf-8"))
-        content["ended_by"].setdefault(ended["case"], {})[ended["candidate"]] = "the process ended while it ran"
-        marker.unlink()
-        report.write(output, content)
-    return content
-
-
 def finish(output: Path, content: dict) -> None:
-    content["summary"] = report.summary(content)
-    report.write(output, content)
-    print("\n".join(report.lines(content)))
-
-
-def row_text(row: dict) -> str:
-    figures = "  ".join(f"{name} {us:.1f}" if us else f"{name} -" for name, us in row["us"].items())
-    ratio = "" if row["ratio"] is None else f"  x{row['ratio']:.2f}"
-    return f"{row['key']:34} {figures}{ratio}  ({row['seconds']} s)"
+    runner.finish(output, content, report.summary, report.lines)
 
 
 def pool_needed(case: Case) -> int:
@@ -352,7 +243,7 @@ def prepare_flashinfer(options: argparse.Namespace, wanted: list[Case]) -> None:
             flashinfer_peers.use(Path(options.flashinfer_modules))
         flashinfer_peers.build(decode)
     except Exception as error:
-        print(f"FlashInfer's kernels: {reason(error)}", flush=True)
+        print(f"FlashInfer's kernels: {runner.reason(error)}", flush=True)
     print(f"FlashInfer's kernels: {time.monotonic() - begun:.0f} s", flush=True)
 
 
@@ -368,8 +259,8 @@ def dry_run(options: argparse.Namespace) -> int:
     wanted = chosen(options)
     limit = options.pool_gb * 1e9
     fitting = [case for case in wanted if pool_needed(case) <= limit]
-    for section, group in report.by(fitting, lambda case: case.section).items():
-        for context, same in report.by(group, lambda case: case.context).items():
+    for section, group in results.by(fitting, lambda case: case.section).items():
+        for context, same in results.by(group, lambda case: case.context).items():
             seconds = sum(cases.estimated_seconds(case, MOST_CANDIDATES, REPLAYS) for case in same)
             print(
                 f"{section:9} context {context:6}: {len(same):4} cases, {sum(case.sets() for case in same):6} sets, "
@@ -386,7 +277,7 @@ def dry_run(options: argparse.Namespace) -> int:
 
 
 def merge(options: argparse.Namespace) -> int:
-    finish(Path(options.output), report.merged([report.read(Path(file)) for file in options.merge]))
+    finish(Path(options.output), results.merged([results.read(Path(file)) for file in options.merge]))
     return 0
 
 
@@ -405,16 +296,6 @@ def build_flashinfer(options: argparse.Namespace) -> int:
         [case for case in chosen(options) if case.section == "decode"], Path(options.build_flashinfer)
     )
     return 0
-
-
-def comma_separated(known: tuple[str, ...]) -> Callable[[str], list[str]]:
-    def parse(text: str) -> list[str]:
-        names = text.split(",")
-        if unknown := set(names) - set(known):
-            raise argparse.ArgumentTypeError(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(known)}")
-        return names
-
-    return parse
 
 
 def part_of(text: str) -> tuple[int, int]:

@@ -12,23 +12,20 @@ import statistics
 import sys
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from attention import report
+from common import results
+from common.figures import BLACK, BLUE, GREEN, LIMIT_COLOUR, ORANGE, PINK, RED, powers_of_two, save
 
-# Okabe and Ito's colours, told apart by all; each line has a marker of its own besides.
 LINES = {  # title: (candidates of which the fastest counts, colour, marker)
-    "FdppAttention": (None, "#000000", "o"),
-    "cuDNN": (("cudnn", "cudnn_packed"), "#0072B2", "s"),
-    "FlashInfer": (("flashinfer", "flashinfer_tc"), "#009E73", "^"),
-    "XQA": (("xqa",), "#E69F00", "D"),
-    "FlashAttention-2": (("fa2",), "#CC79A7", "v"),
-    "ONNX Runtime": (("ort",), "#D55E00", "*"),
+    "FdppAttention": (None, BLACK, "o"),
+    "cuDNN": (("cudnn", "cudnn_packed"), BLUE, "s"),
+    "FlashInfer": (("flashinfer", "flashinfer_tc"), GREEN, "^"),
+    "XQA": (("xqa",), ORANGE, "D"),
+    "FlashAttention-2": (("fa2",), PINK, "v"),
+    "ONNX Runtime": (("ort",), RED, "*"),
 }
 POINTS = ("ONNX Runtime",)  # measured here and there: no lines between
-LIMIT_COLOUR = "#888888"
 
 
 def fastest(row: dict, names: tuple[str, ...]) -> float | None:
@@ -55,10 +52,7 @@ def panels(rows: list[dict], title: str, unit: str) -> tuple[plt.Figure, dict]:
     grid = {}
     for line, heads in zip(axes, down, strict=True):
         for axis, size in zip(line, across, strict=True):
-            axis.set_xscale("log", base=2)
-            axis.set_xticks(contexts, [context_label(context) for context in contexts])
-            axis.minorticks_off()
-            axis.grid(True, color="#dddddd", linewidth=0.6)
+            powers_of_two(axis, contexts, map(context_label, contexts))
             axis.set_title(f"{heads[0]}/{heads[1]} heads of {size}", fontsize=9)
             axis.tick_params(labelsize=8)
             grid[heads, size] = axis
@@ -89,18 +83,6 @@ def draw(axis: plt.Axes, rows: list[dict], mode: str, value) -> None:
             )
 
 
-def save(figure: plt.Figure, grid: dict, file: Path) -> None:
-    legend = {}
-    for axis in grid.values():
-        handles, labels = axis.get_legend_handles_labels()
-        legend |= dict(zip(labels, handles, strict=True))
-    figure.legend(legend.values(), legend.keys(), loc="lower center", ncols=len(legend), fontsize=8, frameon=False)
-    figure.tight_layout(rect=(0, 0.03, 1, 0.99))
-    figure.savefig(file, dpi=80)
-    plt.close(figure)
-    print(file)
-
-
 def time_and_fraction(content: dict, batch: int, folder: Path) -> None:
     rows = [row for row in content["rows"] if row["section"] == "decode" and row["case"]["batch"] == batch]
     if not rows:
@@ -109,7 +91,7 @@ def time_and_fraction(content: dict, batch: int, folder: Path) -> None:
     def ceiling(row: dict) -> float:
         return content["runs"][row["run"]]["read_ceiling"]
 
-    groups = report.by(rows, panel_of)
+    groups = results.by(rows, panel_of)
     what = f"Decode attention, float16, batch {batch}"
     figure, grid = panels(rows, f"{what}: time", "µs")
     for key, group in groups.items():
@@ -122,7 +104,7 @@ def time_and_fraction(content: dict, batch: int, folder: Path) -> None:
         axis.axhline(min(nodes), color=LIMIT_COLOUR, linestyle=":", linewidth=1, label="empty graph node")
         axis.set_ylim(bottom=1)
         draw(axis, group, content["mode"], lambda row, us: us)
-    save(figure, grid, folder / f"attention-time-b{batch}.png")
+    save(figure, grid.values(), folder / f"attention-time-b{batch}.png")
 
     figure, grid = panels(rows, f"{what}: part of the read bandwidth", "part of the limit")
     for key, group in groups.items():
@@ -130,7 +112,7 @@ def time_and_fraction(content: dict, batch: int, folder: Path) -> None:
         axis.set_ylim(0, 1.05)
         axis.axhline(1, color=LIMIT_COLOUR, linestyle="--", linewidth=1, label="plain read kernel")
         draw(axis, group, content["mode"], lambda row, us: row["bytes"] / (us * 1e-6) / ceiling(row))
-    save(figure, grid, folder / f"attention-bandwidth-b{batch}.png")
+    save(figure, grid.values(), folder / f"attention-bandwidth-b{batch}.png")
 
 
 def modes(content: dict, folder: Path) -> None:
@@ -138,26 +120,23 @@ def modes(content: dict, folder: Path) -> None:
     rows = [row for row in content["rows"] if row["section"] == "decode"]
     figure, axis = plt.subplots(figsize=(7, 4.2))
     contexts = sorted({report.context_of(row) for row in rows})
-    for shift, (name, colour, marker) in ((0.93, ("unified", "#0072B2", "s")), (1.07, ("online", "#D55E00", "^"))):
+    for shift, (name, colour, marker) in ((0.93, ("unified", BLUE, "s")), (1.07, ("online", RED, "^"))):
         groups = {context: [] for context in contexts}
         for row in rows:
-            groups[report.context_of(row)] += report.quotients([row], "lazy", name)
+            groups[report.context_of(row)] += results.quotients([row], "lazy", name)
         points = [(context * shift, value) for context, values in groups.items() for value in values]
         if not points:
             continue
         axis.plot(*zip(*points, strict=True), marker, color=colour, markersize=3, alpha=0.35, markeredgewidth=0)
-        means = [(context, report.geometric_mean(values)) for context, values in groups.items() if values]
+        means = [(context, results.geometric_mean(values)) for context, values in groups.items() if values]
         axis.plot(*zip(*means, strict=True), color=colour, marker=marker, linewidth=2, label=f"lazy / {name}")
         print(f"lazy / {name}: median {statistics.median(value for _, value in points):.3f}")
     axis.axhline(1, color=LIMIT_COLOUR, linestyle="--", linewidth=1)
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(contexts, [context_label(context) for context in contexts])
-    axis.minorticks_off()
-    axis.grid(True, color="#dddddd", linewidth=0.6)
+    powers_of_two(axis, contexts, map(context_label, contexts))
     axis.set_xlabel("tokens of context")
     axis.set_ylabel("time of lazy / time of the other mode")
     axis.set_title("Softmax modes: above 1 the other mode is faster than lazy", fontsize=10)
-    save(figure, {"all": axis}, folder / "attention-modes.png")
+    save(figure, [axis], folder / "attention-modes.png")
 
 
 def main() -> int:
@@ -166,7 +145,7 @@ def main() -> int:
     parser.add_argument("--output-dir", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--batches", default="1,8,64", help="default: 1,8,64")
     options = parser.parse_args()
-    content = report.read(options.results)
+    content = results.read(options.results)
     options.output_dir.mkdir(parents=True, exist_ok=True)
     for batch in options.batches.split(","):
         time_and_fraction(content, int(batch), options.output_dir)

@@ -112,7 +112,13 @@ _FLAT_GEMM_SPEC = {
         _signature("cpu", T="float32", W="float8e4m3fn"),
         _signature("cpu", T="float32", W="uint8"),
         _signature("cuda", T="float16", W="float16"),
+        _signature("cuda", T="float16", W="int8"),
+        _signature("cuda", T="float16", W="float8e4m3fn"),
+        _signature("cuda", T="float16", W="uint8"),
         _signature("cuda", T="bfloat16", W="bfloat16"),
+        _signature("cuda", T="bfloat16", W="int8"),
+        _signature("cuda", T="bfloat16", W="float8e4m3fn"),
+        _signature("cuda", T="bfloat16", W="uint8"),
     ],
     "in_place": [],
 }

@@ -59,11 +59,12 @@ GEMM_TYPES = (
     ("float32", "int8"),
     ("float32", "float8e4m3fn"),
     ("float32", "uint8"),  # int4, two a byte
-    ("float16", "float16"),
-    ("bfloat16", "bfloat16"),
+    *(
+        (activations, weights)
+        for activations in ("float16", "bfloat16")
+        for weights in (activations, *QUANTIZED, "uint8")
+    ),
 )
-# Types of activations whose kernels know no activation function and no norm yet.
-GEMM_PLAIN = ("float16", "bfloat16")
 GEMM_ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "silu_mul")
 GEMM_BLOCKS = (16, 32, 64, 128)
 GEMM_ROWS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 64, 65, 100, 128, 130)
@@ -386,7 +387,7 @@ def _attention_cases() -> list[AttentionCase]:
 
 def _gemm(step: int, types: tuple[str, str], m: int, n: int, k: int, accuracy_level: int) -> GemmCase:
     """The case of one step of the cycles."""
-    int4, plain = types[1] == "uint8", types[0] in GEMM_PLAIN
+    int4 = types[1] == "uint8"
     return GemmCase(
         m,
         n,
@@ -394,8 +395,8 @@ def _gemm(step: int, types: tuple[str, str], m: int, n: int, k: int, accuracy_le
         *types,
         bias=step % 2 == 1,
         residual=step % 3 == 1,
-        activation="none" if plain else GEMM_ACTIVATIONS[(step + step // 6) % len(GEMM_ACTIVATIONS)],
-        norm=not plain and step // 5 % 2 == 1,
+        activation=GEMM_ACTIVATIONS[(step + step // 6) % len(GEMM_ACTIVATIONS)],
+        norm=step // 5 % 2 == 1,
         block_size=GEMM_BLOCKS[step % len(GEMM_BLOCKS)] if int4 else 0,
         zero_points=int4 and step % 7 in (1, 2, 4),
         one_scale=types[1] == "float8e4m3fn" and step % 4 == 2,

@@ -6,19 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from common.accuracy import LARGEST_ERROR_PEER, WrongResult, relative_error
 
-from attention.operands import Operands, Sample, reference, relative_error
+from attention.operands import Operands, Sample, reference
 from fdpp_ort import _core
 
-# Of a result in float16 against float64, ours and a peer's (which need only show that it computes the same), and of
-# 8-bit values that were appended.
+# Of our result in float16 against float64, and of 8-bit values that were appended.
 LARGEST_ERROR = 2e-3
-LARGEST_ERROR_PEER = 5e-3
 LARGEST_ERROR_8BIT = 6e-2
-
-
-class WrongResult(Exception):
-    """The candidate ran, but what it computed is not attention."""
 
 
 @dataclass
@@ -32,6 +27,10 @@ class Candidate:
     note: str = ""  # kernel, splits
     counter: _core.DeviceCounter | None = None  # of query rows that left the interval around phi
     keeps: tuple = ()  # what must live as long as `run`
+
+    @property
+    def sets(self) -> int:
+        return self.operands.sets
 
     def check(self) -> float:
         """Relative error of a call over the last set. Raises WrongResult where it is no rounding error."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import random
 from dataclasses import asdict, dataclass, replace
+
+from common.cold import sets_for
 
 HEADS = ((32, 32), (32, 8), (32, 2), (64, 8), (40, 40), (9, 3), (16, 2))
 HEAD_SIZES = (64, 128, 256)
@@ -13,11 +14,6 @@ CONTEXTS = (128, 1024, 4096, 8192, 32768, 131072)
 SECTIONS = ("decode", "rotary", "cache8", "queries", "prefill", "capacity")
 
 PAGE = 64  # tokens of a page, where a peer's cache has pages
-COLD_BYTES = 256 << 20  # of K and V in all sets: more than four times an H200's L2
-GRAPH_SECONDS = 400e-6  # at least, so that the start of a replay, some microseconds, weighs less than a hundredth
-# Calls in one graph at most. Where so many sets still hold less than COLD_BYTES, they are cold all the same, since the
-# L2 is filled with something else before each replay; more nodes would only cost time to capture.
-MOST_SETS = 256
 LARGE_BUFFER = 131072  # tokens a row
 CHECKED_HEADS = 8  # (row, head) pairs of a result that are held against float64
 
@@ -57,9 +53,8 @@ class Case:
         return 2 * self.batch * self.kv_heads * self.context * self.head_size * element_bytes
 
     def sets(self, element_bytes: int = 2) -> int:
-        size = self.kv_bytes(element_bytes)
-        wanted = max(COLD_BYTES / size, GRAPH_SECONDS / max(size / 4.5e12, 3e-6, self.flops() / 5e14))
-        return min(MOST_SETS, self.room // self.context if self.capacity else MOST_SETS, math.ceil(wanted))
+        wanted = sets_for(self.kv_bytes(element_bytes), self.flops() / 5e14)
+        return min(wanted, self.room // self.context) if self.capacity else wanted
 
     def cache_elements(self) -> int:
         """Of the K (or V) cache of one call."""

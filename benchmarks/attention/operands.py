@@ -12,35 +12,11 @@ import random
 from dataclasses import dataclass
 
 import torch
+from common.pool import Pool
 
 from attention.cases import CHECKED_HEADS, PAGE, Case
 
-FILL_ELEMENTS = 1 << 28
 CHECKED_ROWS = 64  # query rows of one head, where a prompt has more
-
-
-class Pool:
-    """Random normal numbers. float16, or 8-bit values of the same numbers with one scale."""
-
-    SCALES = {torch.float16: None, torch.int8: 1 / 32, torch.float8_e4m3fn: 1 / 8}
-
-    def __init__(self, size_bytes: int, dtype: torch.dtype = torch.float16, device: str = "cuda"):
-        self.dtype = dtype
-        self.scale = self.SCALES[dtype]
-        self.data = torch.empty(size_bytes // dtype.itemsize, dtype=dtype, device=device)
-        if self.scale is None:
-            for chunk in self.data.split(FILL_ELEMENTS):
-                chunk.normal_()
-            return
-        # Drawn once and repeated: equal values at other addresses come from memory no faster.
-        one = torch.randn(min(FILL_ELEMENTS, self.data.numel()), device=device) / self.scale
-        one = (one.round().clamp(-128, 127) if dtype == torch.int8 else one).to(dtype).view(torch.uint8)
-        for chunk in self.data.view(torch.uint8).split(FILL_ELEMENTS):
-            chunk.copy_(one[: chunk.numel()])
-
-    @property
-    def size_bytes(self) -> int:
-        return self.data.numel() * self.dtype.itemsize
 
 
 class Operands:
@@ -130,11 +106,6 @@ def reference(operands: Operands, sample: Sample, layout: str, query: torch.Tens
         scores = query[row, sample.queries, head].double() @ key.T / math.sqrt(case.head_size)
         out.append(torch.softmax(scores.masked_fill(hidden, -math.inf), dim=-1) @ value)
     return torch.stack(out)
-
-
-def relative_error(result: torch.Tensor, expected: torch.Tensor) -> float:
-    """NaN where the result has one."""
-    return ((result.double() - expected.double()).norm() / expected.double().norm()).item()
 
 
 def rotary_tables(positions: int, head_size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

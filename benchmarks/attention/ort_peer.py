@@ -1,7 +1,6 @@
-"""ONNX Runtime's GroupQueryAttention node as a candidate: a session of that node alone, caches bound in place.
+"""ONNX Runtime's GroupQueryAttention node as a candidate, caches bound in place.
 
-The session computes on the timer's stream and does not wait at the end of a run, so that a CUDA graph captures it like
-any other kernel. Which kernel the node takes, environment variables say; they are read when the session is made.
+Which kernel the node takes, environment variables say; they are read when the session is made.
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ import os
 from collections.abc import Iterator
 
 import numpy as np
-import onnx
 import onnxruntime
 import torch
-from onnx import TensorProto, helper
+from common import ort_session
+from onnx import helper
 
 from attention.candidate import Candidate
 from attention.operands import Operands, rotary_tables, rotated
@@ -29,32 +28,26 @@ _sessions: dict[tuple, onnxruntime.InferenceSession] = {}
 
 
 def model(q_heads: int, kv_heads: int, head_size: int, rotary: bool) -> bytes:
-    half, i32 = TensorProto.FLOAT16, TensorProto.INT32
+    half, i32 = torch.float16, torch.int32
     tokens = {"query": q_heads * head_size, "key": kv_heads * head_size, "value": kv_heads * head_size}
     cache = ["B", kv_heads, "L", head_size]
-    inputs = [helper.make_tensor_value_info(name, half, ["B", "S", columns]) for name, columns in tokens.items()]
-    inputs += [helper.make_tensor_value_info(name, half, cache) for name in ("past_key", "past_value")]
-    inputs += [helper.make_tensor_value_info("seqlens_k", i32, ["B"])]
-    inputs += [helper.make_tensor_value_info("total_sequence_length", i32, [1])]
+    inputs = [(name, half, ["B", "S", columns]) for name, columns in tokens.items()]
+    inputs += [(name, half, cache) for name in ("past_key", "past_value")]
+    inputs += [("seqlens_k", i32, ["B"]), ("total_sequence_length", i32, [1])]
     if rotary:
-        table = ["P", head_size // 2]
-        inputs += [helper.make_tensor_value_info(name, half, table) for name in ("cos_cache", "sin_cache")]
-    outputs = [helper.make_tensor_value_info("output", half, ["B", "S", q_heads * head_size])]
-    outputs += [helper.make_tensor_value_info(name, half, cache) for name in ("present_key", "present_value")]
+        inputs += [(name, half, ["P", head_size // 2]) for name in ("cos_cache", "sin_cache")]
+    outputs = [("output", half, ["B", "S", q_heads * head_size])]
+    outputs += [(name, half, cache) for name in ("present_key", "present_value")]
     node = helper.make_node(
         "GroupQueryAttention",
-        [value.name for value in inputs],
-        [value.name for value in outputs],
+        [name for name, _, _ in inputs],
+        [name for name, _, _ in outputs],
         domain="com.microsoft",
         num_heads=q_heads,
         kv_num_heads=kv_heads,
         do_rotary=int(rotary),
     )
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
-    graph = helper.make_graph([node], "attention", inputs, outputs)
-    made = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    onnx.checker.check_model(made)
-    return made.SerializeToString()
+    return ort_session.one_node(node, inputs, outputs)
 
 
 @contextlib.contextmanager
@@ -75,17 +68,8 @@ def session(kernel: str, problem: tuple[int, int, int, bool], stream: int) -> on
     """One for all batches and contexts of a problem (Hq, Hkv, D, rotary)."""
     key = (kernel, problem, stream)
     if key not in _sessions:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        provider = {"user_compute_stream": str(stream), "arena_extend_strategy": "kSameAsRequested"}
         with environment(KERNELS[kernel]):
-            made = onnxruntime.InferenceSession(
-                model(*problem), options, providers=[("CUDAExecutionProvider", provider)]
-            )
-        if "CUDAExecutionProvider" not in made.get_providers():
-            raise RuntimeError("onnxruntime cannot load its CUDA provider")
-        _sessions[key] = made
+            _sessions[key] = ort_session.cuda_session(model(*problem), stream)
     return _sessions[key]
 
 
@@ -106,16 +90,13 @@ def candidate(operands: Operands, kernel: str, stream: torch.cuda.Stream, *, rot
         scored, new_key = (rotated(x, cos, sin, case.context - s) for x in (query, operands.key))
     output = torch.full_like(common["query"], float("nan"))
     total = np.array([case.context], dtype=np.int32)
-    run_options = onnxruntime.RunOptions()
-    run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    run_options = ort_session.run_options()
 
     def binding(key: torch.Tensor, value: torch.Tensor) -> onnxruntime.IOBinding:
-        made = of_kernel.io_binding()
-        for name, tensor in {**common, "past_key": key, "past_value": value}.items():
-            made.bind_input(name, *_place(tensor))
+        inputs = {**common, "past_key": key, "past_value": value}
+        outputs = {"output": output, "present_key": key, "present_value": value}
+        made = ort_session.binding(of_kernel, inputs, outputs)
         made.bind_cpu_input("total_sequence_length", total)
-        for name, tensor in {"output": output, "present_key": key, "present_value": value}.items():
-            made.bind_output(name, *_place(tensor))
         return made
 
     bindings = [binding(key, value) for key, value in operands.caches]
@@ -126,8 +107,3 @@ def candidate(operands: Operands, kernel: str, stream: torch.cuda.Stream, *, rot
 
     # The bindings know addresses alone.
     return Candidate(operands, run, query=scored, new_key=new_key, keeps=(common, total))
-
-
-def _place(tensor: torch.Tensor) -> tuple:
-    kind = np.float16 if tensor.dtype == torch.float16 else np.int32
-    return tensor.device.type, tensor.device.index or 0, kind, list(tensor.shape), tensor.data_ptr()

@@ -8,11 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from common import cold, results
+from common.accuracy import WrongResult, relative_error
+from common.expect import expect
+from common.pool import Pool
 
 from attention import cases, ours, report, torch_peers
-from attention.candidate import Candidate, WrongResult
+from attention.candidate import Candidate
 from attention.cases import PAGE, Case
-from attention.operands import Operands, Pool, Sample, reference, relative_error, rotary_tables, rotated
+from attention.operands import Operands, Sample, reference, rotary_tables, rotated
 
 SMALL = Case("decode", 6, 3, 64, 2, 2 * PAGE)
 
@@ -20,11 +24,6 @@ SMALL = Case("decode", 6, 3, 64, 2, 2 * PAGE)
 def run() -> None:
     for check in (check_cases, check_parts, check_reference, check_layouts, check_ours, check_wrong, check_report):
         check()
-
-
-def expect(condition: bool, what: str) -> None:
-    if not condition:
-        raise SystemExit(f"bench_attention: error: self-test: {what}")
 
 
 def small(case: Case, dtype: torch.dtype = torch.float16) -> Operands:
@@ -40,8 +39,8 @@ def check_cases() -> None:
     everything = cases.selected(list(cases.SECTIONS), False)
     expect(len({case.key for case in everything}) == len(everything), "keys name cases")
     for case in everything:
-        cold = case.sets() * case.kv_bytes() >= cases.COLD_BYTES
-        expect(cold or case.sets() == cases.MOST_SETS, f"{case.key}: {case.sets()} sets")
+        enough = case.sets() * case.kv_bytes() >= cold.COLD_BYTES
+        expect(enough or case.sets() == cold.MOST_SETS, f"{case.key}: {case.sets()} sets")
         expect(case.context % PAGE == 0, f"{case.key}: whole pages")
     prompt = Case("prefill", 2, 1, 64, 1, 3, queries=3)
     expect(prompt.flops() == 4 * 2 * (1 + 2 + 3) * 64, "a prompt's operations are the causal half")
@@ -142,7 +141,7 @@ def check_report() -> None:
     second = {"mode": "lazy", "runs": [head], "not_run": [], "rows": [
         made_up_row(large, lazy=large.kv_bytes() / 4e6 / 0.5, unified=1e3, cudnn=None, fa2=2 * large.kv_bytes() / 4e6),
     ]}  # fmt: skip
-    content = report.merged([first, second])
+    content = results.merged([first, second])
     expect([row["run"] for row in content["rows"]] == [0, 1] and not content["not_run"], "merged runs")
     found = report.summary(content)
     decode = found["decode"]
@@ -154,5 +153,5 @@ def check_report() -> None:
     expect(len(report.lines(content)) > 5, "a summary in words")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "r.json"
-        report.write(file, content)
-        expect(report.read(file)["summary"]["decode"] == decode, "written and read")
+        results.write(file, content)
+        expect(results.read(file)["summary"]["decode"] == decode, "written and read")

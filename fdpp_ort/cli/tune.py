@@ -99,7 +99,7 @@ def _print_summary(measurements: Measurements) -> None:
             if (library := best_of(row, "large"))
         ]
         mean = math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else None
-        shape = (product.n, product.k, product.weight_format, product.epilogue, inflection.m1, inflection.m2)
+        shape = (product.n, product.k, product.weights, product.epilogue, inflection.m1, inflection.m2)
         table.add_row(*map(str, shape), "-" if mean is None else f"{mean:.2f}")
     rich.console.Console().print(table)
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fdpp_ort.errors import FdppError
 from fdpp_ort.generation.folder import ModelFolder
 
-# Element types by the op's name of them as a weight format.
-DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+# What weights are stored as, by the op's names of their formats.
+DTYPES = {
+    "f32": "float32",
+    "f16": "float16",
+    "bf16": "bfloat16",
+    "int8": "int8",
+    "fp8": "float8_e4m3fn",
+    "int4": "uint8",
+}
+QUANTISED = ("int8", "fp8", "int4")
+_BLOCK_SIZE = 32  # of int4 weights that come from no model
 EPILOGUES = ("plain", "added")  # nothing beyond the store; bias or residual
 
 
@@ -22,25 +31,82 @@ class Product:
     dtype: str  # of A and Y, "float16"
     weight_format: str  # "f16"
     epilogue: str = "plain"
+    accuracy_level: int = 0  # 4: the CPU's kernels may round A to int8
+    block_size: int = field(default=0, compare=False)  # of int4: what it is timed with; an entry is for all of them
+
+    @property
+    def weights(self) -> str:
+        text = self.weight_format + (f"/{self.block_size}" if self.block_size else "")
+        return text + (f" accuracy {self.accuracy_level}" if self.accuracy_level else "")
 
     @property
     def title(self) -> str:
-        return f"N={self.n} K={self.k} {self.weight_format}" + (" + residual" if self.epilogue == "added" else "")
+        return f"N={self.n} K={self.k} {self.weights}" + (" + residual" if self.epilogue == "added" else "")
 
     @property
-    def weight_bytes(self) -> int:
-        return self.n * self.k * (4 if self.weight_format == "f32" else 2)
+    def stored_shape(self) -> tuple[int, int]:
+        """B's."""
+        columns = self.scales_shape[1] * self.block_size // 2 if self.block_size else self.k
+        return (self.n, columns)
+
+    @property
+    def scales_shape(self) -> tuple[int, ...] | None:
+        """None: the format has no scales."""
+        if self.weight_format not in QUANTISED:
+            return None
+        return (self.n, -(-self.k // self.block_size)) if self.block_size else (self.n,)
+
+    @property
+    def attributes(self) -> dict:
+        """FdppFlatGemm's."""
+        return {
+            "N": self.n,
+            "K": self.k,
+            "weight_format": self.weight_format,
+            "block_size": self.block_size,
+            "accuracy_level": self.accuracy_level,
+        }
 
     def problem(self, m: int) -> dict:
         """As _core.gemm_splits() takes it. The residual is the more costly of what is added."""
-        shape = {"m": m, "n": self.n, "k": self.k, "dtype": self.dtype, "weight_format": self.weight_format}
-        return shape | {"has_bias": False, "has_residual": self.epilogue == "added"}
+        return {
+            "m": m,
+            "n": self.n,
+            "k": self.k,
+            "dtype": self.dtype,
+            "weight_format": self.weight_format,
+            "block_size": self.block_size,
+            "accuracy_level": self.accuracy_level,
+            "has_bias": False,
+            "has_residual": self.epilogue == "added",
+        }
 
 
-def _product(backend: str, n: int, k: int, weight_format: str, epilogue: str = "plain") -> Product:
-    # The types that kernels take: on the CPU weights are widened, on a GPU both sides have one type.
-    dtype = "float32" if backend == "cpu" else DTYPES[weight_format]
-    return Product(n, k, dtype, weight_format, epilogue)
+def _product(
+    backend: str,
+    n: int,
+    k: int,
+    weight_format: str,
+    epilogue: str,
+    *,
+    bfloat16: bool = False,
+    block_size: int = 0,
+    accuracy_level: int = 0,
+) -> Product:
+    """`bfloat16`: what activations of quantised weights are on a GPU, rather than float16; `block_size` and
+    `accuracy_level`: a model's, of int4 weights."""
+    # The types that kernels take: on the CPU weights are widened, on a GPU both sides have one type if they are floats.
+    if backend == "cpu":
+        dtype = "float32"
+    elif weight_format in QUANTISED:
+        dtype = "bfloat16" if bfloat16 else "float16"
+    else:
+        dtype = DTYPES[weight_format]
+    if weight_format != "int4":
+        return Product(n, k, dtype, weight_format, epilogue)
+    # Lower levels permit nothing that kernels make use of, and a GPU's kernels round at none.
+    level = 4 if accuracy_level == 4 and backend == "cpu" else 0
+    return Product(n, k, dtype, weight_format, epilogue, level, block_size or _BLOCK_SIZE)
 
 
 def from_text(texts: list[str], backend: str, weight_format: str) -> list[Product]:
@@ -77,14 +143,21 @@ def from_model(path: str | Path, backend: str, weight_format: str | None = None)
             rows = values["N"] * (2 if values.get("activation") == b"silu_mul" else 1)
             shape = (rows, values["K"])
             added = any(node.input[4:6])  # bias, residual
+            scales = [weights[name].data_type for name in node.input[2:3] if name in weights]
+            options = {
+                "bfloat16": own == "bf16" or onnx.TensorProto.BFLOAT16 in scales,
+                "block_size": values.get("block_size", 0),
+                "accuracy_level": values.get("accuracy_level", 0),
+            }
         elif node.domain in ("", "ai.onnx") and node.op_type == "MatMul" and node.input[1] in weights:
             weight = weights[node.input[1]]
             own, shape, added = formats.get(weight.data_type), tuple(reversed(weight.dims)), False
+            options = {"bfloat16": own == "bf16"}
         else:
             continue
         chosen = weight_format or own
         if chosen in DTYPES and len(shape) == 2:
-            products.append(_product(backend, *shape, chosen, EPILOGUES[added]))
+            products.append(_product(backend, *shape, chosen, EPILOGUES[added], **options))
     if not products:
         raise FdppError(f"{file}: no FdppFlatGemm and no MatMul with constant weights of [K, N] in it")
     return sorted(set(products))

@@ -43,6 +43,8 @@ def _entry(product: Product, times: dict) -> dict:
         "dtype": product.dtype,
         "weight_format": product.weight_format,
         "epilogue": product.epilogue,
+        # Without it the default: what knows nothing of levels reads the table too.
+        **({"accuracy_level": product.accuracy_level} if product.accuracy_level else {}),
         "m1": inflection.m1,
         "m2": inflection.m2,
         "ranges": ranges,

@@ -14,30 +14,32 @@ double bytes_moved(const GemmProblem& p) {
   return weight_bytes(p) + static_cast<double>(dtype_size(p.dtype)) * rows;
 }
 
-// Fitted to benchmarks/results/2026-11-22-h200-gemm.json, eleven weights over M = 1..64: choices by it cost 0.9 % more
-// than the best ones on average, 25 % at worst (one pair of inflection points for all: 3.2 % and 51 %). Starts are a
-// launch within a graph with filling and draining the GPU; shares are of the memory's bandwidth by clock and width.
+// Fitted to benchmarks/results/2026-11-22-h200-gemm.json. Starts are a launch within a graph with filling and draining the
+// GPU; shares are of the memory's bandwidth by clock and width.
 double gpu_cost(GemmKind kind, const GemmProblem& p, const DeviceInfo& d) {
   // A driver that keeps the bandwidth for itself: what a multiprocessor of an H200 has.
   const double bandwidth = d.memory_bandwidth > 0 ? d.memory_bandwidth : d.multiprocessors * 36e9;
   const double multiprocessors = std::max(d.multiprocessors, 1);
   const double m = static_cast<double>(p.m), n = static_cast<double>(p.weight_rows()), k = static_cast<double>(p.k);
-  const double bytes = bytes_moved(p);
+  const double read = bytes_moved(p) / bandwidth;
   switch (kind) {
     case GemmKind::gemv:
-      // Each row of A has its own sums over lanes for every column, and its own multiplications.
-      return 2.5e-6 + bytes / (0.84 * bandwidth) + m * n * 7.9e-9 / multiprocessors +
-             (m - 1) * (0.33e-6 + n * k / (multiprocessors * 1.2e12));
+      // int4 is bound by what becomes of its numbers, not by reading them.
+      if (p.weight_format == WeightFormat::int4) return 1.2e-6 + n * k / (multiprocessors * 3.9e10);
+      // Each row of A has its own multiplications and sums over lanes.
+      return 1.6e-6 + 1.06 * read + (m - 1) * (0.25e-6 + n * k / (multiprocessors * 3.8e11));
     case GemmKind::flat: {
-      // Tokens are padded to 8. The multiplications of three such tiles hide behind the loads.
-      const double tiles = static_cast<double>((p.m + 7) / 8);
-      const double seen = std::max(tiles - 3, 0.0);
-      return 3.4e-6 + bytes / (0.84 * bandwidth) + (tiles - 1) * 0.58e-6 + (seen > 0 ? 1.7e-6 : 0) +
-             seen * 8 * n * k / (multiprocessors * 2.9e12);
+      if (p.weight_format == WeightFormat::int4) return 4.1e-6 + n * k / (multiprocessors * 4.9e10);
+      // Tokens are padded to 8, 16 or 32 of them at a time. Small weights show the way through the ring.
+      const double passes = static_cast<double>((p.m + 31) / 32);
+      const double pass = p.m <= 8    ? std::max(1.6e-6 + 1.075 * read, 2.8e-6 + 0.8 * read)
+                          : p.m <= 16 ? 3.2e-6 + 1.15 * read
+                                      : 5.0e-6 + 1.35 * read;
+      return passes * pass;
     }
     case GemmKind::large:
       // Bound by memory for as long as the others are in question.
-      return 3.3e-6 + bytes / (0.73 * bandwidth);
+      return 5.0e-6 + 1.07 * read;
   }
   return 0;
 }

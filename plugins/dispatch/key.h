@@ -20,16 +20,25 @@ struct GemmKey {
   DType dtype = DType::undefined;
   WeightFormat weight_format = WeightFormat::f32;
   EpilogueClass epilogue = EpilogueClass::plain;
+  int accuracy_level = 0;  // where A is rounded by it: other kernels then, or the same ones in another way
 
-  bool same_types(const GemmKey& o) const { return dtype == o.dtype && weight_format == o.weight_format; }
+  // int4's block_size is no part of it: what is best hardly depends on that.
+  bool same_types(const GemmKey& o) const {
+    return dtype == o.dtype && weight_format == o.weight_format && accuracy_level == o.accuracy_level;
+  }
   bool operator==(const GemmKey& o) const {
     return n == o.n && k == o.k && same_types(o) && epilogue == o.epilogue;
   }
 };
 
 inline GemmKey key_of(const GemmProblem& p) {
-  return {p.weight_rows(), p.k, p.dtype, p.weight_format,
-          p.has_bias || p.has_residual ? EpilogueClass::added : EpilogueClass::plain};
+  // Only the CPU's kernels, which alone take float32, round A.
+  return {p.weight_rows(),
+          p.k,
+          p.dtype,
+          p.weight_format,
+          p.has_bias || p.has_residual ? EpilogueClass::added : EpilogueClass::plain,
+          p.rounds_a() && p.dtype == DType::f32 ? p.accuracy_level : 0};
 }
 
 inline double weight_bytes(const GemmProblem& p) {
@@ -59,7 +68,7 @@ inline AttentionKey key_of(const AttentionProblem& p) {
 // Of the fields of both keys.
 struct KeyHash {
   size_t operator()(const GemmKey& k) const {
-    return mix({k.n, k.k, int64_t(k.dtype), int64_t(k.weight_format), int64_t(k.epilogue)});
+    return mix({k.n, k.k, int64_t(k.dtype), int64_t(k.weight_format), int64_t(k.epilogue), k.accuracy_level});
   }
   size_t operator()(const AttentionKey& k) const {
     return mix({k.q_heads, k.kv_heads, k.head_size, int64_t(k.dtype), int64_t(k.cache_dtype)});

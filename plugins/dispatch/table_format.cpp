@@ -16,7 +16,6 @@ namespace {
 constexpr int64_t kFormat = 1;
 constexpr uintmax_t kMostBytes = 64 << 20;  // far above any table, far below what would hurt
 constexpr auto kFloats = {DType::f32, DType::f16, DType::bf16};
-constexpr auto kFormats = {WeightFormat::f32, WeightFormat::f16, WeightFormat::bf16};  // that fdpp-tune times
 constexpr auto kCaches = {DType::f32, DType::f16, DType::bf16, DType::i8, DType::f8e4m3};
 constexpr int64_t kMost = int64_t{1} << 40;
 constexpr int64_t kMostInt = 1 << 20;
@@ -175,7 +174,8 @@ class TableReader {
           {"k", [&] { return json_.integer(1, kMost, &e.key.k); }},
           {"dtype", [&] { return read_name("dtype", kFloats, dtype_name, &e.key.dtype); }},
           {"weight_format",
-           [&] { return read_name("weight_format", kFormats, weight_format_name, &e.key.weight_format); }},
+           [&] { return read_name("weight_format", kWeightFormats, weight_format_name, &e.key.weight_format); }},
+          {"accuracy_level", [&] { return read_int(0, 4, &e.key.accuracy_level); }, false},
           {"epilogue",
            [&] {
              return read_name("epilogue", {EpilogueClass::plain, EpilogueClass::added}, epilogue_class_name,

@@ -93,7 +93,13 @@ const OpSpec& gemm_spec() {
           {"cpu", {{"T", "float32"}, {"W", "float8e4m3fn"}}},
           {"cpu", {{"T", "float32"}, {"W", "uint8"}}},
           {"cuda", {{"T", "float16"}, {"W", "float16"}}},
+          {"cuda", {{"T", "float16"}, {"W", "int8"}}},
+          {"cuda", {{"T", "float16"}, {"W", "float8e4m3fn"}}},
+          {"cuda", {{"T", "float16"}, {"W", "uint8"}}},
           {"cuda", {{"T", "bfloat16"}, {"W", "bfloat16"}}},
+          {"cuda", {{"T", "bfloat16"}, {"W", "int8"}}},
+          {"cuda", {{"T", "bfloat16"}, {"W", "float8e4m3fn"}}},
+          {"cuda", {{"T", "bfloat16"}, {"W", "uint8"}}},
       },
       {},
   };

@@ -132,22 +132,24 @@ void parse_attributes(const py::dict& attributes, GemmAttributes* out) {
 
 GemmProblem parse_problem(const py::dict& problem) {
   GemmProblem p;
+  GemmAttributes attributes;
   DictReader reader("problem key", problem);
   std::string text;
   reader.read("m", &p.m);
-  reader.read("n", &p.n);
-  reader.read("k", &p.k);
+  reader.read("n", &attributes.n);
+  reader.read("k", &attributes.k);
   const auto types = {DType::f32, DType::f16, DType::bf16};
   if (reader.read("dtype", &text)) p.dtype = parse_enum("problem dtype", text, types, dtype_name);
-  const auto formats = {WeightFormat::f32, WeightFormat::f16, WeightFormat::bf16};
-  if (reader.read("weight_format", &text))
-    p.weight_format = parse_enum("problem weight_format", text, formats, weight_format_name);
+  reader.read("weight_format", &attributes.weight_format);
+  if (!reader.read("block_size", &attributes.block_size) &&
+      attributes.weight_format == weight_format_name(WeightFormat::int4))
+    attributes.block_size = 32;
+  reader.read("accuracy_level", &attributes.accuracy_level);
   reader.read("has_bias", &p.has_bias);
   reader.read("has_residual", &p.has_residual);
   reader.finish();
-  if (p.m < 1 || p.n < 1 || p.k < 1)
-    throw py::value_error("problem has m = " + std::to_string(p.m) + ", n = " + std::to_string(p.n) + " and k = " +
-                          std::to_string(p.k) + ", expected positive numbers");
+  if (p.m < 1) throw py::value_error("problem m is " + std::to_string(p.m) + ", expected a positive number");
+  raise_if_error(check_gemm_attributes(attributes, &p));
   return p;
 }
 

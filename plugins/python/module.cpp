@@ -408,7 +408,8 @@ PYBIND11_MODULE(_core, m) {
         py::arg("device"), "Whether `variant` takes these tensors on `device`, and if not, why: (bool, str).");
   m.def("gemm_splits", &splits_of_gemm, py::arg("problem"), py::arg("device"), py::arg("variant"),
         R"(The splits of `variant` that are worth timing, its own choice first. NotImplementedError: it does not take the
-problem, {m, n, k, dtype, weight_format, has_bias, has_residual}.)");
+problem, {m, n, k, dtype, weight_format, block_size, accuracy_level, has_bias, has_residual}; of int4 weights a
+block_size that is left out is 32.)");
   m.def("variants", &variant_dicts, "Every variant of this build: [{op, name, backend, kind, summary}].");
   m.def("op_specs", &specs, "The ops' signatures, attributes and in-place pairs.");
   m.def("cpu_device", [] { return device_dict(cpu_device()); }, "The processor that this process runs on.");

@@ -7,8 +7,10 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 import fdpp_ort
@@ -16,7 +18,9 @@ from fdpp_ort import _core
 from fdpp_ort.generation import Decoder, load_model
 from fdpp_ort.generation.model import TABLE_NAME
 from fdpp_ort.tuning import Measurements, Product, analyse, from_model, from_text, tune, write_table
+from fdpp_ort.tuning.cpu import CpuTimer
 from fdpp_ort.tuning.measurements import Candidate, Timed
+from fdpp_ort.tuning.operands import weight_values
 from fdpp_ort.tuning.tuner import candidates
 
 CPU = _core.cpu_device() | {"host_gemm": True}
@@ -29,6 +33,16 @@ def no_tables():
     """Leaves no table in force behind."""
     yield
     fdpp_ort.load_table("")
+
+
+INT4 = {"weight_format": "int4", "block_size": 32}
+
+
+def plan_int4(m: int, n: int, k: int, device: dict = CPU, dtype: type = np.float32, **attributes: int) -> dict:
+    blocks = -(-k // 32)
+    b, scales = np.empty((n, 16 * blocks), np.uint8), np.empty((n, blocks), dtype)
+    inputs = {"A": np.empty((m, k), dtype), "B": b, "scales": scales}
+    return _core.plan_gemm(INT4 | {"N": n, "K": k} | attributes, inputs, device)
 
 
 def plan(m: int, n: int, k: int) -> dict:
@@ -118,6 +132,64 @@ def test_products_by_shape() -> None:
     ]
 
 
+def write_quantised_model(path: Path) -> Path:
+    """Nodes of every quantised format; nothing in it runs. int4 twice, with blocks of two sizes."""
+    floats, bf16 = onnx.TensorProto.FLOAT, onnx.TensorProto.BFLOAT16
+    nodes, initializers = [], []
+    for index, (scales, inputs, attributes) in enumerate(
+        (
+            (floats, 3, {"N": 64, "weight_format": "int4", "block_size": 128, "accuracy_level": 4}),
+            (floats, 3, {"N": 64, "weight_format": "int4", "block_size": 32, "accuracy_level": 4}),
+            (floats, 3, {"N": 64, "weight_format": "int4", "block_size": 16, "accuracy_level": 1}),
+            (floats, 6, {"N": 80, "weight_format": "int8", "accuracy_level": 4}),
+            (bf16, 3, {"N": 96, "weight_format": "fp8", "activation": "silu_mul"}),
+        )
+    ):
+        initializers.append(onnx.helper.make_tensor(f"scales{index}", scales, [1], [1.0]))
+        names = ["a", f"b{index}", f"scales{index}", "", "", "a"][:inputs]
+        nodes.append(onnx.helper.make_node("FdppFlatGemm", names, [f"y{index}"], domain="fdpp", K=48, **attributes))
+    graph = onnx.helper.make_graph(nodes, "quantised", [], [], initializers)
+    onnx.save_model(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("fdpp", 1)]), path)
+    return path
+
+
+def test_quantised_products_of_a_model(tmp_path) -> None:
+    path = write_quantised_model(tmp_path / "model.onnx")
+    titles = [
+        "N=64 K=48 int4/16",
+        "N=64 K=48 int4/128 accuracy 4",  # an entry is for all sizes of blocks: the first one's is timed
+        "N=80 K=48 int8 + residual",
+        "N=192 K=48 fp8",
+    ]
+    on_cpu, on_gpu = from_model(path, "cpu"), from_model(path, "cuda")
+    assert [p.title for p in on_cpu] == titles
+    assert {p.dtype for p in on_cpu} == {"float32"}
+    assert [p.title for p in on_gpu] == ["N=64 K=48 int4/128", *titles[2:]], "a GPU's kernels know no accuracy_level"
+    assert [p.dtype for p in on_gpu] == ["float16", "float16", "bfloat16"]
+    assert {p.block_size for p in from_model(path, "cuda", "int4")} == {128, 32}
+    assert {p.dtype for p in from_model(path, "cuda", "bf16")} == {"bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("weight_format", "stored", "scales"),
+    [("int8", (64, 72), (64,)), ("fp8", (64, 72), (64,)), ("int4", (64, 48), (64, 3))],
+)
+def test_quantised_products_by_shape(weight_format: str, stored: tuple, scales: tuple) -> None:
+    (on_cpu, _), (on_gpu, _) = (from_text(["64,72"], backend, weight_format) for backend in ("cpu", "cuda"))
+    assert (on_cpu.dtype, on_gpu.dtype) == ("float32", "float16")
+    assert (on_cpu.stored_shape, on_cpu.scales_shape) == (stored, scales)
+
+
+def test_candidates_round_where_they_may() -> None:
+    device = CPU | {"isa": "avx2", "avx_vnni": True}
+    vnni = [
+        {c.variant for c in candidates(Product(64, 32, "float32", "int4", "plain", level, 32), 1, device)}
+        >= {"cpu_avx2_vnni_gemv", "cpu_avx2_vnni_flat"}
+        for level in (0, 4)
+    ]
+    assert vnni == [False, True]
+
+
 def test_candidates() -> None:
     """Every variant that takes the problem, here each with one split."""
     product = Product(64, 32, "float32", "f32")
@@ -203,6 +275,37 @@ def test_damaged_rows(tmp_path) -> None:
         Measurements(path, CPU)
 
 
+def test_measurements_of_before_there_were_quantised_weights(tmp_path) -> None:
+    path = tmp_path / "m.jsonl"
+    tune(PRODUCTS[:1], (1,), FakeTimer(), Measurements(path, CPU))
+    path.write_text(path.read_text().replace(', "accuracy_level": 0, "block_size": 0', ""))
+    assert [product for product, _ in Measurements(path, CPU)] == PRODUCTS[:1]
+    assert "block_size" not in path.read_text()
+
+
+def test_a_wrong_result_ends_the_run(tmp_path, monkeypatch) -> None:
+    """One block in two without its scale."""
+
+    def other_values(product: Product, *weights) -> np.ndarray:
+        values = weight_values(product, *weights).reshape(-1, product.k // 32, 32)
+        values[:, ::2] = 1
+        return values.reshape(-1, product.k)
+
+    monkeypatch.setattr("fdpp_ort.tuning.cpu.weight_values", other_values)
+    timer = CpuTimer(0.001, 1 << 20)
+    with pytest.raises(
+        fdpp_ort.FdppError, match=r"N=48 K=64 int4/32, M=2: cpu_\w+ {} is wrong: relative error \d.* less"
+    ):
+        tune(from_text(["48,64"], "cpu", "int4"), (2,), timer, Measurements(tmp_path / "m.jsonl", timer.device))
+
+
+def test_one_timer_for_blocks_of_all_sizes() -> None:
+    timer = CpuTimer(0.001, 1 << 20)
+    for block_size in (16, 32, 64, 128):
+        product = Product(48, 200, "float32", "int4", "added", 4, block_size)
+        assert timer.measure(product, 2, candidates(product, 2, timer.device))
+
+
 def test_a_table_is_followed(tmp_path) -> None:
     """At the Ms that were timed, between and beyond them; and near the shapes that were, not far from them."""
     measurements = Measurements(tmp_path / "m.jsonl", CPU)
@@ -258,12 +361,28 @@ def test_tune_and_resume(command, tmp_path) -> None:
     assert {entry["n"] for entry in json.loads(table.read_text())["gemm"]} == {48}
 
 
-@pytest.mark.parametrize("weight_format", ["f16", "bf16"])
-def test_tune_16_bit_weights(command, tmp_path, weight_format: str) -> None:
-    done = command("tune", "--shapes", "48,32", *QUICK, "--dtype", weight_format, "-o", tmp_path / "t.json")
+@pytest.mark.parametrize("weight_format", ["f16", "bf16", "int8", "fp8", "int4"])
+def test_tune_weights_of_few_bits(command, tmp_path, weight_format: str) -> None:
+    done = command("tune", "--shapes", "48,72", *QUICK, "--dtype", weight_format, "-o", tmp_path / "t.json")
     assert done.returncode == 0, done.stderr
     formats = {(e["dtype"], e["weight_format"]) for e in json.loads((tmp_path / "t.json").read_text())["gemm"]}
     assert formats == {("float32", weight_format)}
+    fdpp_ort.load_table(tmp_path / "t.json")
+    tuned = weight_format == "int4"
+    assert plan_int4(2, 48, 72)["reason"].startswith("tuned: " if tuned else "model of costs")
+    assert plan_int4(2, 48, 72, accuracy_level=4)["reason"] == "model of costs"
+
+
+def test_tune_a_model_of_int4_weights(command, tmp_path) -> None:
+    model = write_quantised_model(tmp_path / "model.onnx")
+    done = command("tune", "--model", model, *QUICK, "--dtype", "int4")
+    assert done.returncode == 0, done.stderr
+    assert "int4/128 accuracy 4" in done.stdout
+    entries = json.loads((tmp_path / TABLE_NAME).read_text())["gemm"]
+    assert [(e["n"], e.get("accuracy_level")) for e in entries] == [(64, None), (64, 4), (80, 4), (192, None)]
+    fdpp_ort.load_table(tmp_path / TABLE_NAME)
+    for level in (0, 4):
+        assert plan_int4(2, 64, 48, accuracy_level=level)["reason"] == f"tuned: {tmp_path / TABLE_NAME}"
 
 
 def test_a_model_is_tuned_and_then_runs_by_its_table(command, fdpp_folder, tmp_path) -> None:
@@ -369,3 +488,31 @@ def test_tune_on_a_gpu(command, tmp_path) -> None:
         inputs = {"A": torch.empty(m, 1024, dtype=torch.float16), "B": torch.empty(256, 1024, dtype=torch.float16)}
         chosen = _core.plan_gemm({"N": 256, "K": 1024, "weight_format": "f16"}, inputs, device)
         assert chosen["reason"] == f"tuned: {table}"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("weight_format", ["bf16", "int8", "fp8", "int4"])
+def test_tune_other_weights_on_a_gpu(command, tmp_path, weight_format: str) -> None:
+    table = tmp_path / "t.json"
+    options = ("--device", "cuda", "--rows", "1,8,40", "--seconds", "0.01", "--dtype", weight_format)
+    done = command("tune", "--shapes", "256,1000", *options, "-o", table)
+    assert done.returncode == 0, done.stderr
+    dtype = "bfloat16" if weight_format == "bf16" else "float16"
+    entries = json.loads(table.read_text())["gemm"]
+    assert {(e["dtype"], e["weight_format"]) for e in entries} == {(dtype, weight_format)}
+    if weight_format == "int4":
+        fdpp_ort.load_table(table)
+        for m in (1, 3, 300):
+            assert plan_int4(m, 256, 1000, _core.gpu_device(0), np.float16)["reason"] == f"tuned: {table}"
+
+
+@pytest.mark.gpu
+def test_tune_a_model_of_bfloat16_on_a_gpu(command, tmp_path) -> None:
+    """Quantised weights beside bfloat16 activations; int4's in blocks of 128."""
+    model = write_quantised_model(tmp_path / "model.onnx")
+    options = ("--device", "cuda", "--rows", "1,8", "--seconds", "0.01")
+    done = command("tune", "--model", model, *options)
+    assert done.returncode == 0, done.stderr
+    entries = json.loads((tmp_path / TABLE_NAME).read_text())["gemm"]
+    formats = [(e["n"], e["dtype"], e["weight_format"]) for e in entries]
+    assert formats == [(64, "float16", "int4"), (80, "float16", "int8"), (192, "bfloat16", "fp8")]

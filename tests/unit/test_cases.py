@@ -12,7 +12,6 @@ from cases import (
     GEMM_ACTIVATIONS,
     GEMM_BLOCKS,
     GEMM_CASES,
-    GEMM_PLAIN,
     GEMM_ROWS,
     GEMM_TYPES,
     GEMM_WEIGHTS,
@@ -71,9 +70,8 @@ def test_gemm_axes(types: tuple[str, str]) -> None:
     assert {(c.n, c.k) for c in cases} == set(GEMM_WEIGHTS)
     both = (False, True)
     assert {(c.bias, c.residual) for c in cases} == {(x, y) for x in both for y in both}
-    if types[0] not in GEMM_PLAIN:
-        assert {(c.activation, c.norm) for c in cases} == {(x, y) for x in GEMM_ACTIVATIONS for y in both}
-        assert any(c.activation == "silu_mul" and c.bias and c.residual for c in cases)
+    assert {(c.activation, c.norm) for c in cases} == {(x, y) for x in GEMM_ACTIVATIONS for y in both}
+    assert any(c.activation == "silu_mul" and c.bias and c.residual for c in cases)
     if types[1] == "float8e4m3fn":
         assert {c.one_scale for c in cases} == set(both)
     if types[1] == "uint8":

@@ -77,6 +77,40 @@ def test_int4_takes_vnni_where_it_may(isa: str, vnni: dict[str, bool], accuracy_
         assert _core.plan_gemm(attributes, inputs, cpu(isa=isa, **vnni))["variant"] == f"{name}_{kind}"
 
 
+PROBLEM = {"m": 1, "n": 48, "k": 64, "dtype": "float32", "weight_format": "int4"}
+
+
+@pytest.mark.parametrize("changes", [{}, {"block_size": 128}, {"weight_format": "fp8"}, {"accuracy_level": 4}])
+def test_splits_of_quantised_weights(changes: dict[str, object]) -> None:
+    own = {"pieces": 1, "rows": 0, "stages": 0, "algorithm": 0}
+    assert _core.gemm_splits(PROBLEM | changes, cpu(), "cpu_scalar_flat") == [own]
+
+
+def test_accuracy_level_counts_for_splits() -> None:
+    device = cpu(isa="avx2", avx_vnni=True)
+    with pytest.raises(NotImplementedError, match=r"M=1 N=48 K=64 float32 weights int4/32: takes int4 .* at accuracy"):
+        _core.gemm_splits(PROBLEM, device, "cpu_avx2_vnni_gemv")
+    assert _core.gemm_splits(PROBLEM | {"accuracy_level": 4}, device, "cpu_avx2_vnni_gemv")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"m": 0}, "problem m is 0, expected a positive number"),
+        ({"n": 0}, "N is 0 and K is 64, expected positive numbers"),
+        ({"dtype": "int8"}, 'problem dtype is "int8", expected one of float32, float16, bfloat16'),
+        ({"weight_format": "int3"}, 'weight_format is "int3", expected f32, f16, bf16, int8, fp8 or int4'),
+        ({"block_size": 24}, "block_size is 24, expected 16, 32, 64 or 128 with weight_format int4"),
+        ({"weight_format": "int8", "block_size": 32}, "block_size is 32, expected 0 with weight_format int8"),
+        ({"accuracy_level": 5}, "accuracy_level is 5, expected 0 to 4"),
+        ({"blocks": 2}, 'unknown problem key "blocks"'),
+    ],
+)
+def test_problems_that_are_none(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _core.gemm_splits(PROBLEM | changes, cpu(), "cpu_scalar_flat")
+
+
 def test_gemm_without_the_runtimes_product() -> None:
     """The nearest kind takes what the runtime would."""
     assert "flat" in plan_gemm(100, 576, 192, cpu(host_gemm=False))["variant"]
@@ -93,7 +127,7 @@ def test_scalar_processor_takes_scalar_variants() -> None:
     [
         (1, 4096, 4096, "gemv"),
         (2, 4096, 4096, "flat"),
-        (24, 12288, 4096, "flat"),
+        (12, 4096, 4096, "flat"),
         pytest.param(25, 4096, 4096, "cublas", marks=pytest.mark.gpu),  # where cuBLASLt can be loaded
         pytest.param(4096, 4096, 4096, "cublas", marks=pytest.mark.gpu),
     ],

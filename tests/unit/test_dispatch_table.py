@@ -101,6 +101,19 @@ def plan(m: int, n: int = 64, k: int = 32, device: dict = CPU, residual: bool = 
     return _core.plan_gemm({"N": n, "K": k, "weight_format": "f32"}, inputs, device, **options)
 
 
+def plan_quantised(weight_format: str, m: int = 4, block_size: int = 0, device: dict = CPU, **attributes: int) -> dict:
+    """N = 64, K = 128, in the activations that the device's kernels take."""
+    dtype = torch.float32 if device["backend"] == "cpu" else torch.float16
+    stored = {"int8": torch.int8, "fp8": torch.float8_e4m3fn, "int4": torch.uint8}[weight_format]
+    inputs = {
+        "A": torch.empty(m, 128, dtype=dtype),
+        "B": torch.empty(64, 64 if block_size else 128, dtype=stored),
+        "scales": torch.empty((64, 128 // block_size) if block_size else 64, dtype=dtype),
+    }
+    attributes |= {"N": 64, "K": 128, "block_size": block_size}
+    return _core.plan_gemm(attributes | {"weight_format": weight_format}, inputs, device)
+
+
 def plan_attention(batch: int, context: int, new_tokens: int = 1) -> dict:
     cache = torch.empty(batch, 2, context, 64)
     inputs = {
@@ -151,6 +164,58 @@ def test_shapes_far_away_and_other_types_take_the_model(load) -> None:
     inputs = {"A": torch.empty(4, 32), "B": torch.empty(64, 32, dtype=torch.float16)}
     other_type = _core.plan_gemm({"N": 64, "K": 32, "weight_format": "f16"}, inputs, CPU)
     assert other_type["reason"] == far[0]["reason"] == "model of costs"
+
+
+QUANTISED = {"int8": 0, "fp8": 0, "int4": 32}  # with a size of blocks
+
+
+def quantised(weight_format: str, **members: object) -> dict:
+    """TABLE's product alone, its weights in another format."""
+    entry = TABLE["gemm"][0] | {"k": 128, "weight_format": weight_format}
+    return TABLE | {"gemm": [entry | members], "attention": []}
+
+
+@pytest.mark.parametrize("weight_format", QUANTISED)
+def test_quantised_weights(load, weight_format: str) -> None:
+    path = load(quantised(weight_format))
+    for other, block_size in QUANTISED.items():
+        chosen = [plan_quantised(other, m, block_size) for m in (1, 5)]
+        if other == weight_format:
+            assert [(p["variant"], p["reason"]) for p in chosen] == [
+                (FLAT, f"tuned: {path}"),
+                (LARGE, f"tuned: {path}"),
+            ]
+            assert chosen[0]["split"]["pieces"] == 3
+        else:
+            assert all(p["reason"] == "model of costs" for p in chosen)
+
+
+@pytest.mark.parametrize("block_size", [16, 32, 64, 128])
+def test_an_entry_is_for_all_sizes_of_blocks(load, block_size: int) -> None:
+    path = load(quantised("int4"))
+    assert plan_quantised("int4", 1, block_size)["reason"] == f"tuned: {path}"
+
+
+def test_an_entry_is_for_its_accuracy_level(load) -> None:
+    """Level 4 runs other kernels; what is below it or of no int4 weights is all the same."""
+    path = load(quantised("int4"))
+    reasons = [plan_quantised("int4", 1, 32, accuracy_level=level)["reason"] for level in range(5)]
+    assert reasons == [f"tuned: {path}"] * 4 + ["model of costs"]
+    path = load(quantised("int4", accuracy_level=4))
+    reasons = [plan_quantised("int4", 1, 32, accuracy_level=level)["reason"] for level in (0, 4)]
+    assert reasons == ["model of costs", f"tuned: {path}"]
+    path = load(quantised("int8"))
+    assert plan_quantised("int8", 1, accuracy_level=4)["reason"] == f"tuned: {path}"
+
+
+@pytest.mark.skipif(not HAS_CUDA, reason="a build without CUDA kernels plans for no GPU")
+@pytest.mark.parametrize("accuracy_level", [0, 4])
+def test_a_gpu_knows_no_accuracy_level(load, accuracy_level: int) -> None:
+    key = {name: H200[name] for name in ("backend", "name", "compute_capability", "multiprocessors")}
+    ranges = [{"from": 1, "variant": "cuda_flat_mma", "split": {"pieces": 4, "rows": 32}}]
+    path = load(quantised("int4", dtype="float16", ranges=ranges) | {"device": key})
+    chosen = plan_quantised("int4", 1, 32, H200, accuracy_level=accuracy_level)
+    assert (chosen["reason"], chosen["split"]["rows"]) == (f"tuned: {path}", 32)
 
 
 def test_the_nearest_shape_decides(load) -> None:
@@ -302,7 +367,8 @@ def test_table_by_environment(tmp_path: pathlib.Path) -> None:
         (("gemm", 0, "n"), "64", "expected a whole number, found '\"'"),
         (("gemm", 0, "k"), None, '"k" is missing'),
         (("gemm", 0, "dtype"), "int3", 'dtype is "int3", expected one of float32, float16, bfloat16'),
-        (("gemm", 0, "weight_format"), "q9", 'weight_format is "q9", expected one of f32, f16, bf16'),
+        (("gemm", 0, "weight_format"), "q9", 'weight_format is "q9", expected one of f32, f16, bf16, int8, fp8, int4'),
+        (("gemm", 0, "accuracy_level"), 5, "expected a number from 0 to 4, found 5"),
         (("gemm", 0, "epilogue"), "x", 'epilogue is "x", expected one of plain, added'),
         (("gemm", 0, "m1"), 6, "m1 is 6, expected at most m2 = 5"),
         (("gemm", 0, "ranges"), [], "ranges is empty"),

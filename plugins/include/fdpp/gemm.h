@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <string>
 #include <vector>
 
@@ -31,6 +32,8 @@ namespace fdpp {
 // j < 4 and value 2 (j - 4) + 1 for j >= 4: the pair of values 2j and 2j + 1 is (word >> 4j) & 0x000f000f, one in each
 // 16-bit half. What lies beyond K in the last block is arbitrary and reaches no result.
 enum class WeightFormat : uint8_t { f32, f16, bf16, int8, fp8, int4 };
+inline constexpr std::initializer_list<WeightFormat> kWeightFormats = {
+    WeightFormat::f32, WeightFormat::f16, WeightFormat::bf16, WeightFormat::int8, WeightFormat::fp8, WeightFormat::int4};
 FDPP_API const char* weight_format_name(WeightFormat format);
 FDPP_API DType weight_dtype(WeightFormat format);  // B's element type
 
@@ -67,19 +70,23 @@ struct GemmProblem {
 
   FDPP_API int64_t weight_rows() const;   // of B: R
   FDPP_API int64_t blocks() const;        // of a row of B; 0 in formats other than int4
+  FDPP_API bool rounds_a() const;         // whether kernels may round A to int8
 };
 FDPP_API std::string describe(const GemmProblem& problem);
 
 FDPP_API Status check_gemm(const GemmAttributes& attributes, const TensorView* inputs, GemmProblem* problem);
+// What of check_gemm() needs no inputs; fills what attributes say.
+FDPP_API Status check_gemm_attributes(const GemmAttributes& attributes, GemmProblem* problem);
 
 struct GemmVariant;
 
 // How a product is shared out. 0 where a variant has one number only; it may take less than asked for.
 struct GemmSplit {
-  int pieces = 1;  // of K, worked on side by side: 1 to 64
-  int rows = 0;    // of B that a block works on at a time: 0 to 1024
-  int stages = 0;  // slices of K under way in a block: 0 to 64
-  int algorithm = 0;  // of a library's, in the order in which it recommends them: 0 to 15
+  int pieces = 1;     // of K, worked on side by side: 1 to 64; cuda_flat_mma: blocks of a cluster
+  int rows = 0;       // of B that a block works on at a time: 0 to 1024
+  int stages = 0;     // slices of K under way in a block: 0 to 64
+  int algorithm = 0;  // of a library's, in the order in which it recommends them: 0 to 15; cuda_flat_mma: 1 puts two
+                      // blocks on a multiprocessor
 
   bool operator==(const GemmSplit& other) const {
     return pieces == other.pieces && rows == other.rows && stages == other.stages && algorithm == other.algorithm;

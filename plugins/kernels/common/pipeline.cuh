@@ -142,13 +142,23 @@ __device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
 __device__ __forceinline__ void cluster_arrive_relaxed() {
   asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
-__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.aligned;" ::: "memory"); }
-__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
+__device__ __forceinline__ void cluster_arrive() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.aligned;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void cluster_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
+#endif
+}
 
 // The address in block `rank`'s shared memory of what lies at `p` in this block's.
 __device__ __forceinline__ uint32_t remote_address(const void* p, uint32_t rank) {
-  uint32_t remote;
+  uint32_t remote = 0;
+#if __CUDA_ARCH__ >= 900
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(shared_address(p)), "r"(rank));
+#endif
   return remote;
 }
 // Stores into another block of the cluster; the barrier there, at `barrier`, is told the bytes once they have arrived.
@@ -161,6 +171,14 @@ __device__ __forceinline__ void store_remote(uint32_t address, const float2& v, 
   asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(address),
                "f"(v.x), "f"(v.y), "r"(barrier)
                : "memory");
+}
+
+__device__ __forceinline__ float load_remote(uint32_t address) {
+  float v = 0;
+#if __CUDA_ARCH__ >= 900
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(v) : "r"(address) : "memory");
+#endif
+  return v;
 }
 
 // Programmatic dependent launch: nothing that an earlier kernel of the stream may write or read is touched before

@@ -49,11 +49,15 @@ __device__ __forceinline__ void wgmma_wait(float (&sums)[N][4]) {
 // Registers of this warpgroup's threads from here on: all its warps call it.
 template <int Count>
 __device__ __forceinline__ void raise_registers() {
+#if __CUDA_ARCH__ >= 900
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Count));
+#endif
 }
 template <int Count>
 __device__ __forceinline__ void lower_registers() {
+#if __CUDA_ARCH__ >= 900
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Count));
+#endif
 }
 
 // sums += a · bᵀ over 16 columns of the row operands `a` and `b`; where `accumulate` is 0, sums are 0 before.

@@ -7,24 +7,22 @@
 namespace fdpp {
 namespace {
 
-constexpr WeightFormat kFormats[] = {WeightFormat::f32,  WeightFormat::f16, WeightFormat::bf16,
-                                     WeightFormat::int8, WeightFormat::fp8, WeightFormat::int4};
-constexpr Activation kActivations[] = {Activation::none,      Activation::relu, Activation::gelu,
-                                       Activation::gelu_tanh, Activation::silu, Activation::silu_mul};
+constexpr auto kActivations = {Activation::none,      Activation::relu, Activation::gelu,
+                               Activation::gelu_tanh, Activation::silu, Activation::silu_mul};
 
 Status bad(const std::string& what) { return invalid_argument("FdppFlatGemm: " + what); }
 
-template <typename Enum, size_t count>
-Status parse(const char* attribute, const std::string& text, const Enum (&values)[count], const char* (*name)(Enum),
-             Enum* out) {
+template <typename Enum>
+Status parse(const char* attribute, const std::string& text, std::initializer_list<Enum> values,
+             const char* (*name)(Enum), Enum* out) {
   for (Enum value : values) {
     if (text != name(value)) continue;
     *out = value;
     return {};
   }
   std::string known;
-  for (size_t i = 0; i < count; ++i)
-    known += std::string(i == 0 ? "" : i + 1 < count ? ", " : " or ") + name(values[i]);
+  for (const Enum& value : values)
+    known += std::string(known.empty() ? "" : &value + 1 < values.end() ? ", " : " or ") + name(value);
   return bad(std::string(attribute) + " is \"" + text + "\", expected " + known);
 }
 
@@ -39,34 +37,6 @@ Status check_input(const TensorView* in, GemmInput input, const TensorView& expe
   const TensorView& given = in[input];
   if (!given.present() || (given.dtype == expected.dtype && same_shape(given, expected))) return {};
   return bad(std::string(gemm_spec().inputs[input].name) + " is " + typed(given) + ", expected " + typed(expected));
-}
-
-Status check_attributes(const GemmAttributes& attributes, GemmProblem* p) {
-  p->n = attributes.n;
-  p->k = attributes.k;
-  if (p->n <= 0 || p->k <= 0)
-    return bad("N is " + std::to_string(p->n) + " and K is " + std::to_string(p->k) + ", expected positive numbers");
-  FDPP_RETURN_IF_ERROR(
-      parse("weight_format", attributes.weight_format, kFormats, weight_format_name, &p->weight_format));
-  FDPP_RETURN_IF_ERROR(parse("activation", attributes.activation, kActivations, activation_name, &p->activation));
-
-  const int64_t block = attributes.block_size;
-  if (p->weight_format == WeightFormat::int4) {
-    if (block != 16 && block != 32 && block != 64 && block != 128)
-      return bad("block_size is " + std::to_string(block) + ", expected 16, 32, 64 or 128 with weight_format int4");
-  } else if (block != 0) {
-    return bad("block_size is " + std::to_string(block) + ", expected 0 with weight_format " +
-               attributes.weight_format + ", which has no blocks");
-  }
-  p->block_size = block;
-
-  if (!std::isfinite(attributes.norm_epsilon) || attributes.norm_epsilon < 0)
-    return bad("norm_epsilon is " + std::to_string(attributes.norm_epsilon) + ", expected a number from 0 on");
-  p->norm_epsilon = attributes.norm_epsilon;
-  if (attributes.accuracy_level < 0 || attributes.accuracy_level > 4)
-    return bad("accuracy_level is " + std::to_string(attributes.accuracy_level) + ", expected 0 to 4");
-  p->accuracy_level = static_cast<int>(attributes.accuracy_level);
-  return {};
 }
 
 // B, scales and zero_points.
@@ -142,9 +112,39 @@ int64_t GemmProblem::weight_rows() const { return activation == Activation::silu
 
 int64_t GemmProblem::blocks() const { return block_size == 0 ? 0 : (k + block_size - 1) / block_size; }
 
+bool GemmProblem::rounds_a() const { return weight_format == WeightFormat::int4 && accuracy_level == 4; }
+
+Status check_gemm_attributes(const GemmAttributes& attributes, GemmProblem* p) {
+  p->n = attributes.n;
+  p->k = attributes.k;
+  if (p->n <= 0 || p->k <= 0)
+    return bad("N is " + std::to_string(p->n) + " and K is " + std::to_string(p->k) + ", expected positive numbers");
+  FDPP_RETURN_IF_ERROR(
+      parse("weight_format", attributes.weight_format, kWeightFormats, weight_format_name, &p->weight_format));
+  FDPP_RETURN_IF_ERROR(parse("activation", attributes.activation, kActivations, activation_name, &p->activation));
+
+  const int64_t block = attributes.block_size;
+  if (p->weight_format == WeightFormat::int4) {
+    if (block != 16 && block != 32 && block != 64 && block != 128)
+      return bad("block_size is " + std::to_string(block) + ", expected 16, 32, 64 or 128 with weight_format int4");
+  } else if (block != 0) {
+    return bad("block_size is " + std::to_string(block) + ", expected 0 with weight_format " +
+               attributes.weight_format + ", which has no blocks");
+  }
+  p->block_size = block;
+
+  if (!std::isfinite(attributes.norm_epsilon) || attributes.norm_epsilon < 0)
+    return bad("norm_epsilon is " + std::to_string(attributes.norm_epsilon) + ", expected a number from 0 on");
+  p->norm_epsilon = attributes.norm_epsilon;
+  if (attributes.accuracy_level < 0 || attributes.accuracy_level > 4)
+    return bad("accuracy_level is " + std::to_string(attributes.accuracy_level) + ", expected 0 to 4");
+  p->accuracy_level = static_cast<int>(attributes.accuracy_level);
+  return {};
+}
+
 Status check_gemm(const GemmAttributes& attributes, const TensorView* in, GemmProblem* problem) {
   GemmProblem p;
-  FDPP_RETURN_IF_ERROR(check_attributes(attributes, &p));
+  FDPP_RETURN_IF_ERROR(check_gemm_attributes(attributes, &p));
   for (int i : {kGemmA, kGemmB})
     if (!in[i].present()) return bad(std::string(gemm_spec().inputs[i].name) + " is missing");
 

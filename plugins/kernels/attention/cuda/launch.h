@@ -7,11 +7,10 @@
 
 #include "kernels/attention/cuda/args.cuh"
 #include "kernels/attention/variant.h"
+#include "kernels/common/ceil_div.h"
 #include "kernels/common/shared_memory_grant.h"
 
 namespace fdpp {
-
-inline int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
 
 inline bool takes_attention(const AttentionProblem& p, const DeviceInfo& device, std::string* why) {
   constexpr int64_t kMaxGrid = 65535;

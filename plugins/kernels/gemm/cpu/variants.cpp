@@ -8,11 +8,6 @@
 namespace fdpp {
 namespace {
 
-// Whether A is rounded to 8-bit integers, block by block.
-bool rounds_to_int8(const GemmProblem& p) {
-  return p.weight_format == WeightFormat::int4 && p.accuracy_level == 4;
-}
-
 int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
 
 // `vnni`: the member of DeviceInfo without which the variant does not run, and then it takes A as integers alone.
@@ -27,7 +22,7 @@ bool supports(const GemmProblem& p, const DeviceInfo& device, std::string* why) 
       *why = std::string("needs VNNI with ") + cpu_isa_name(isa) + ", which the processor has not";
       return false;
     }
-    if (!rounds_to_int8(p)) {
+    if (!p.rounds_a()) {
       *why = "takes int4 weights at accuracy_level 4 alone";
       return false;
     }
@@ -66,7 +61,7 @@ GemmScratch gemm_scratch(const GemmProblem& p, void* workspace) {
   };
   if (p.has_norm) take(&s.a, p.m * p.k, sizeof(float));
   if (p.activation == Activation::silu_mul) take(&s.up, p.m * p.n, sizeof(float));
-  if (rounds_to_int8(p)) {
+  if (p.rounds_a()) {
     s.padded = round_up(p.k, kMostWordNumbers);
     s.padded_blocks = round_up(p.blocks(), kMostLanes);
     take(&s.integers, p.m * s.padded, 1);

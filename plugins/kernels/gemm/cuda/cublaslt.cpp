@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels/gemm/cuda/cublaslt_library.h"
+#include "kernels/gemm/cuda/normalise.h"
 #include "kernels/gemm/cuda/supports.h"
 #include "kernels/gemm/variant.h"
 
@@ -154,7 +155,8 @@ Status prepare(const Library& lt, const GemmParams& params, const Call& call, in
 }
 
 bool supports(const GemmProblem& problem, const DeviceInfo& device, std::string* why) {
-  if (!supports_half_gemm(problem, device, why)) return false;
+  if (!supports_half_gemm(problem, device, why) || !has_weights_of_a(problem, why) || !has_no_activation(problem, why))
+    return false;
   if (problem.n % 8 != 0 || problem.k % 8 != 0) {
     // cuBLASLt's kernels for such rows round the product before they add bias and residual.
     *why = "takes N and K that are multiples of 8";
@@ -166,7 +168,9 @@ bool supports(const GemmProblem& problem, const DeviceInfo& device, std::string*
 // cuBLASLt splits K as it likes.
 GemmSplit split(const GemmProblem&, const DeviceInfo&) { return {}; }
 
-size_t workspace_bytes(const GemmProblem&, const GemmSplit&) { return kWorkspaceBytes; }
+size_t workspace_bytes(const GemmProblem& problem, const GemmSplit&) {
+  return normalise_bytes(problem) + kWorkspaceBytes;
+}
 
 Call empty_call(const Library& lt) {
   return {{nullptr, lt.operation_destroy}, {nullptr, lt.layout_destroy}, {nullptr, lt.layout_destroy},
@@ -209,11 +213,14 @@ void splits(const GemmProblem& problem, const DeviceInfo& device, std::vector<Ge
   }
 }
 
-Status run(const GemmParams& params, const GemmSplit& split, void* workspace, const ExecutionContext& context) {
+Status run(const GemmParams& given, const GemmSplit& split, void* workspace, const ExecutionContext& context) {
   std::string why;
   const Library* loaded = cublaslt::library(&why);
   if (loaded == nullptr) return not_supported("FdppFlatGemm: " + why);
   const Library& lt = *loaded;
+  const auto stream = static_cast<cudaStream_t>(context.stream);
+  GemmParams params;
+  FDPP_RETURN_IF_ERROR(normalise(given, &workspace, stream, &params));
 
   Call call = empty_call(lt);
   FDPP_RETURN_IF_ERROR(describe_call(lt, params, &call));
@@ -226,7 +233,7 @@ Status run(const GemmParams& params, const GemmSplit& split, void* workspace, co
   const void* c = params.residual != nullptr ? params.residual : params.y;
   FDPP_LT(lt.matmul(handle, call.operation.get(), &alpha, params.b, call.a.get(), params.a, call.b.get(), &beta, c,
                     call.y.get(), params.y, call.y.get(), &algorithm, workspace, kWorkspaceBytes,
-                    static_cast<cudaStream_t>(context.stream)));
+                    stream));
   return {};
 }
 

@@ -1,10 +1,13 @@
 // M = 1...4 on CUDA cores: warps stream rows of B with 16-byte loads and take dot products with A, which stays in L1.
 #include <algorithm>
 
+#include "kernels/common/ceil_div.h"
 #include "kernels/common/pipeline.cuh"
 #include "kernels/gemm/cuda/epilogue.cuh"
+#include "kernels/gemm/cuda/normalise.h"
 #include "kernels/gemm/cuda/stream.cuh"
 #include "kernels/gemm/cuda/supports.h"
+#include "kernels/gemm/cuda/weights.cuh"
 #include "kernels/gemm/variant.h"
 
 namespace fdpp {
@@ -37,6 +40,29 @@ __device__ __forceinline__ void unpack(const uint4& v, float (&out)[kVector]) {
   }
 }
 
+// The end of a block's rows: the lanes' sums are added up, those of warps that share rows through `sums`, and stored.
+template <typename T, int M, int Rows>
+__device__ __forceinline__ void store_rows(const float (&acc)[M][Rows], float (&sums)[kWarps][M * Rows],
+                                           const Epilogue<T>& out, int n, int splits) {
+#pragma unroll
+  for (int m = 0; m < M; ++m)
+#pragma unroll
+    for (int r = 0; r < Rows; ++r) {
+      const float sum = warp_sum(acc[m][r]);
+      if (threadIdx.x % kWarp == 0) sums[threadIdx.x / kWarp][m * Rows + r] = sum;
+    }
+  __syncthreads();
+
+  wait_for_predecessor();
+  const int rows = Rows * (kWarps / splits);
+  const int m = threadIdx.x / rows, in_block = threadIdx.x % rows;
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * rows + in_block;
+  if (m >= M || row >= n) return;
+  float sum = 0;
+  for (int s = 0; s < splits; ++s) sum += sums[in_block / Rows * splits + s][m * Rows + in_block % Rows];
+  out.store(m, row, sum);
+}
+
 // A [M, vectors], B [n, vectors] in units of 16 bytes.
 template <typename T, int M, int Rows>
 __global__ void __launch_bounds__(kWarps* kWarp, M <= 2 ? 3 : 2)
@@ -48,9 +74,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, M <= 2 ? 3 : 2)
 
   const int warp = threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
-  const int rows = Rows * (kWarps / splits);
-  const int64_t block_row = static_cast<int64_t>(blockIdx.x) * rows;
-  const int64_t first_row = block_row + warp / splits * Rows;
+  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * Rows * (kWarps / splits) + warp / splits * Rows;
   const uint64_t policy = evict_first_policy();
 
   const uint4* row[Rows];
@@ -92,22 +116,93 @@ __global__ void __launch_bounds__(kWarps* kWarp, M <= 2 ? 3 : 2)
     }
   }
 
-#pragma unroll
-  for (int m = 0; m < M; ++m)
+  store_rows<T, M, Rows>(acc, sums, out, n, splits);
+}
+
+// int4 weights: A [1, 4 * vectors] float16, B [n, row_vectors], of which `vectors` count; each vector has 32 numbers of a
+// block. A pair of numbers becomes (q - zero point) / 16 in one operation, exactly, and meets its pair of A in float16, in
+// sums of eight, which a sixteenth keeps from overflowing for A up to 16000; from there on all is float32.
+template <int Rows>
+__global__ void __launch_bounds__(kWarps* kWarp, 2)
+    gemv_int4_kernel(const uint4* a, const uint4* __restrict__ b, const __half* __restrict__ scales,
+                     const unsigned char* __restrict__ zero_points, Epilogue<__half> out, int n, int vectors,
+                     int row_vectors, int blocks, int block_log, int splits) {
+  struct Step {
+    uint4 weights[Rows];
+    __half scale[Rows];
+    int zero[Rows];
+  };
+  __shared__ float sums[kWarps][Rows];
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * Rows * (kWarps / splits) + warp / splits * Rows;
+  const uint64_t policy = evict_first_policy();
+  const int stride = splits * kWarp, begin = warp % splits * kWarp + lane;
+  float acc[1][Rows] = {};
+
+  const auto load = [&](Step& step, int v) {
+    const bool there = v < vectors;
+    const int block = (v * 32) >> block_log;
 #pragma unroll
     for (int r = 0; r < Rows; ++r) {
-      const float sum = warp_sum(acc[m][r]);
-      if (lane == 0) sums[warp][m * Rows + r] = sum;
+      const int64_t row = min(first_row + r, static_cast<int64_t>(n) - 1);  // sums of rows past the end are dropped
+      step.weights[r] = load_streamed_16(b + row * row_vectors + v, there, policy);
+      step.scale[r] = there ? scales[row * blocks + block] : __half(0.0f);
+      step.zero[r] = 8;
+      if (zero_points != nullptr && there)
+        step.zero[r] = zero_points[row * ((blocks + 1) / 2) + block / 2] >> block % 2 * 4 & 15;
     }
-  __syncthreads();
+  };
+  const auto multiply = [&](const Step& step, int v) {
+    uint32_t x[16];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const uint4 four = a[4 * v + i];
+      x[4 * i] = four.x, x[4 * i + 1] = four.y, x[4 * i + 2] = four.z, x[4 * i + 3] = four.w;
+    }
+#pragma unroll
+    for (int r = 0; r < Rows; ++r) {
+      const uint32_t words[4] = {step.weights[r].x, step.weights[r].y, step.weights[r].z, step.weights[r].w};
+      const uint32_t low_zero = 0xd400d400 + step.zero[r] * 0x00010001;   // -(64 + zero / 16)
+      const uint32_t high_zero = 0xc400c400 + step.zero[r] * 0x00100010;  // -(4 + zero / 16)
+      float total = 0;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        __half2 eight;
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {  // pairs
+          const uint32_t word = words[2 * half + i / 4] >> (i % 4 / 2 * 8);
+          uint32_t pair;
+          if (i % 2 == 0)
+            asm("fma.rn.f16x2 %0, %1, %2, %3;"
+                : "=r"(pair)
+                : "r"(masked_into<0x000f000f>(word, register_of<0x64006400>())), "r"(0x2c002c00), "r"(low_zero));
+          else
+            asm("fma.rn.f16x2 %0, %1, %2, %3;"
+                : "=r"(pair)
+                : "r"(masked_into<0x00f000f0>(word, register_of<0x54005400>())), "r"(0x2c002c00), "r"(high_zero));
+          const __half2 w = *reinterpret_cast<const __half2*>(&pair);
+          const __half2 other = *reinterpret_cast<const __half2*>(&x[8 * half + i]);
+          eight = i == 0 ? __hmul2(w, other) : __hfma2(w, other, eight);
+        }
+        const float2 two = __half22float2(eight);
+        total += two.x + two.y;
+      }
+      acc[0][r] = fmaf(16 * __half2float(step.scale[r]), total, acc[0][r]);
+    }
+  };
 
-  wait_for_predecessor();
-  const int m = threadIdx.x / rows;
-  const int in_block = threadIdx.x % rows;
-  if (m >= M || block_row + in_block >= n) return;
-  float sum = 0;
-  for (int s = 0; s < splits; ++s) sum += sums[in_block / Rows * splits + s][m * Rows + in_block % Rows];
-  out.store(m, block_row + in_block, sum);
+  release_successor();
+  Step step;
+  load(step, begin);
+#pragma unroll 2
+  for (int v = begin; v < vectors; v += stride) {
+    Step next;  // on its way while this one is multiplied
+    load(next, v + stride);
+    if (v == begin) wait_for_predecessor();  // nobody writes weights, but A may still be on its way
+    multiply(step, v);
+    step = next;
+  }
+  store_rows<__half, 1, Rows>(acc, sums, out, n, splits);
 }
 
 // Rows that do not start at 16 bytes: one warp a row, element by element.
@@ -135,33 +230,50 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   }
 }
 
-template <typename T, int M>
-Status launch(const GemmParams& p, int splits, cudaStream_t stream) {
-  const int n = static_cast<int>(p.problem.n);
-  const int vectors = static_cast<int>(p.problem.k / kVector);
-  const int rows = rows_of_block(splits);
-  const int blocks = (n + rows - 1) / rows;
-  const auto* a = static_cast<const uint4*>(p.a);
-  const auto* b = static_cast<const uint4*>(p.b);
-  const Epilogue<T> out(p);
+// A block for every rows_of_block(splits) rows.
+Status configure(const GemmParams& p, int splits, cudaStream_t stream, cudaLaunchAttribute* overlap,
+                 cudaLaunchConfig_t* config) {
   DeviceInfo device;
   FDPP_RETURN_IF_ERROR(current_gpu_device(&device));
-  cudaLaunchAttribute overlap{};  // there from compute capability 9.0 on
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
+  overlap->id = cudaLaunchAttributeProgrammaticStreamSerialization;  // there from compute capability 9.0 on
+  overlap->val.programmaticStreamSerializationAllowed = 1;
+  config->gridDim = dim3(static_cast<unsigned>(ceil_div(p.problem.n, rows_of_block(splits))));
+  config->blockDim = dim3(kWarps * kWarp);
+  config->stream = stream;
+  config->attrs = overlap;
+  config->numAttrs = device.compute_capability >= 90 ? 1 : 0;
+  return {};
+}
+
+template <typename T, int M>
+Status launch(const GemmParams& p, int splits, cudaStream_t stream) {
+  cudaLaunchAttribute overlap{};
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(blocks);
-  config.blockDim = dim3(kWarps * kWarp);
-  config.stream = stream;
-  config.attrs = &overlap;
-  config.numAttrs = device.compute_capability >= 90 ? 1 : 0;
+  FDPP_RETURN_IF_ERROR(configure(p, splits, stream, &overlap, &config));
   const auto kernel = rows_of_warp(splits) == 2 ? gemv_kernel<T, M, 2> : gemv_kernel<T, M, 4>;
-  return check_gpu(cudaLaunchKernelEx(&config, kernel, a, b, out, n, vectors, splits), "cuda_gemv");
+  return check_gpu(cudaLaunchKernelEx(&config, kernel, static_cast<const uint4*>(p.a), static_cast<const uint4*>(p.b),
+                                      Epilogue<T>(p), static_cast<int>(p.problem.n),
+                                      static_cast<int>(p.problem.k / kVector), splits),
+                   "cuda_gemv");
+}
+
+Status launch_int4(const GemmParams& p, int splits, cudaStream_t stream) {
+  cudaLaunchAttribute overlap{};
+  cudaLaunchConfig_t config{};
+  FDPP_RETURN_IF_ERROR(configure(p, splits, stream, &overlap, &config));
+  const int blocks = static_cast<int>(p.problem.blocks()), size = static_cast<int>(p.problem.block_size);
+  const auto kernel = rows_of_warp(splits) == 2 ? gemv_int4_kernel<2> : gemv_int4_kernel<4>;
+  return check_gpu(
+      cudaLaunchKernelEx(&config, kernel, static_cast<const uint4*>(p.a), static_cast<const uint4*>(p.b),
+                         static_cast<const __half*>(p.scales), static_cast<const unsigned char*>(p.zero_points),
+                         Epilogue<__half>(p), static_cast<int>(p.problem.n), static_cast<int>(p.problem.k / 32),
+                         blocks * size / 32, blocks, size == 32 ? 5 : size == 64 ? 6 : 7, splits),
+      "cuda_gemv (int4)");
 }
 
 template <typename T>
 Status run_typed(const GemmParams& p, int splits, cudaStream_t stream) {
-  if (!rows_aligned_16(p.a, p.problem.k) || !rows_aligned_16(p.b, p.problem.k)) {
+  if (!rows_aligned_16(p.a, p.problem.k * 2) || !rows_aligned_16(p.b, p.problem.k * 2)) {
     const int n = static_cast<int>(p.problem.n);
     gemv_unaligned_kernel<T><<<(n + kWarps - 1) / kWarps, kWarps * kWarp, 0, stream>>>(
         static_cast<const T*>(p.a), static_cast<const T*>(p.b), Epilogue<T>(p), static_cast<int>(p.problem.m), n,
@@ -176,24 +288,52 @@ Status run_typed(const GemmParams& p, int splits, cudaStream_t stream) {
   }
 }
 
+bool supports_int4(const GemmProblem& problem, std::string* why) {
+  if (problem.dtype != DType::f16) {
+    *why = std::string("A is ") + dtype_name(problem.dtype) + ", expected float16 with int4 weights";
+  } else if (problem.m > 1) {
+    *why = "M is above 1 with int4 weights";
+  } else if (problem.block_size < 32 || problem.k % 32 != 0) {
+    *why = "int4 weights in blocks of 16, or K that is not a multiple of 32";
+  } else {
+    return true;
+  }
+  return false;
+}
+
 bool supports(const GemmProblem& problem, const DeviceInfo& device, std::string* why) {
   if (problem.m > kMaxM) {
     *why = "M is above " + std::to_string(kMaxM);
     return false;
   }
-  return supports_half_gemm(problem, device, why);
+  if (problem.activation == Activation::silu_mul) return has_no_activation(problem, why);
+  if (!supports_half_gemm(problem, device, why)) return false;
+  return problem.weight_format == WeightFormat::int4 ? supports_int4(problem, why) : has_weights_of_a(problem, why);
 }
 
+// How much of what warps side by side in K could load at a time there is nothing for, as a factor of 1 or more.
+double idle(int64_t vectors, int pieces) {
+  const int64_t loads = int64_t{pieces} * kWarp * (pieces == kWarps ? 4 : 2);
+  return static_cast<double>(ceil_div(vectors, loads) * loads) / static_cast<double>(vectors);
+}
+
+// What an H200 liked: many warps side by side where rows are long or few.
 GemmSplit split(const GemmProblem& problem, const DeviceInfo& device) {
+  const int64_t n = problem.n, vectors = problem.k / kVector;
+  const bool few_rows = n < 30 * int64_t{device.multiprocessors};
   GemmSplit s;
-  if (problem.k % kVector != 0) return s;
-  // Three blocks fit a multiprocessor: the narrowest split that fills them all.
-  for (int splits : {1, 2, 4}) {
-    const int rows = rows_of_block(splits);
-    s.pieces = splits;
-    if ((problem.n + rows - 1) / rows >= 3 * device.multiprocessors) return s;
+  if (problem.weight_format == WeightFormat::int4) {
+    s.pieces = n < 11 * int64_t{device.multiprocessors} ? 4 : n < 45 * int64_t{device.multiprocessors} ? 2 : 1;
+    return s;
   }
-  s.pieces = kWarps;
+  if (problem.k % kVector != 0) return s;
+  if (vectors >= 1664 || (n < 11 * int64_t{device.multiprocessors} && vectors >= 512)) {
+    s.pieces = 8;
+  } else if (vectors >= (few_rows ? 192 : 384) && idle(vectors, 4) < 1.15) {
+    s.pieces = 4;
+  } else if (vectors >= (few_rows ? 96 : 192)) {
+    s.pieces = 2;
+  }
   return s;
 }
 
@@ -209,10 +349,18 @@ void splits(const GemmProblem& problem, const DeviceInfo&, std::vector<GemmSplit
   for (int pieces = 1; pieces <= kWarps; pieces *= 2) out->push_back({pieces});
 }
 
-size_t workspace_bytes(const GemmProblem&, const GemmSplit&) { return 0; }
+size_t workspace_bytes(const GemmProblem& problem, const GemmSplit&) { return normalise_bytes(problem); }
 
-Status run(const GemmParams& params, const GemmSplit& split, void*, const ExecutionContext& context) {
+Status run(const GemmParams& given, const GemmSplit& split, void* workspace, const ExecutionContext& context) {
   const auto stream = static_cast<cudaStream_t>(context.stream);
+  GemmParams params;
+  FDPP_RETURN_IF_ERROR(normalise(given, &workspace, stream, &params));
+  if (params.problem.weight_format == WeightFormat::int4) {
+    for (auto [name, data] : {std::pair{"A", params.a}, std::pair{"B", params.b}})
+      if (reinterpret_cast<uintptr_t>(data) % 16 != 0)
+        return invalid_argument(std::string("FdppFlatGemm: ") + name + " does not start at a multiple of 16 bytes");
+    return launch_int4(params, sharing_warps(split), stream);
+  }
   return params.problem.dtype == DType::f16 ? run_typed<__half>(params, sharing_warps(split), stream)
                                             : run_typed<__nv_bfloat16>(params, sharing_warps(split), stream);
 }
@@ -223,7 +371,7 @@ extern const GemmVariant kCudaGemv;
 const GemmVariant kCudaGemv = {"cuda_gemv",
                                Backend::cuda,
                                GemmKind::gemv,
-                               "M up to 4 on CUDA cores, float16 and bfloat16, weights streamed past the caches",
+                               "M up to 4 (int4 weights: 1) on CUDA cores, weights streamed past the caches",
                                supports,
                                split,
                                workspace_bytes,

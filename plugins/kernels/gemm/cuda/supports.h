@@ -1,4 +1,4 @@
-// What every CUDA GEMM variant asks of a problem and a device.
+// What CUDA GEMM variants ask of a problem and a device.
 #pragma once
 
 #include <cstdint>
@@ -14,14 +14,11 @@ inline bool supports_half_gemm(const GemmProblem& problem, const DeviceInfo& dev
     *why = std::string("A is ") + dtype_name(problem.dtype) + ", expected float16 or bfloat16";
     return false;
   }
-  if (weight_dtype(problem.weight_format) != problem.dtype) {
+  if (problem.weight_format == WeightFormat::f32 ||
+      (problem.blocks() == 0 && dtype_size(weight_dtype(problem.weight_format)) == 2 &&
+       weight_dtype(problem.weight_format) != problem.dtype)) {
     *why = std::string("weights are ") + weight_format_name(problem.weight_format) + ", expected A's type " +
-           dtype_name(problem.dtype);
-    return false;
-  }
-  if (problem.activation != Activation::none || problem.has_norm) {
-    *why = problem.has_norm ? "it does not normalise A"
-                            : std::string("it does not apply ") + activation_name(problem.activation);
+           dtype_name(problem.dtype) + ", int8, fp8 or int4";
     return false;
   }
   if (device.compute_capability < 80) {
@@ -30,12 +27,25 @@ inline bool supports_half_gemm(const GemmProblem& problem, const DeviceInfo& dev
     return false;
   }
   // Kernels count columns in 32 bits, with room for a tile past the end.
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - 1024;
-  if (problem.n > kMost || problem.k > kMost) {
-    *why = "N or K is above " + std::to_string(kMost);
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - 2048;
+  if (problem.weight_rows() > kMost || problem.k > kMost) {
+    *why = "K or the rows of B are above " + std::to_string(kMost);
     return false;
   }
   return true;
+}
+
+inline bool has_weights_of_a(const GemmProblem& problem, std::string* why) {
+  if (weight_dtype(problem.weight_format) == problem.dtype) return true;
+  *why = std::string("weights are ") + weight_format_name(problem.weight_format) + ", expected A's type " +
+         dtype_name(problem.dtype);
+  return false;
+}
+
+inline bool has_no_activation(const GemmProblem& problem, std::string* why) {
+  if (problem.activation == Activation::none) return true;
+  *why = std::string("it does not apply ") + activation_name(problem.activation);
+  return false;
 }
 
 }  // namespace fdpp

@@ -1,0 +1,123 @@
+// The variant cuda_flat_mma.
+#include "kernels/gemm/cuda/flat_mma.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "kernels/common/ceil_div.h"
+#include "kernels/gemm/cuda/normalise.h"
+#include "kernels/gemm/cuda/supports.h"
+#include "kernels/gemm/variant.h"
+
+namespace fdpp {
+
+extern const FlatLaunch kFlatHalfSame, kFlatHalfInt8, kFlatHalfFp8, kFlatHalfInt4;
+extern const FlatLaunch kFlatBf16Same, kFlatBf16Int8, kFlatBf16Fp8, kFlatBf16Int4;
+
+namespace {
+
+bool supports(const GemmProblem& problem, const DeviceInfo& device, std::string* why) {
+  return supports_half_gemm(problem, device, why);
+}
+
+bool is_quantised(const GemmProblem& p) { return weight_dtype(p.weight_format) != p.dtype; }
+
+std::vector<GemmSplit> offered(const GemmProblem& p, const DeviceInfo& d) {
+  std::vector<GemmSplit> all;
+  for (int rows : {16, 32, 64, 128}) {
+    if (rows == 16 && (is_quantised(p) || p.m > 16)) continue;
+    for (int pieces : {1, 2, 4}) {
+      if (pieces > 1 && d.compute_capability < 90) continue;
+      for (int algorithm : {1, 0}) all.push_back({pieces, rows, 0, algorithm});
+    }
+  }
+  return all;
+}
+
+// How far a split is from the best, fitted to what an H200 liked: blocks that end at different times, multiprocessors
+// with less than two blocks, and shapes of tiles that it likes less, by M.
+double badness(const GemmProblem& p, const DeviceInfo& d, const GemmSplit& s) {
+  const int64_t rows = p.weight_rows(), tiles = ceil_div(rows, s.rows) * ceil_div(std::max<int64_t>(p.m, 1), 32);
+  const int64_t clusters = std::min<int64_t>(tiles, int64_t{flat_clusters(d, s.pieces)} * (s.algorithm + 1));
+  const int64_t stacked = clusters * s.pieces > d.multiprocessors ? 2 : 1;
+  const double most = static_cast<double>(ceil_div(tiles, clusters) * s.rows * stacked) / s.pieces;
+  const double uneven = most * d.multiprocessors / static_cast<double>(rows) - 1;
+  const double empty = std::max(0.0, 1 - static_cast<double>(clusters * s.pieces) / (2.0 * d.multiprocessors));
+  const double wide = rows >= 15000 ? -0.05 : 0.14;
+  const double by_rows[3][4] = {{0.11, 0, wide, 1.4}, {3, 0, 2, 4}, {9, 1.5, 0, 2}};
+  const int many = p.m <= 8 ? 0 : p.m <= 16 ? 1 : 2, size = s.rows == 16 ? 0 : s.rows == 32 ? 1 : s.rows == 64 ? 2 : 3;
+  return 2 * uneven + 2.4 * empty + by_rows[many][size] + (s.pieces == 1 ? 0 : s.pieces == 2 ? 0.16 : 1.06) -
+         (s.algorithm == 0 ? 0.83 : 0);
+}
+
+// What an H200 liked of int8, fp8 and int4: tiles of 64 rows, unless there are few and they are long.
+GemmSplit quantised_split(const GemmProblem& p, const DeviceInfo& d) {
+  const int64_t tiles = ceil_div(p.weight_rows(), 64);
+  GemmSplit s;
+  s.rows = 64;
+  s.algorithm = p.m <= 8 ? 1 : 0;
+  if (tiles < d.multiprocessors && p.k > 8192) {
+    s.rows = 32;
+    s.algorithm = 0;
+  } else if (tiles < d.multiprocessors || tiles > 2 * d.multiprocessors || s.algorithm == 0) {
+    s.pieces = 2;
+  }
+  return s;
+}
+
+GemmSplit split(const GemmProblem& p, const DeviceInfo& d) {
+  GemmSplit best;
+  if (is_quantised(p)) {
+    best = quantised_split(p, d);
+  } else if (ceil_div(p.weight_rows(), 16) < d.multiprocessors / 2) {
+    best = {4, 32, 0, 0};
+  } else {
+    const std::vector<GemmSplit> all = offered(p, d);
+    best = *std::min_element(all.begin(), all.end(), [&](const GemmSplit& a, const GemmSplit& b) {
+      return badness(p, d, a) < badness(p, d, b);
+    });
+  }
+  if (d.compute_capability < 90) best.pieces = 1;
+  return best;
+}
+
+void splits(const GemmProblem& p, const DeviceInfo& d, std::vector<GemmSplit>* out) {
+  *out = offered(p, d);
+  out->push_back({2, 64, 12, 0});
+}
+
+size_t workspace_bytes(const GemmProblem& problem, const GemmSplit&) { return normalise_bytes(problem); }
+
+FlatLaunch launch_of(const GemmProblem& p) {
+  const bool half = p.dtype == DType::f16;
+  switch (p.weight_format) {
+    case WeightFormat::int8: return half ? kFlatHalfInt8 : kFlatBf16Int8;
+    case WeightFormat::fp8: return half ? kFlatHalfFp8 : kFlatBf16Fp8;
+    case WeightFormat::int4: return half ? kFlatHalfInt4 : kFlatBf16Int4;
+    default: return half ? kFlatHalfSame : kFlatBf16Same;
+  }
+}
+
+Status run(const GemmParams& given, const GemmSplit& split, void* workspace, const ExecutionContext& context) {
+  const auto stream = static_cast<cudaStream_t>(context.stream);
+  DeviceInfo device;
+  FDPP_RETURN_IF_ERROR(current_gpu_device(&device));
+  GemmParams params;
+  FDPP_RETURN_IF_ERROR(normalise(given, &workspace, stream, &params));
+  return launch_of(params.problem)(params, split, device, stream);
+}
+
+}  // namespace
+
+extern const GemmVariant kCudaFlatMma;
+const GemmVariant kCudaFlatMma = {"cuda_flat_mma",
+                                  Backend::cuda,
+                                  GemmKind::flat,
+                                  "any M and format of weights on tensor cores, tokens padded to 8, ring of stages, K split in clusters",
+                                  supports,
+                                  split,
+                                  workspace_bytes,
+                                  run,
+                                  splits};
+
+}  // namespace fdpp
