@@ -7,7 +7,7 @@
 #include <cstdint>
 
 #include "kernels/attention/cuda/args.cuh"
-#include "kernels/attention/cuda/eight_bit.cuh"
+#include "kernels/common/eight_bit.cuh"
 #include "kernels/attention/cuda/row_softmax.cuh"
 
 namespace fdpp {

@@ -15,7 +15,6 @@
 #include "kernels/common/pipeline.cuh"
 #include "kernels/common/wgmma.cuh"
 #include "kernels/gemm/cuda/epilogue.cuh"
-#include "kernels/gemm/cuda/stream.cuh"
 #include "kernels/gemm/cuda/weights.cuh"
 
 namespace fdpp {
@@ -193,6 +192,7 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(co
                            : to + weight_place(fill_row, fill_vector) + pass * kRowsAtOnce * Shape::kRowBytes;
       };
       const auto pass_offset = [&](int pass) { return pass * pass_bytes + (pass >= kPasses / 2 ? partner_bytes : 0); };
+      // Without an L2 policy: ptxas 13.0 encodes cp.async with one and a size that may be 0 as an illegal instruction here.
       if (kAligned && rows_left == outputs && byte + Shape::kRowBytes <= args.row_bytes) {
 #pragma unroll
         for (int pass = 0; pass < kPasses; ++pass) cp_async_16(place(pass), from + pass_offset(pass));

@@ -6,7 +6,7 @@
 #pragma once
 
 #include "fdpp/gemm.h"
-#include "kernels/attention/cuda/eight_bit.cuh"
+#include "kernels/common/eight_bit.cuh"
 #include "kernels/common/mma.cuh"
 
 namespace fdpp {

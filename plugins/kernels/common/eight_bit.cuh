@@ -1,4 +1,4 @@
-// Elements of 8-bit caches as pairs of float16 or bfloat16, which hold all their values exactly.
+// 8-bit elements as pairs of float16 or bfloat16, which hold all their values exactly.
 #pragma once
 
 #include <cstdint>
