@@ -7,8 +7,8 @@
 #include <cstdint>
 
 #include "kernels/attention/cuda/args.cuh"
-#include "kernels/common/eight_bit.cuh"
 #include "kernels/attention/cuda/row_softmax.cuh"
+#include "kernels/common/eight_bit.cuh"
 
 namespace fdpp {
 
