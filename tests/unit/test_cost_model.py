@@ -78,8 +78,8 @@ def test_gpus(n: int, k: int, device: dict) -> None:
 @pytest.mark.parametrize(
     ("n", "k", "m", "kind"),
     [
-        (4096, 4096, 1, "gemv"),
         (4096, 4096, 8, "flat"),
+        (128256, 4096, 1, "gemv"),
         (896, 896, 4, "gemv"),
         (22016, 4096, 1, "gemv"),
         (12288, 4096, 4, "flat"),

@@ -451,7 +451,7 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(co
           acc[r][i][e] = 0;
         }
   };
-  // The parts, in order, into the first of the buffers or, in a cluster, into what others read.
+  // The parts, side by side or, where they are large, one after the other on top of the first.
   const auto gather = [&] {
     sync();  // nobody reads what the last tile left there
     if constexpr (Shape::kSumsBuffers > 1) {

@@ -22,32 +22,40 @@ bool supports(const GemmProblem& problem, const DeviceInfo& device, std::string*
 
 bool is_quantised(const GemmProblem& p) { return weight_dtype(p.weight_format) != p.dtype; }
 
-std::vector<GemmSplit> offered(const GemmProblem& p, const DeviceInfo& d) {
-  std::vector<GemmSplit> all;
-  for (int rows : {16, 32, 64, 128}) {
-    if (rows == 16 && (is_quantised(p) || p.m > 16)) continue;
-    for (int pieces : {1, 2, 4}) {
-      if (pieces > 1 && d.compute_capability < 90) continue;
-      for (int algorithm : {1, 0}) all.push_back({pieces, rows, 0, algorithm});
-    }
-  }
-  return all;
-}
+// A split that an H200 liked, and how much less than others of equal balance.
+struct Liked {
+  GemmSplit split;
+  double less;
+};
+constexpr Liked kFew[] = {{{1, 16, 0, 1}, 0.11}, {{1, 32, 0, 1}, 0},      {{1, 64, 0, 1}, 0.14},
+                          {{2, 16, 0, 1}, 0.27}, {{2, 16, 0, 0}, -0.56}, {{2, 32, 0, 1}, 0.16}};
+constexpr Liked kSome[] = {{{1, 32, 0, 1}, 0}, {{2, 32, 0, 1}, 0.16}, {{2, 32, 0, 0}, -0.67}};
+constexpr Liked kMany[] = {{{2, 64, 0, 0}, -1.4}, {{1, 64, 0, 1}, 0}, {{2, 64, 0, 1}, 0.16}};
+constexpr int64_t kLongWeights = 15000;  // rows from which on tiles of 64 are as good as others
 
-// How far a split is from the best, fitted to what an H200 liked: blocks that end at different times, multiprocessors
-// with less than two blocks, and shapes of tiles that it likes less, by M.
-double badness(const GemmProblem& p, const DeviceInfo& d, const GemmSplit& s) {
+// How far a split is from the best: blocks that end at different times, multiprocessors with less than two blocks, and
+// what it is liked less.
+double badness(const GemmProblem& p, const DeviceInfo& d, const Liked& liked) {
+  const GemmSplit& s = liked.split;
   const int64_t rows = p.weight_rows(), tiles = ceil_div(rows, s.rows) * ceil_div(std::max<int64_t>(p.m, 1), 32);
   const int64_t clusters = std::min<int64_t>(tiles, int64_t{flat_clusters(d, s.pieces)} * (s.algorithm + 1));
   const int64_t stacked = clusters * s.pieces > d.multiprocessors ? 2 : 1;
   const double most = static_cast<double>(ceil_div(tiles, clusters) * s.rows * stacked) / s.pieces;
   const double uneven = most * d.multiprocessors / static_cast<double>(rows) - 1;
   const double empty = std::max(0.0, 1 - static_cast<double>(clusters * s.pieces) / (2.0 * d.multiprocessors));
-  const double wide = rows >= 15000 ? -0.05 : 0.14;
-  const double by_rows[3][4] = {{0.11, 0, wide, 1.4}, {3, 0, 2, 4}, {9, 1.5, 0, 2}};
-  const int many = p.m <= 8 ? 0 : p.m <= 16 ? 1 : 2, size = s.rows == 16 ? 0 : s.rows == 32 ? 1 : s.rows == 64 ? 2 : 3;
-  return 2 * uneven + 2.4 * empty + by_rows[many][size] + (s.pieces == 1 ? 0 : s.pieces == 2 ? 0.16 : 1.06) -
-         (s.algorithm == 0 ? 0.83 : 0);
+  const bool forgiven = p.m <= 8 && s.rows == 64 && rows >= kLongWeights;
+  return 2 * uneven + 2.4 * empty + (forgiven ? -0.05 : liked.less);
+}
+
+template <size_t count>
+GemmSplit best_liked(const GemmProblem& p, const DeviceInfo& d, const Liked (&all)[count]) {
+  const Liked* best = nullptr;
+  double least = 0;
+  for (const Liked& liked : all) {
+    const double bad = badness(p, d, liked);
+    if (best == nullptr || bad < least) best = &liked, least = bad;
+  }
+  return best->split;
 }
 
 // What an H200 liked of int8, fp8 and int4: tiles of 64 rows, unless there are few and they are long.
@@ -72,17 +80,20 @@ GemmSplit split(const GemmProblem& p, const DeviceInfo& d) {
   } else if (ceil_div(p.weight_rows(), 16) < d.multiprocessors / 2) {
     best = {4, 32, 0, 0};
   } else {
-    const std::vector<GemmSplit> all = offered(p, d);
-    best = *std::min_element(all.begin(), all.end(), [&](const GemmSplit& a, const GemmSplit& b) {
-      return badness(p, d, a) < badness(p, d, b);
-    });
+    best = p.m <= 8 ? best_liked(p, d, kFew) : p.m <= 16 ? best_liked(p, d, kSome) : best_liked(p, d, kMany);
   }
   if (d.compute_capability < 90) best.pieces = 1;
   return best;
 }
 
 void splits(const GemmProblem& p, const DeviceInfo& d, std::vector<GemmSplit>* out) {
-  *out = offered(p, d);
+  for (int rows : {16, 32, 64, 128}) {
+    if (rows == 16 && (is_quantised(p) || p.m > 16)) continue;
+    for (int pieces : {1, 2, 4}) {
+      if (pieces > 1 && d.compute_capability < 90) continue;
+      for (int algorithm : {1, 0}) out->push_back({pieces, rows, 0, algorithm});
+    }
+  }
   out->push_back({2, 64, 12, 0});
 }
 
