@@ -38,8 +38,9 @@ double gpu_cost(GemmKind kind, const GemmProblem& p, const DeviceInfo& d) {
       return passes * pass;
     }
     case GemmKind::large:
-      // Bound by memory for as long as the others are in question.
-      return 5.0e-6 + 1.07 * read;
+      // Bound by memory for as long as the others are in question. Quantised weights are written and read once more.
+      return 5.0e-6 + 1.07 * read +
+             (weight_dtype(p.weight_format) == p.dtype ? 0 : 3.0e-6 + 2 * n * k * dtype_size(p.dtype) / bandwidth);
   }
   return 0;
 }

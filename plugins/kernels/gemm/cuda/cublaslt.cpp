@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels/gemm/cuda/cublaslt_library.h"
+#include "kernels/gemm/cuda/dequantise.h"
 #include "kernels/gemm/cuda/normalise.h"
 #include "kernels/gemm/cuda/supports.h"
 #include "kernels/gemm/variant.h"
@@ -18,6 +19,7 @@ namespace {
 using cublaslt::Library;
 
 constexpr size_t kWorkspaceBytes = size_t{32} << 20;  // what the library's fastest Hopper kernels may ask for
+constexpr size_t kMostDequantised = size_t{1} << 30;
 constexpr size_t kMaxAlgorithms = 4096;               // remembered ones; prompts come in many lengths
 constexpr int kMostAlgorithms = 16;                   // asked for at once, as many as a split can name
 
@@ -155,8 +157,11 @@ Status prepare(const Library& lt, const GemmParams& params, const Call& call, in
 }
 
 bool supports(const GemmProblem& problem, const DeviceInfo& device, std::string* why) {
-  if (!supports_half_gemm(problem, device, why) || !has_weights_of_a(problem, why) || !has_no_activation(problem, why))
+  if (!supports_half_gemm(problem, device, why) || !has_no_activation(problem, why)) return false;
+  if (dequantise_bytes(problem) > kMostDequantised) {
+    *why = "its weights take more than " + std::to_string(kMostDequantised >> 20) + " MiB when they are not quantised";
     return false;
+  }
   if (problem.n % 8 != 0 || problem.k % 8 != 0) {
     // cuBLASLt's kernels for such rows round the product before they add bias and residual.
     *why = "takes N and K that are multiples of 8";
@@ -169,7 +174,7 @@ bool supports(const GemmProblem& problem, const DeviceInfo& device, std::string*
 GemmSplit split(const GemmProblem&, const DeviceInfo&) { return {}; }
 
 size_t workspace_bytes(const GemmProblem& problem, const GemmSplit&) {
-  return normalise_bytes(problem) + kWorkspaceBytes;
+  return normalise_bytes(problem) + dequantise_bytes(problem) + kWorkspaceBytes;
 }
 
 Call empty_call(const Library& lt) {
@@ -219,8 +224,9 @@ Status run(const GemmParams& given, const GemmSplit& split, void* workspace, con
   if (loaded == nullptr) return not_supported("FdppFlatGemm: " + why);
   const Library& lt = *loaded;
   const auto stream = static_cast<cudaStream_t>(context.stream);
-  GemmParams params;
-  FDPP_RETURN_IF_ERROR(normalise(given, &workspace, stream, &params));
+  GemmParams normalised, params;
+  FDPP_RETURN_IF_ERROR(normalise(given, &workspace, stream, &normalised));
+  FDPP_RETURN_IF_ERROR(dequantise(normalised, &workspace, stream, &params));
 
   Call call = empty_call(lt);
   FDPP_RETURN_IF_ERROR(describe_call(lt, params, &call));
