@@ -3,6 +3,7 @@
 
 #include "kernels/common/ceil_div.h"
 #include "kernels/common/pipeline.cuh"
+#include "kernels/common/shared_memory_grant.h"
 #include "kernels/gemm/cuda/epilogue.cuh"
 #include "kernels/gemm/cuda/normalise.h"
 #include "kernels/gemm/cuda/stream.cuh"
@@ -16,12 +17,14 @@ namespace {
 constexpr int kWarp = 32;
 constexpr int kWarps = 8;
 constexpr int kMaxM = 4;
+constexpr int kMaxInt4K = 32768;  // A in shared memory
 constexpr int kVector = 8;  // elements in 16 bytes
 
 // Rows of B that a warp works on at once. A block takes kWarps / splits such groups, each by `splits` warps side by
 // side in K; the widest split serves small N, where thinner groups give every multiprocessor a block.
 constexpr int rows_of_warp(int splits) { return splits == kWarps ? 2 : 4; }
 constexpr int rows_of_block(int splits) { return rows_of_warp(splits) * (kWarps / splits); }
+constexpr int kInt4Rows = 2;  // of a warp at once
 
 __device__ __forceinline__ float warp_sum(float v) {
 #pragma unroll
@@ -121,29 +124,31 @@ __global__ void __launch_bounds__(kWarps* kWarp, M <= 2 ? 3 : 2)
 
 // int4 weights: A [1, 4 * vectors] float16, B [n, row_vectors], of which `vectors` count; each vector has 32 numbers of a
 // block. A pair of numbers becomes (q - zero point) / 16 in one operation, exactly, and meets its pair of A in float16, in
-// sums of eight, which a sixteenth keeps from overflowing for A up to 16000; from there on all is float32.
-template <int Rows>
-__global__ void __launch_bounds__(kWarps* kWarp, 2)
+// sums of eight, which a sixteenth keeps from overflowing for A up to 16000; from there on all is float32. A lies in shared
+// memory, the first 16 bytes of each vector's 64 before the second and so on, so that lanes side by side read side by side.
+__global__ void __launch_bounds__(kWarps* kWarp, 3)
     gemv_int4_kernel(const uint4* a, const uint4* __restrict__ b, const __half* __restrict__ scales,
                      const unsigned char* __restrict__ zero_points, Epilogue<__half> out, int n, int vectors,
                      int row_vectors, int blocks, int block_log, int splits) {
+  constexpr int kRows = kInt4Rows, kDepth = 4;  // vectors of a row that a lane has under way
   struct Step {
-    uint4 weights[Rows];
-    __half scale[Rows];
-    int zero[Rows];
+    uint4 weights[kRows];
+    __half scale[kRows];
+    int zero[kRows];
   };
-  __shared__ float sums[kWarps][Rows];
+  extern __shared__ uint4 shared_a[];
+  __shared__ float sums[kWarps][kRows];
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * Rows * (kWarps / splits) + warp / splits * Rows;
+  const int64_t first_row = (static_cast<int64_t>(blockIdx.x) * (kWarps / splits) + warp / splits) * kRows;
   const uint64_t policy = evict_first_policy();
   const int stride = splits * kWarp, begin = warp % splits * kWarp + lane;
-  float acc[1][Rows] = {};
+  float acc[1][kRows] = {};
 
   const auto load = [&](Step& step, int v) {
     const bool there = v < vectors;
     const int block = (v * 32) >> block_log;
 #pragma unroll
-    for (int r = 0; r < Rows; ++r) {
+    for (int r = 0; r < kRows; ++r) {
       const int64_t row = min(first_row + r, static_cast<int64_t>(n) - 1);  // sums of rows past the end are dropped
       step.weights[r] = load_streamed_16(b + row * row_vectors + v, there, policy);
       step.scale[r] = there ? scales[row * blocks + block] : __half(0.0f);
@@ -153,14 +158,15 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2)
     }
   };
   const auto multiply = [&](const Step& step, int v) {
+    if (v >= vectors) return;
     uint32_t x[16];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const uint4 four = a[4 * v + i];
+      const uint4 four = shared_a[i * vectors + v];
       x[4 * i] = four.x, x[4 * i + 1] = four.y, x[4 * i + 2] = four.z, x[4 * i + 3] = four.w;
     }
 #pragma unroll
-    for (int r = 0; r < Rows; ++r) {
+    for (int r = 0; r < kRows; ++r) {
       const uint32_t words[4] = {step.weights[r].x, step.weights[r].y, step.weights[r].z, step.weights[r].w};
       const uint32_t low_zero = 0xd400d400 + step.zero[r] * 0x00010001;   // -(64 + zero / 16)
       const uint32_t high_zero = 0xc400c400 + step.zero[r] * 0x00100010;  // -(4 + zero / 16)
@@ -191,18 +197,21 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2)
     }
   };
 
+  Step steps[kDepth];
+#pragma unroll
+  for (int i = 0; i < kDepth; ++i) load(steps[i], begin + i * stride);
   release_successor();
-  Step step;
-  load(step, begin);
-#pragma unroll 2
-  for (int v = begin; v < vectors; v += stride) {
-    Step next;  // on its way while this one is multiplied
-    load(next, v + stride);
-    if (v == begin) wait_for_predecessor();  // nobody writes weights, but A may still be on its way
-    multiply(step, v);
-    step = next;
+  wait_for_predecessor();  // nobody writes weights, but A may still be on its way
+  for (int i = threadIdx.x; i < 4 * vectors; i += kWarps * kWarp) shared_a[i % 4 * vectors + i / 4] = a[i];
+  __syncthreads();
+  for (int v = begin; v < vectors; v += kDepth * stride) {
+#pragma unroll
+    for (int i = 0; i < kDepth; ++i) {
+      multiply(steps[i], v + i * stride);
+      load(steps[i], v + (i + kDepth) * stride);
+    }
   }
-  store_rows<__half, 1, Rows>(acc, sums, out, n, splits);
+  store_rows<__half, 1, kRows>(acc, sums, out, n, splits);
 }
 
 // Rows that do not start at 16 bytes: one warp a row, element by element.
@@ -230,14 +239,14 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   }
 }
 
-// A block for every rows_of_block(splits) rows.
-Status configure(const GemmParams& p, int splits, cudaStream_t stream, cudaLaunchAttribute* overlap,
+// A block for every so many rows.
+Status configure(const GemmParams& p, int rows, cudaStream_t stream, cudaLaunchAttribute* overlap,
                  cudaLaunchConfig_t* config) {
   DeviceInfo device;
   FDPP_RETURN_IF_ERROR(current_gpu_device(&device));
   overlap->id = cudaLaunchAttributeProgrammaticStreamSerialization;  // there from compute capability 9.0 on
   overlap->val.programmaticStreamSerializationAllowed = 1;
-  config->gridDim = dim3(static_cast<unsigned>(ceil_div(p.problem.n, rows_of_block(splits))));
+  config->gridDim = dim3(static_cast<unsigned>(ceil_div(p.problem.n, rows)));
   config->blockDim = dim3(kWarps * kWarp);
   config->stream = stream;
   config->attrs = overlap;
@@ -249,7 +258,7 @@ template <typename T, int M>
 Status launch(const GemmParams& p, int splits, cudaStream_t stream) {
   cudaLaunchAttribute overlap{};
   cudaLaunchConfig_t config{};
-  FDPP_RETURN_IF_ERROR(configure(p, splits, stream, &overlap, &config));
+  FDPP_RETURN_IF_ERROR(configure(p, rows_of_block(splits), stream, &overlap, &config));
   const auto kernel = rows_of_warp(splits) == 2 ? gemv_kernel<T, M, 2> : gemv_kernel<T, M, 4>;
   return check_gpu(cudaLaunchKernelEx(&config, kernel, static_cast<const uint4*>(p.a), static_cast<const uint4*>(p.b),
                                       Epilogue<T>(p), static_cast<int>(p.problem.n),
@@ -260,11 +269,13 @@ Status launch(const GemmParams& p, int splits, cudaStream_t stream) {
 Status launch_int4(const GemmParams& p, int splits, cudaStream_t stream) {
   cudaLaunchAttribute overlap{};
   cudaLaunchConfig_t config{};
-  FDPP_RETURN_IF_ERROR(configure(p, splits, stream, &overlap, &config));
+  FDPP_RETURN_IF_ERROR(configure(p, kInt4Rows * (kWarps / splits), stream, &overlap, &config));
+  static SharedMemoryGrant grant;
+  FDPP_RETURN_IF_ERROR(grant.ensure(reinterpret_cast<const void*>(gemv_int4_kernel), 2 * kMaxInt4K));
+  config.dynamicSmemBytes = static_cast<size_t>(p.problem.k) * 2;
   const int blocks = static_cast<int>(p.problem.blocks()), size = static_cast<int>(p.problem.block_size);
-  const auto kernel = rows_of_warp(splits) == 2 ? gemv_int4_kernel<2> : gemv_int4_kernel<4>;
   return check_gpu(
-      cudaLaunchKernelEx(&config, kernel, static_cast<const uint4*>(p.a), static_cast<const uint4*>(p.b),
+      cudaLaunchKernelEx(&config, gemv_int4_kernel, static_cast<const uint4*>(p.a), static_cast<const uint4*>(p.b),
                          static_cast<const __half*>(p.scales), static_cast<const unsigned char*>(p.zero_points),
                          Epilogue<__half>(p), static_cast<int>(p.problem.n), static_cast<int>(p.problem.k / 32),
                          blocks * size / 32, blocks, size == 32 ? 5 : size == 64 ? 6 : 7, splits),
@@ -293,6 +304,8 @@ bool supports_int4(const GemmProblem& problem, std::string* why) {
     *why = std::string("A is ") + dtype_name(problem.dtype) + ", expected float16 with int4 weights";
   } else if (problem.m > 1) {
     *why = "M is above 1 with int4 weights";
+  } else if (problem.k > kMaxInt4K) {
+    *why = "K is above " + std::to_string(kMaxInt4K) + " with int4 weights";
   } else if (problem.block_size < 32 || problem.k % 32 != 0) {
     *why = "int4 weights in blocks of 16, or K that is not a multiple of 32";
   } else {
@@ -323,7 +336,11 @@ GemmSplit split(const GemmProblem& problem, const DeviceInfo& device) {
   const bool few_rows = n < 30 * int64_t{device.multiprocessors};
   GemmSplit s;
   if (problem.weight_format == WeightFormat::int4) {
-    s.pieces = n < 11 * int64_t{device.multiprocessors} ? 4 : n < 45 * int64_t{device.multiprocessors} ? 2 : 1;
+    // Some four vectors of 32 numbers a lane, and blocks for three on each multiprocessor.
+    const int64_t steps = ceil_div(problem.k, 32 * kWarp);
+    while (s.pieces < kWarps && steps > s.pieces &&
+           (steps > 6 * s.pieces || ceil_div(n * s.pieces, kInt4Rows * kWarps) < 3 * device.multiprocessors))
+      s.pieces *= 2;
     return s;
   }
   if (problem.k % kVector != 0) return s;
