@@ -26,6 +26,7 @@ extern const AttentionVariant kCudaDecodeAttention;
 extern const AttentionVariant kCudaPrefillHopperAttention;
 extern const AttentionVariant kCudaPrefillAttention;
 extern const GemmVariant kCudaGemv;
+extern const GemmVariant kCudaFlatHopper;
 extern const GemmVariant kCudaFlatMma;
 extern const GemmVariant kCublasLt;
 #endif
@@ -64,6 +65,7 @@ const std::vector<const GemmVariant*>& gemm_variants() {
       &kCpuRuntimeGemm,
 #if FDPP_CUDA
       &kCudaGemv,
+      &kCudaFlatHopper,
       &kCudaFlatMma,
       &kCublasLt,
 #endif

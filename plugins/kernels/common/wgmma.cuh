@@ -72,6 +72,9 @@ __device__ __forceinline__ void wgmma_columns(float (&sums)[N][4], const uint32_
   "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3]), "+f"(d[n + 1][0]), "+f"(d[n + 1][1]), \
       "+f"(d[n + 1][2]), "+f"(d[n + 1][3])
 #define FDPP_SUMS_8(d, n) FDPP_SUMS_2(d, n), FDPP_SUMS_2(d, n + 2), FDPP_SUMS_2(d, n + 4), FDPP_SUMS_2(d, n + 6)
+#define FDPP_SUMS_4(d, n) FDPP_SUMS_2(d, n), FDPP_SUMS_2(d, n + 2)
+#define FDPP_NAMES_8 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define FDPP_NAMES_16 FDPP_NAMES_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define FDPP_NAMES_32                                                                                        \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, " \
   "%23, %24, %25, %26, %27, %28, %29, %30, %31"
@@ -81,6 +84,27 @@ __device__ __forceinline__ void wgmma_columns(float (&sums)[N][4], const uint32_
   "%54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 
 #define FDPP_WGMMA_TYPE(T, NAME)                                                                                     \
+  template <>                                                                                                        \
+  __device__ __forceinline__ void wgmma_rows<T, 2>(float (&d)[2][4], uint64_t a, uint64_t b, int accumulate) {       \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %10, 0;\nwgmma.mma_async.sync.aligned.m64n16k16.f32." NAME "." NAME \
+                 " {" FDPP_NAMES_8 "}, %8, %9, p, 1, 1, 0, 0;\n}"                                                     \
+                 : FDPP_SUMS_2(d, 0)                                                                                \
+                 : "l"(a), "l"(b), "r"(accumulate));                                                                 \
+  }                                                                                                                  \
+  template <>                                                                                                        \
+  __device__ __forceinline__ void wgmma_rows<T, 4>(float (&d)[4][4], uint64_t a, uint64_t b, int accumulate) {       \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\nwgmma.mma_async.sync.aligned.m64n32k16.f32." NAME "." NAME \
+                 " {" FDPP_NAMES_16 "}, %16, %17, p, 1, 1, 0, 0;\n}"                                                     \
+                 : FDPP_SUMS_4(d, 0)                                                                                \
+                 : "l"(a), "l"(b), "r"(accumulate));                                                                 \
+  }                                                                                                                  \
+  template <>                                                                                                        \
+  __device__ __forceinline__ void wgmma_rows<T, 8>(float (&d)[8][4], uint64_t a, uint64_t b, int accumulate) {       \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32." NAME "." NAME \
+                 " {" FDPP_NAMES_32 "}, %32, %33, p, 1, 1, 0, 0;\n}"                                                     \
+                 : FDPP_SUMS_8(d, 0)                                                                                \
+                 : "l"(a), "l"(b), "r"(accumulate));                                                                 \
+  }                                                                                                                  \
   template <>                                                                                                        \
   __device__ __forceinline__ void wgmma_rows<T, 16>(float (&d)[16][4], uint64_t a, uint64_t b, int accumulate) {     \
     asm volatile(                                                                                                    \
@@ -110,7 +134,10 @@ FDPP_WGMMA_TYPE(__nv_bfloat16, "bf16")
 #undef FDPP_WGMMA_TYPE
 #undef FDPP_NAMES_64
 #undef FDPP_NAMES_32
+#undef FDPP_NAMES_16
+#undef FDPP_NAMES_8
 #undef FDPP_SUMS_8
+#undef FDPP_SUMS_4
 #undef FDPP_SUMS_2
 
 }  // namespace fdpp

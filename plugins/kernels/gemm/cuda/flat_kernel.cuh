@@ -51,13 +51,14 @@ struct FlatArgs {
 constexpr int log2_of(int x) { return x <= 1 ? 0 : 1 + log2_of(x / 2); }
 
 // Where things lie in a block's shared memory, and how its warps share a stage.
-template <typename W, int kTokenTiles, int kRows_>
+template <typename W, int kTokenTiles, int kRows_, bool kWgmma>
 struct FlatShape {
   static constexpr int kRows = kRows_;
   static constexpr int kRowsLog = log2_of(kRows);
   static constexpr int kTokens = 8 * kTokenTiles;
   // 16 rows of B; with two of them a warp reads tokens half as often.
-  static constexpr int kRowTiles = kRows >= 128 || (kRows >= 32 && (kTokenTiles > 1 || W::kBits < 16)) ? 2 : 1;
+  static constexpr int kRowTiles =
+      !kWgmma && (kRows >= 128 || (kRows >= 32 && (kTokenTiles > 1 || W::kBits < 16))) ? 2 : 1;
   static constexpr int kWarpsHigh = kRows / (16 * kRowTiles);
   static constexpr int kWarpsWide = kFlatWarps / kFlatGroups / kWarpsHigh;  // side by side in K
   static constexpr int kParts = kFlatGroups * kWarpsWide;                   // sums of a tile
@@ -82,7 +83,7 @@ struct FlatShape {
   __host__ __device__ int zeros_at() const { return scales_at() + kRows * scale_row_bytes(); }
   __host__ __device__ int stage_bytes() const {
     const int bytes = zeros_at() + kRows * zero_row_bytes();
-    return (bytes + 127) / 128 * 128;
+    return (bytes + 127) / 128 * 128;  // of 16-bit weights a multiple of 1024, which panels want
   }
   // Sums of the tile at hand, and of the one that another block finishes.
   __host__ __device__ int shared_bytes(int stages, bool cluster) const {
@@ -103,14 +104,16 @@ __device__ __forceinline__ void load_words(const void* from, uint32_t (&words)[k
   }
 }
 
-// kPlain: int4 without zero points, in blocks of 32 or more; all other formats.
-template <typename T, WeightFormat kFormat, int kTokenTiles, int kRows, bool kAligned, bool kPlain>
+// kPlain: int4 without zero points, in blocks of 32 or more; all other formats. kWgmma: each group is a warpgroup that
+// multiplies out of shared memory (sm_90a, 16-bit weights, 64 rows); rows then lie in panels of 128 bytes.
+template <typename T, WeightFormat kFormat, int kTokenTiles, int kRows, bool kAligned, bool kPlain, bool kWgmma>
 __global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(const FlatArgs<T> args) {
   using W = Weights<T, kFormat>;
-  using Shape = FlatShape<W, kTokenTiles, kRows>;
+  using Shape = FlatShape<W, kTokenTiles, kRows, kWgmma>;
+  static_assert(!kWgmma || (kAligned && W::kBits == 16 && kRows == 64), "a stage is two panels of 64 rows");
   constexpr int kTokens = Shape::kTokens, kRowTiles = Shape::kRowTiles;
   const Shape shape(args.block_log);
-  extern __shared__ __align__(128) char shared[];
+  extern __shared__ __align__(1024) char shared[];
   const int stages = args.stages, stage_bytes = shape.stage_bytes();
   float* const sums = reinterpret_cast<float*>(shared + stages * stage_bytes);
   float* const carry = sums + Shape::kSumsBuffers * Shape::kSumsFloats;
@@ -140,11 +143,18 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(co
   const int start_tile = first_tile + begin / args.slices;
   const Place start = {start_tile / args.token_blocks, start_tile % args.token_blocks, begin % args.slices};
   // Where vector v of a row lies: lanes that read together, units of some rows, hit all banks.
-  const auto weight_place = [](int row, int v) {
+  const auto panel_place = [](int rows, int row, int v) {
+    return (v / 8 * rows + row) * kPanelRowBytes + (v % 8 ^ row % 8) * 16;
+  };
+  const auto weight_place = [&](int row, int v) {
+    if constexpr (kWgmma) return panel_place(kRows, row, v);
     constexpr int kVectors = W::kUnitBytes / 16;
     return row * Shape::kRowBytes + (v ^ row % (8 / kVectors) * kVectors) * 16;
   };
-  const auto token_place = [](int row, int v) { return row * Shape::kTokenBytes + (v ^ row % 2 * 4) * 16; };
+  const auto token_place = [&](int row, int v) {
+    if constexpr (kWgmma) return panel_place(kTokens, row, v);
+    return row * Shape::kTokenBytes + (v ^ row % 2 * 4) * 16;
+  };
 
   // Which copies pass through registers; those are there when the thread arrives.
   const int zeros_at_once = kAligned && shape.scales_in_row() >= 8 && args.blocks % 8 == 0 ? 4 : 1;
@@ -166,7 +176,9 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(co
     constexpr int kVectors = Shape::kRowBytes / 16, kRowsAtOnce = kFlatFillers / kVectors;
     constexpr int kPasses = kRows / kRowsAtOnce;
     const int fill_row = filler / kVectors, fill_vector = filler % kVectors;
-    constexpr bool kPlaceMoves = kRowsAtOnce % (128 / W::kUnitBytes) != 0;  // a vector's place in its row, from pass to pass
+    // Whether a vector's place in its row changes from pass to pass.
+    constexpr bool kPlaceMoves = kRowsAtOnce % (kWgmma ? 8 : 128 / W::kUnitBytes) != 0;
+    constexpr int kPassStride = kRowsAtOnce * (kWgmma ? kPanelRowBytes : Shape::kRowBytes);
     // What stays while the row tile does: where the thread's vectors, scales and zero points of its first row lie.
     int row_tile = -1, rows_left = 0;
     const unsigned char* first_vector = nullptr;
@@ -189,7 +201,7 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(co
       const unsigned char* const from = first_vector + byte;
       const auto place = [&](int pass) {
         return kPlaceMoves ? to + weight_place(fill_row + pass * kRowsAtOnce, fill_vector)
-                           : to + weight_place(fill_row, fill_vector) + pass * kRowsAtOnce * Shape::kRowBytes;
+                           : to + weight_place(fill_row, fill_vector) + pass * kPassStride;
       };
       const auto pass_offset = [&](int pass) { return pass * pass_bytes + (pass >= kPasses / 2 ? partner_bytes : 0); };
       // Without an L2 policy: ptxas 13.0 encodes cp.async with one and a size that may be 0 as an illegal instruction here.
@@ -325,6 +337,26 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(co
   const int lane_tokens = shape.tokens_at() + token_place(g, wide * Shape::kUnits * 4 + t);
   const int lane_scales = shape.scales_at() + (warp_row + g) * shape.scale_row_bytes();
   const int lane_zeros = shape.zeros_at() + (warp_row + g) * shape.zero_row_bytes();
+  const auto multiply_panels = [&](int stage) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    if constexpr (kWgmma) {
+      const char* const weights = shared + stage * stage_bytes;
+      const char* const tokens = weights + shape.tokens_at();
+      publish_to_async_proxy();  // copies that ended before the barrier did
+      wgmma_fence();
+#pragma unroll
+      for (int panel = 0; panel < 2; ++panel) {
+        const uint64_t w = row_operand(weights + panel * kRows * kPanelRowBytes);
+        const uint64_t x = row_operand(tokens + panel * kTokens * kPanelRowBytes);
+#pragma unroll
+        for (int step = 0; step < kPanelColumns / 16; ++step)
+          wgmma_rows<T, kTokenTiles>(acc[0], w + step * kRowOperandStep, x + step * kRowOperandStep, 1);
+      }
+      wgmma_commit();
+      wgmma_wait<0>(acc[0]);
+    }
+#endif
+  };
   const auto multiply = [&](int stage) {
     const char* const weights = shared + stage * stage_bytes;
     constexpr int kBatch = Shape::kUnits < 4 ? Shape::kUnits : 4;  // of units, with their scales
@@ -502,7 +534,10 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers, 2) flat_kernel(co
   for (int i = begin; i < end; ++i, next_place(at)) {
     if (turn == group) {
       full[stage].wait(phase);
-      multiply(stage);
+      if constexpr (kWgmma)
+        multiply_panels(stage);
+      else
+        multiply(stage);
       __syncwarp();
       // Where copies are ordinary stores every lane says that it has left: racecheck follows nothing else.
       if (lane == 0 || !kAligned) empty[stage].arrive();

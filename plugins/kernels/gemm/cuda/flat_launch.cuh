@@ -26,9 +26,10 @@ int stages_of(const Shape& shape, const GemmSplit& split, bool cluster, const De
   return stages;
 }
 
-template <typename T, WeightFormat kFormat, int kTokenTiles, int kRows, bool kAligned, bool kPlain>
+template <typename T, WeightFormat kFormat, int kTokenTiles, int kRows, bool kAligned, bool kPlain,
+          bool kWgmma = false>
 Status launch_kernel(const GemmParams& params, const GemmSplit& split, const DeviceInfo& device, cudaStream_t stream) {
-  using Shape = FlatShape<Weights<T, kFormat>, kTokenTiles, kRows>;
+  using Shape = FlatShape<Weights<T, kFormat>, kTokenTiles, kRows, kWgmma>;
   const GemmProblem& p = params.problem;
   const bool hopper = device.compute_capability >= 90;
   FlatArgs<T> args{static_cast<const T*>(params.a),
@@ -52,7 +53,7 @@ Status launch_kernel(const GemmParams& params, const GemmSplit& split, const Dev
   args.stages = stages_of(shape, split, args.cluster > 1, device);
 
   static SharedMemoryGrant grant;
-  const auto kernel = flat_kernel<T, kFormat, kTokenTiles, kRows, kAligned, kPlain>;
+  const auto kernel = flat_kernel<T, kFormat, kTokenTiles, kRows, kAligned, kPlain, kWgmma>;
   FDPP_RETURN_IF_ERROR(grant.ensure(reinterpret_cast<const void*>(kernel)));
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;

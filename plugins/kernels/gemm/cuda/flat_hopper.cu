@@ -1,0 +1,76 @@
+// The variant cuda_flat_hopper: the flat GEMM with products of warpgroups, which leave room for more tokens.
+#include "kernels/gemm/cuda/flat_launch.cuh"
+#include "kernels/gemm/cuda/normalise.h"
+#include "kernels/gemm/cuda/supports.h"
+#include "kernels/gemm/variant.h"
+
+namespace fdpp {
+namespace {
+
+constexpr int kLeastM = 9;  // fewer are as fast without
+
+bool supports(const GemmProblem& p, const DeviceInfo& d, std::string* why) {
+  if (!supports_half_gemm(p, d, why) || !has_weights_of_a(p, why)) return false;
+  if (d.compute_capability != 90) {
+    *why = "takes compute capability 9.0 alone";
+  } else if (p.m < kLeastM) {
+    *why = "M is below " + std::to_string(kLeastM);
+  } else if (p.k % 8 != 0) {
+    *why = "takes K that is a multiple of 8";
+  } else {
+    return true;
+  }
+  return false;
+}
+
+GemmSplit with(int pieces, int algorithm) { return {pieces, 64, 0, algorithm}; }
+
+void splits(const GemmProblem&, const DeviceInfo&, std::vector<GemmSplit>* out) {
+  for (int pieces : {1, 2, 4})
+    for (int algorithm : {1, 0}) out->push_back(with(pieces, algorithm));
+  out->push_back({2, 64, 12, 0});
+}
+
+GemmSplit split(const GemmProblem& p, const DeviceInfo& d) {
+  const int64_t tiles = ceil_div(p.weight_rows(), 64);
+  return with(tiles > d.multiprocessors && tiles <= 2 * d.multiprocessors ? 1 : 2, 1);
+}
+
+size_t workspace_bytes(const GemmProblem& problem, const GemmSplit&) { return normalise_bytes(problem); }
+
+template <typename T, WeightFormat kFormat>
+Status launch_tokens(const GemmParams& params, const GemmSplit& split, const DeviceInfo& d, cudaStream_t stream) {
+  const int64_t m = params.problem.m, tiles = ceil_div(ceil_div(m, ceil_div(m, 64)), 8);
+  if (tiles <= 2) return launch_kernel<T, kFormat, 2, 64, true, true, true>(params, split, d, stream);
+  if (tiles <= 4) return launch_kernel<T, kFormat, 4, 64, true, true, true>(params, split, d, stream);
+  return launch_kernel<T, kFormat, 8, 64, true, true, true>(params, split, d, stream);
+}
+
+Status run(const GemmParams& given, const GemmSplit& split, void* workspace, const ExecutionContext& context) {
+  const auto stream = static_cast<cudaStream_t>(context.stream);
+  for (auto [name, data] : {std::pair{"A", given.a}, std::pair{"B", given.b}})
+    if (reinterpret_cast<uintptr_t>(data) % 16 != 0)
+      return invalid_argument(std::string("FdppFlatGemm: ") + name + " does not start at a multiple of 16 bytes");
+  DeviceInfo device;
+  FDPP_RETURN_IF_ERROR(current_gpu_device(&device));
+  GemmParams params;
+  FDPP_RETURN_IF_ERROR(normalise(given, &workspace, stream, &params));
+  return params.problem.dtype == DType::f16
+             ? launch_tokens<__half, WeightFormat::f16>(params, split, device, stream)
+             : launch_tokens<__nv_bfloat16, WeightFormat::bf16>(params, split, device, stream);
+}
+
+}  // namespace
+
+extern const GemmVariant kCudaFlatHopper;
+const GemmVariant kCudaFlatHopper = {"cuda_flat_hopper",
+                                     Backend::cuda,
+                                     GemmKind::flat,
+                                     "M from 9 on with products of warpgroups on sm_90, otherwise as cuda_flat_mma",
+                                     supports,
+                                     split,
+                                     workspace_bytes,
+                                     run,
+                                     splits};
+
+}  // namespace fdpp
