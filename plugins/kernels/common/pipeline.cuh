@@ -103,6 +103,15 @@ __device__ __forceinline__ void copy_box(void* to, const CUtensorMap* map, int x
       ::"r"(shared_address(to)), "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z)
       : "memory");
 }
+// The same with an L2 policy.
+__device__ __forceinline__ void copy_box(void* to, const CUtensorMap* map, int x, int y, int z, Barrier* barrier,
+                                         uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+      "[%1, {%3, %4, %5}], [%2], %6;" ::"r"(shared_address(to)),
+      "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z), "l"(policy)
+      : "memory");
+}
 // The same for a map with panels.
 __device__ __forceinline__ void copy_panels(void* to, const CUtensorMap* map, int y, int z, Barrier* barrier) {
   asm volatile(

@@ -34,7 +34,7 @@ Status make_tensor_map(const void* data, const TensorMapShape& s, CUtensorMap* m
                         static_cast<cuuint64_t>(s.planes)};
   cuuint64_t strides[3] = {static_cast<cuuint64_t>(s.row_stride), static_cast<cuuint64_t>(s.plane_stride)};
   const cuuint32_t box[4] = {static_cast<cuuint32_t>(s.box_columns), static_cast<cuuint32_t>(s.box_rows),
-                             static_cast<cuuint32_t>(s.box_panels), 1};
+                             static_cast<cuuint32_t>(panels ? s.box_panels : s.box_planes), 1};
   const cuuint32_t steps[4] = {1, 1, 1, 1};
   if (panels) {
     dims[0] = static_cast<cuuint64_t>(s.box_columns);
@@ -45,9 +45,10 @@ Status make_tensor_map(const void* data, const TensorMapShape& s, CUtensorMap* m
   const CUresult result = encode(
       map, s.element_bytes == 1 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_UINT16,
       rank, const_cast<void*>(data), dims, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-      width == 128  ? CU_TENSOR_MAP_SWIZZLE_128B
-      : width == 64 ? CU_TENSOR_MAP_SWIZZLE_64B
-                    : CU_TENSOR_MAP_SWIZZLE_32B,
+      !s.swizzled    ? CU_TENSOR_MAP_SWIZZLE_NONE
+      : width == 128 ? CU_TENSOR_MAP_SWIZZLE_128B
+      : width == 64  ? CU_TENSOR_MAP_SWIZZLE_64B
+                     : CU_TENSOR_MAP_SWIZZLE_32B,
       CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result == CUDA_SUCCESS) return {};
   return device_error("cuTensorMapEncodeTiled refused a tensor of " + std::to_string(s.planes) + " x " +

@@ -15,8 +15,8 @@ bool supports(const GemmProblem& p, const DeviceInfo& d, std::string* why) {
     *why = "takes compute capability 9.0 alone";
   } else if (p.m < kLeastM) {
     *why = "M is below " + std::to_string(kLeastM);
-  } else if (p.k % 8 != 0) {
-    *why = "takes K that is a multiple of 8";
+  } else if (p.k % kPanelColumns != 0) {
+    *why = "takes K that is a multiple of 64";
   } else {
     return true;
   }
@@ -39,11 +39,11 @@ GemmSplit split(const GemmProblem& p, const DeviceInfo& d) {
 size_t workspace_bytes(const GemmProblem& problem, const GemmSplit&) { return normalise_bytes(problem); }
 
 template <typename T, WeightFormat kFormat>
-Status launch_tokens(const GemmParams& params, const GemmSplit& split, const DeviceInfo& d, cudaStream_t stream) {
+Status launch_wgmma(const GemmParams& params, const GemmSplit& split, const DeviceInfo& d, cudaStream_t stream) {
   const int64_t m = params.problem.m, tiles = ceil_div(ceil_div(m, ceil_div(m, 64)), 8);
-  if (tiles <= 2) return launch_kernel<T, kFormat, 2, 64, true, true, true>(params, split, d, stream);
-  if (tiles <= 4) return launch_kernel<T, kFormat, 4, 64, true, true, true>(params, split, d, stream);
-  return launch_kernel<T, kFormat, 8, 64, true, true, true>(params, split, d, stream);
+  if (tiles <= 2) return launch_kernel<T, kFormat, 2, 64, FlatFill::tensor, true, true>(params, split, d, stream);
+  if (tiles <= 4) return launch_kernel<T, kFormat, 4, 64, FlatFill::tensor, true, true>(params, split, d, stream);
+  return launch_kernel<T, kFormat, 8, 64, FlatFill::tensor, true, true>(params, split, d, stream);
 }
 
 Status run(const GemmParams& given, const GemmSplit& split, void* workspace, const ExecutionContext& context) {
@@ -56,8 +56,8 @@ Status run(const GemmParams& given, const GemmSplit& split, void* workspace, con
   GemmParams params;
   FDPP_RETURN_IF_ERROR(normalise(given, &workspace, stream, &params));
   return params.problem.dtype == DType::f16
-             ? launch_tokens<__half, WeightFormat::f16>(params, split, device, stream)
-             : launch_tokens<__nv_bfloat16, WeightFormat::bf16>(params, split, device, stream);
+             ? launch_wgmma<__half, WeightFormat::f16>(params, split, device, stream)
+             : launch_wgmma<__nv_bfloat16, WeightFormat::bf16>(params, split, device, stream);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include "kernels/common/ceil_div.h"
 #include "kernels/common/shared_memory_grant.h"
+#include "kernels/common/tensor_map.h"
 #include "kernels/gemm/cuda/flat_kernel.cuh"
 #include "kernels/gemm/cuda/flat_mma.h"
 
@@ -26,10 +27,57 @@ int stages_of(const Shape& shape, const GemmSplit& split, bool cluster, const De
   return stages;
 }
 
-template <typename T, WeightFormat kFormat, int kTokenTiles, int kRows, bool kAligned, bool kPlain,
+// Of B, in memory.
+inline int64_t flat_row_bytes(const GemmProblem& p) {
+  if (p.blocks() > 0) return p.blocks() * p.block_size / 2;
+  return p.k * dtype_size(weight_dtype(p.weight_format));
+}
+
+// The maps of FlatFill::tensor.
+template <typename Shape, typename T>
+Status make_maps(const FlatArgs<T>& args, const Shape& shape, FlatMaps* maps) {
+  const int64_t rows = args.gated ? 2 * args.n : args.n;
+  const int halves = args.gated ? 2 : 1;
+  FDPP_RETURN_IF_ERROR(make_tensor_map(args.b,
+                                       {.element_bytes = 1,
+                                        .columns = kPanelRowBytes,
+                                        .rows = rows,
+                                        .planes = args.row_bytes / kPanelRowBytes,
+                                        .row_stride = args.row_bytes,
+                                        .plane_stride = kPanelRowBytes,
+                                        .box_columns = kPanelRowBytes,
+                                        .box_rows = Shape::kRows / halves,
+                                        .box_planes = args.gated ? 1 : Shape::kWeightPanels},
+                                       &maps->weights));
+  FDPP_RETURN_IF_ERROR(make_tensor_map(args.a,
+                                       {.element_bytes = 2,
+                                        .columns = kPanelColumns,
+                                        .rows = args.m,
+                                        .planes = args.k / kPanelColumns,
+                                        .row_stride = args.k * 2,
+                                        .plane_stride = kPanelRowBytes,
+                                        .box_columns = kPanelColumns,
+                                        .box_rows = Shape::kTokens,
+                                        .box_planes = Shape::kTokenPanels},
+                                       &maps->tokens));
+  if (args.blocks == 0) return {};
+  return make_tensor_map(args.scales,
+                         {.element_bytes = 2,
+                          .columns = args.blocks,
+                          .rows = rows,
+                          .planes = 1,
+                          .row_stride = args.blocks * 2,
+                          .plane_stride = rows * args.blocks * 2,
+                          .box_columns = shape.scale_row_bytes() / 2,
+                          .box_rows = Shape::kRows / halves,
+                          .swizzled = false},
+                         &maps->scales);
+}
+
+template <typename T, WeightFormat kFormat, int kTokenTiles, int kRows, FlatFill kFill, bool kPlain,
           bool kWgmma = false>
 Status launch_kernel(const GemmParams& params, const GemmSplit& split, const DeviceInfo& device, cudaStream_t stream) {
-  using Shape = FlatShape<Weights<T, kFormat>, kTokenTiles, kRows, kWgmma>;
+  using Shape = FlatShape<Weights<T, kFormat>, kTokenTiles, kRows, kFill, kWgmma>;
   const GemmProblem& p = params.problem;
   const bool hopper = device.compute_capability >= 90;
   FlatArgs<T> args{static_cast<const T*>(params.a),
@@ -38,7 +86,7 @@ Status launch_kernel(const GemmParams& params, const GemmSplit& split, const Dev
                    static_cast<const unsigned char*>(params.zero_points),
                    Epilogue<T>(params)};
   args.m = p.m, args.n = p.n, args.k = static_cast<int>(p.k);
-  args.row_bytes = p.blocks() > 0 ? p.blocks() * p.block_size / 2 : p.k * Weights<T, kFormat>::kBits / 8;
+  args.row_bytes = flat_row_bytes(p);
   args.blocks = static_cast<int>(p.blocks());
   args.block_log = p.blocks() > 0 ? log2_of(static_cast<int>(p.block_size)) : 0;
   args.gated = p.activation == Activation::silu_mul;
@@ -53,7 +101,7 @@ Status launch_kernel(const GemmParams& params, const GemmSplit& split, const Dev
   args.stages = stages_of(shape, split, args.cluster > 1, device);
 
   static SharedMemoryGrant grant;
-  const auto kernel = flat_kernel<T, kFormat, kTokenTiles, kRows, kAligned, kPlain, kWgmma>;
+  const auto kernel = flat_kernel<T, kFormat, kTokenTiles, kRows, kFill, kPlain, kWgmma>;
   FDPP_RETURN_IF_ERROR(grant.ensure(reinterpret_cast<const void*>(kernel)));
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -63,59 +111,76 @@ Status launch_kernel(const GemmParams& params, const GemmSplit& split, const Dev
   attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(args.clusters * args.cluster));
-  config.blockDim = dim3(kFlatThreads + kFlatFillers);
+  config.blockDim = dim3(kFlatThreads + kFlatFillers<kFill>);
   config.dynamicSmemBytes = shape.shared_bytes(args.stages, args.cluster > 1);
   config.stream = stream;
   config.attrs = attributes;
   config.numAttrs = args.cluster > 1 ? 2 : hopper ? 1 : 0;
-  return check_gpu(cudaLaunchKernelEx(&config, kernel, args), "cuda_flat_mma");
+  std::conditional_t<kFill == FlatFill::tensor, FlatMaps, NoFlatMaps> maps;
+  if constexpr (kFill == FlatFill::tensor) FDPP_RETURN_IF_ERROR(make_maps(args, shape, &maps));
+  return check_gpu(cudaLaunchKernelEx(&config, kernel, args, maps), "cuda_flat_mma");
 }
 
-template <typename T, WeightFormat kFormat, int kTokenTiles, int kRows, bool kAligned>
+inline FlatFill fill_of(const GemmParams& params, const DeviceInfo& device) {
+  const GemmProblem& p = params.problem;
+  const auto at_16 = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
+  const int64_t row_bytes = flat_row_bytes(p);
+  if (!at_16(params.a) || !at_16(params.b) || !at_16(params.scales) || p.k % 8 != 0 || row_bytes % 16 != 0 ||
+      reinterpret_cast<uintptr_t>(params.zero_points) % 4 != 0)
+    return FlatFill::stores;
+  const bool plain = p.blocks() == 0 || (params.zero_points == nullptr && p.block_size >= 32 && p.blocks() % 8 == 0);
+  const bool panels = row_bytes % kPanelRowBytes == 0 && p.k % kPanelColumns == 0;
+  return device.compute_capability >= 90 && plain && panels ? FlatFill::tensor : FlatFill::copies;
+}
+
+template <typename T, WeightFormat kFormat, int kTokenTiles, int kRows, FlatFill kFill>
 Status launch(const GemmParams& params, const GemmSplit& split, const DeviceInfo& device, cudaStream_t stream) {
-  if constexpr (Weights<T, kFormat>::kBlocks) {
+  if constexpr (Weights<T, kFormat>::kBlocks && kFill != FlatFill::tensor) {
     if (params.zero_points != nullptr || params.problem.block_size < 32)
-      return launch_kernel<T, kFormat, kTokenTiles, kRows, kAligned, false>(params, split, device, stream);
+      return launch_kernel<T, kFormat, kTokenTiles, kRows, kFill, false>(params, split, device, stream);
   }
-  return launch_kernel<T, kFormat, kTokenTiles, kRows, kAligned, true>(params, split, device, stream);
+  return launch_kernel<T, kFormat, kTokenTiles, kRows, kFill, true>(params, split, device, stream);
 }
 
 // Tiles of 8 tokens of a block, of the numbers that are compiled; more than 32 tokens are cut into equal blocks.
-int token_tiles(const GemmProblem& p, bool aligned) {
+inline int token_tiles(const GemmProblem& p, FlatFill fill) {
   const int64_t m = std::max<int64_t>(p.m, 1), cuts = ceil_div(m, kMaxTokens), tiles = ceil_div(ceil_div(m, cuts), 8);
-  return tiles == 1 || (aligned && tiles == 2) ? static_cast<int>(tiles) : 4;
+  return tiles == 1 || (fill != FlatFill::stores && tiles == 2) ? static_cast<int>(tiles) : 4;
 }
 
-template <typename T, WeightFormat kFormat, int kTokenTiles>
+template <typename T, WeightFormat kFormat, FlatFill kFill, int kTokenTiles>
 Status launch_rows(const GemmParams& params, const GemmSplit& split, const DeviceInfo& d, cudaStream_t stream) {
   switch (split.rows) {
     case 16:
       if constexpr (kTokenTiles <= 2 && Weights<T, kFormat>::kBits == 16)
-        return launch<T, kFormat, kTokenTiles, 16, true>(params, split, d, stream);
+        return launch<T, kFormat, kTokenTiles, 16, kFill>(params, split, d, stream);
       break;
-    case 32: return launch<T, kFormat, kTokenTiles, 32, true>(params, split, d, stream);
-    case 128: return launch<T, kFormat, kTokenTiles, 128, true>(params, split, d, stream);
-    default: return launch<T, kFormat, kTokenTiles, 64, true>(params, split, d, stream);
+    case 32: return launch<T, kFormat, kTokenTiles, 32, kFill>(params, split, d, stream);
+    case 128: return launch<T, kFormat, kTokenTiles, 128, kFill>(params, split, d, stream);
+    default: break;
   }
-  return launch<T, kFormat, kTokenTiles, 64, true>(params, split, d, stream);
+  return launch<T, kFormat, kTokenTiles, 64, kFill>(params, split, d, stream);
+}
+
+template <typename T, WeightFormat kFormat, FlatFill kFill>
+Status launch_tokens(const GemmParams& params, const GemmSplit& split, const DeviceInfo& d, cudaStream_t stream) {
+  switch (token_tiles(params.problem, kFill)) {
+    case 1: return launch_rows<T, kFormat, kFill, 1>(params, split, d, stream);
+    case 2: return launch_rows<T, kFormat, kFill, 2>(params, split, d, stream);
+    default: return launch_rows<T, kFormat, kFill, 4>(params, split, d, stream);
+  }
 }
 
 template <typename T, WeightFormat kFormat>
 Status launch_format(const GemmParams& params, const GemmSplit& split, const DeviceInfo& d, cudaStream_t stream) {
-  const GemmProblem& p = params.problem;
-  const int64_t row_bytes = p.blocks() > 0 ? p.blocks() * p.block_size / 2 : p.k * Weights<T, kFormat>::kBits / 8;
-  const bool aligned = rows_aligned_16(params.a, p.k * 2) && rows_aligned_16(params.b, row_bytes) &&
-                       reinterpret_cast<uintptr_t>(params.scales) % 16 == 0 &&
-                       reinterpret_cast<uintptr_t>(params.zero_points) % 4 == 0;
-  const int tiles = token_tiles(p, aligned);
-  if (!aligned)
-    return tiles == 1 ? launch<T, kFormat, 1, 64, false>(params, split, d, stream)
-                      : launch<T, kFormat, 4, 64, false>(params, split, d, stream);
-  switch (tiles) {
-    case 1: return launch_rows<T, kFormat, 1>(params, split, d, stream);
-    case 2: return launch_rows<T, kFormat, 2>(params, split, d, stream);
-    default: return launch_rows<T, kFormat, 4>(params, split, d, stream);
+  switch (fill_of(params, d)) {
+    case FlatFill::tensor: return launch_tokens<T, kFormat, FlatFill::tensor>(params, split, d, stream);
+    case FlatFill::copies: return launch_tokens<T, kFormat, FlatFill::copies>(params, split, d, stream);
+    default: break;
   }
+  return token_tiles(params.problem, FlatFill::stores) == 1
+             ? launch<T, kFormat, 1, 64, FlatFill::stores>(params, split, d, stream)
+             : launch<T, kFormat, 4, 64, FlatFill::stores>(params, split, d, stream);
 }
 
 }  // namespace
