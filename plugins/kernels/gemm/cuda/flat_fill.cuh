@@ -41,7 +41,7 @@ __device__ __forceinline__ void fill_by_tensor(const FlatArgs<T>& args, const Fl
   constexpr int kRows = Shape::kRows;
   const int stage_bytes = shape.stage_bytes(), outputs = args.gated ? kRows / 2 : kRows;
   const int scale_bytes = args.blocks > 0 ? kRows * shape.scale_row_bytes() : 0;
-  const uint32_t bytes = kFlatStageBytes + Shape::kTokens * Shape::kTokenBytes + scale_bytes;
+  const uint32_t bytes = Shape::kStageBytes + Shape::kTokens * Shape::kTokenBytes + scale_bytes;
   const uint64_t policy = evict_first_policy();
   const auto fill_weights = [&](const FlatPlace& at, int stage) {
     char* const to = shared + stage * stage_bytes;

@@ -23,17 +23,19 @@ bool supports(const GemmProblem& p, const DeviceInfo& d, std::string* why) {
   return false;
 }
 
-GemmSplit with(int pieces, int algorithm) { return {pieces, 64, 0, algorithm}; }
+// Two blocks of a multiprocessor with shallow rings, or one with a deep one.
+GemmSplit twice(int pieces) { return {pieces, 64, 0, 1}; }
+GemmSplit deep(int pieces) { return {pieces, 64, 12, 0}; }
 
 void splits(const GemmProblem&, const DeviceInfo&, std::vector<GemmSplit>* out) {
-  for (int pieces : {1, 2, 4})
-    for (int algorithm : {1, 0}) out->push_back(with(pieces, algorithm));
-  out->push_back({2, 64, 12, 0});
+  for (int pieces : {1, 2}) out->push_back(twice(pieces));
+  for (int pieces : {1, 2, 4}) out->push_back(deep(pieces));
 }
 
 GemmSplit split(const GemmProblem& p, const DeviceInfo& d) {
   const int64_t tiles = ceil_div(p.weight_rows(), 64);
-  return with(tiles > d.multiprocessors && tiles <= 2 * d.multiprocessors ? 1 : 2, 1);
+  if (4 * tiles <= d.multiprocessors) return deep(4);
+  return deep(tiles > d.multiprocessors && tiles <= 2 * d.multiprocessors ? 1 : 2);
 }
 
 size_t workspace_bytes(const GemmProblem& problem, const GemmSplit&) { return normalise_bytes(problem); }

@@ -32,14 +32,14 @@ __device__ __forceinline__ void load_words(const void* from, uint32_t (&words)[k
 }
 
 // kPlain: int4 without zero points, in blocks of 32 or more; all other formats. kWgmma: each group is a warpgroup that
-// multiplies out of shared memory (sm_90a, 16-bit weights, 64 rows).
+// multiplies 64 rows out of shared memory (sm_90a, 16-bit weights).
 template <typename T, WeightFormat kFormat, int kTokenTiles, int kRows, FlatFill kFill, bool kPlain, bool kWgmma>
 __global__ void __launch_bounds__(kFlatThreads + kFlatFillers<kFill>, 2)
     flat_kernel(const FlatArgs<T> args,
                 const __grid_constant__ std::conditional_t<kFill == FlatFill::tensor, FlatMaps, NoFlatMaps> maps) {
   using W = Weights<T, kFormat>;
   using Shape = FlatShape<W, kTokenTiles, kRows, kFill, kWgmma>;
-  static_assert(!kWgmma || (kFill == FlatFill::tensor && W::kBits == 16 && kRows == 64), "a stage is two panels of 64 rows");
+  static_assert(!kWgmma || (kFill == FlatFill::tensor && W::kBits == 16 && kRows == 64), "a warpgroup multiplies 64 rows");
   static_assert(kFill != FlatFill::tensor || kPlain, "zero points come by threads");
   constexpr int kTokens = Shape::kTokens, kRowTiles = Shape::kRowTiles;
   const Shape shape(args.block_log);
@@ -105,10 +105,9 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers<kFill>, 2)
     if constexpr (kWgmma) {
       const char* const weights = shared + stage * stage_bytes;
       const char* const tokens = weights + shape.tokens_at();
-      publish_to_async_proxy();  // copies that ended before the barrier did
       wgmma_fence();
 #pragma unroll
-      for (int panel = 0; panel < 2; ++panel) {
+      for (int panel = 0; panel < Shape::kWeightPanels; ++panel) {
         const uint64_t w = row_operand(weights + panel * kRows * kPanelRowBytes);
         const uint64_t x = row_operand(tokens + panel * kTokens * kPanelRowBytes);
 #pragma unroll

@@ -12,7 +12,7 @@ namespace {
 
 constexpr int kMaxTokens = 32;
 constexpr int kMaxCluster = 8;
-constexpr int kDefaultStages = 6;
+constexpr int kDefaultRingBytes = 6 * 16384;  // of weights
 
 // As many stages as asked for, where they fit; an even number, or one. By default what leaves room for a second block on
 // the multiprocessor, so that the next launch can fill its own before this one has ended.
@@ -21,7 +21,8 @@ int stages_of(const Shape& shape, const GemmSplit& split, bool cluster, const De
   const auto fit = [&](int stages, int64_t bytes) { return shape.shared_bytes(stages, cluster) <= bytes; };
   const int64_t all = device.shared_memory_per_block, half = (all - 1024) / 2;
   if (split.stages == 1) return 1;
-  int stages = split.stages > 0 ? std::min(split.stages, kFlatMaxStages) / kFlatGroups * kFlatGroups : kDefaultStages;
+  int stages = split.stages > 0 ? std::min(split.stages, kFlatMaxStages) / kFlatGroups * kFlatGroups
+                                : kDefaultRingBytes / Shape::kStageBytes;
   const int64_t room = split.stages == 0 && fit(2 * kFlatGroups, half) ? half : all;
   while (stages > kFlatGroups && !fit(stages, room)) stages -= kFlatGroups;
   return stages;

@@ -88,9 +88,11 @@ GemmSplit split(const GemmProblem& p, const DeviceInfo& d) {
 
 void splits(const GemmProblem& p, const DeviceInfo& d, std::vector<GemmSplit>* out) {
   for (int rows : {16, 32, 64, 128}) {
-    if (rows == 16 && (is_quantised(p) || p.m > 16)) continue;
+    if (is_quantised(p) ? rows == 16 : rows == 128 || (rows == 16 && p.m > 16)) continue;
+    // Four blocks share a tile's K where tiles are few.
+    const bool few = 2 * ceil_div(p.weight_rows(), rows) <= d.multiprocessors;
     for (int pieces : {1, 2, 4}) {
-      if (pieces > 1 && d.compute_capability < 90) continue;
+      if (pieces > 1 && (d.compute_capability < 90 || (pieces == 4 && !few))) continue;
       for (int algorithm : {1, 0}) out->push_back({pieces, rows, 0, algorithm});
     }
   }

@@ -10,8 +10,7 @@ namespace fdpp {
 
 constexpr int kFlatWarps = 8;  // that multiply
 constexpr int kFlatThreads = 32 * kFlatWarps;
-constexpr int kFlatGroups = 2;
-constexpr int kFlatStageBytes = 16384;  // of weights in a stage
+constexpr int kFlatGroups = 2;     // of them, which take stages in turns
 constexpr int kFlatMaxStages = 16;
 
 // How stages are filled: by the copy engine (sm_90; rows of whole panels), by cp.async of 16 bytes, or by ordinary stores
@@ -58,16 +57,15 @@ struct FlatShape {
   static constexpr int kRows = kRows_;
   static constexpr int kRowsLog = log2_of(kRows);
   static constexpr int kTokens = 8 * kTokenTiles;
-  // 16 rows of B; with more of them a warp reads tokens, and of int4 multiplies the offsets, less often.
+  // Of weights; with four bits each a stage of half the bytes has twice the work still.
+  static constexpr int kStageBytes = W::kBlocks && kRows < 128 ? 8192 : 16384;
+  // 16 rows of B; with two of them a warp reads tokens half as often.
   static constexpr int kRowTiles =
-      kWgmma                                                                       ? 1
-      : W::kBlocks && kRows >= 64 && kTokenTiles <= 2                              ? 4
-      : kRows >= 128 || (kRows >= 32 && (kTokenTiles > 1 || W::kBits < 16))        ? 2
-                                                                                   : 1;
+      !kWgmma && (kRows >= 128 || (kRows >= 32 && (kTokenTiles > 1 || W::kBits < 16))) ? 2 : 1;
   static constexpr int kWarpsHigh = kRows / (16 * kRowTiles);
   static constexpr int kWarpsWide = kFlatWarps / kFlatGroups / kWarpsHigh;  // side by side in K
   static constexpr int kParts = kFlatGroups * kWarpsWide;                   // sums of a tile
-  static constexpr int kRowBytes = kFlatStageBytes / kRows;       // of B in a stage
+  static constexpr int kRowBytes = kStageBytes / kRows;       // of B in a stage
   static constexpr int kSlice = kRowBytes * 8 / W::kBits;         // elements of K
   static constexpr int kSliceLog = log2_of(kSlice);
   static constexpr int kTokenBytes = kSlice * 2;                  // of a row of A in a stage
@@ -92,7 +90,7 @@ struct FlatShape {
     return W::kBlocks && kPanels && bytes < 16 ? 16 : bytes;
   }
   __host__ __device__ int zero_row_bytes() const { return W::kBlocks ? (scales_in_row() / 2 + 3) / 4 * 4 : 0; }
-  __host__ __device__ int tokens_at() const { return kFlatStageBytes; }
+  __host__ __device__ int tokens_at() const { return kStageBytes; }
   __host__ __device__ int scales_at() const { return tokens_at() + kTokens * kTokenBytes; }
   __host__ __device__ int zeros_at() const { return scales_at() + kRows * scale_row_bytes(); }
   __host__ __device__ int stage_bytes() const {
