@@ -14,8 +14,8 @@ double bytes_moved(const GemmProblem& p) {
   return weight_bytes(p) + static_cast<double>(dtype_size(p.dtype)) * rows;
 }
 
-// Fitted to benchmarks/results/2026-11-22-h200-gemm.json. Starts are a launch within a graph with filling and draining the
-// GPU; shares are of the memory's bandwidth by clock and width.
+// Fitted to what fdpp-tune measured on an H200 (fdpp_ort/tables). Starts are a launch within a graph with filling and
+// draining the GPU; shares are of the memory's bandwidth by clock and width.
 double gpu_cost(GemmKind kind, const GemmProblem& p, const DeviceInfo& d) {
   // A driver that keeps the bandwidth for itself: what a multiprocessor of an H200 has.
   const double bandwidth = d.memory_bandwidth > 0 ? d.memory_bandwidth : d.multiprocessors * 36e9;
@@ -25,22 +25,25 @@ double gpu_cost(GemmKind kind, const GemmProblem& p, const DeviceInfo& d) {
   switch (kind) {
     case GemmKind::gemv:
       // int4 is bound by what becomes of its numbers, not by reading them.
-      if (p.weight_format == WeightFormat::int4) return 1.2e-6 + n * k / (multiprocessors * 3.9e10);
+      if (p.weight_format == WeightFormat::int4) return 2.2e-6 + n * k / (multiprocessors * 3.0e10);
       // Each row of A has its own multiplications and sums over lanes.
       return 1.6e-6 + 1.06 * read + (m - 1) * (0.25e-6 + n * k / (multiprocessors * 3.8e11));
     case GemmKind::flat: {
-      if (p.weight_format == WeightFormat::int4) return 4.1e-6 + n * k / (multiprocessors * 4.9e10);
       // Tokens are padded to 8, 16 or 32 of them at a time. Small weights show the way through the ring.
       const double passes = static_cast<double>((p.m + 31) / 32);
+      if (p.weight_format == WeightFormat::int4) {
+        const double share = n * k / multiprocessors;
+        return passes * (p.m <= 8 ? 2.9e-6 + share / 3.85e10 : p.m <= 16 ? 5.5e-6 + share / 3.0e10 : 15.4e-6 + share / 1.43e10);
+      }
       const double pass = p.m <= 8    ? std::max(1.6e-6 + 1.075 * read, 2.8e-6 + 0.8 * read)
-                          : p.m <= 16 ? 3.2e-6 + 1.15 * read
+                          : p.m <= 16 ? 4.5e-6 + 1.06 * read
                                       : 5.0e-6 + 1.35 * read;
       return passes * pass;
     }
     case GemmKind::large:
       // Bound by memory for as long as the others are in question. Quantised weights are written and read once more.
       return 5.0e-6 + 1.07 * read +
-             (weight_dtype(p.weight_format) == p.dtype ? 0 : 3.0e-6 + 2 * n * k * dtype_size(p.dtype) / bandwidth);
+             (weight_dtype(p.weight_format) == p.dtype ? 0 : 2.75 * n * k * dtype_size(p.dtype) / bandwidth);
   }
   return 0;
 }

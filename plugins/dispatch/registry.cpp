@@ -65,8 +65,8 @@ const std::vector<const GemmVariant*>& gemm_variants() {
       &kCpuRuntimeGemm,
 #if FDPP_CUDA
       &kCudaGemv,
-      &kCudaFlatHopper,
       &kCudaFlatMma,
+      &kCudaFlatHopper,
       &kCublasLt,
 #endif
   };

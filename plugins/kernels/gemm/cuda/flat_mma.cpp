@@ -29,8 +29,8 @@ struct Liked {
 };
 constexpr Liked kFew[] = {{{1, 16, 0, 1}, 0.11}, {{1, 32, 0, 1}, 0},      {{1, 64, 0, 1}, 0.14},
                           {{2, 16, 0, 1}, 0.27}, {{2, 16, 0, 0}, -0.56}, {{2, 32, 0, 1}, 0.16}};
-constexpr Liked kSome[] = {{{1, 32, 0, 1}, 0}, {{2, 32, 0, 1}, 0.16}, {{2, 32, 0, 0}, -0.67}};
-constexpr Liked kMany[] = {{{2, 64, 0, 0}, -1.4}, {{1, 64, 0, 1}, 0}, {{2, 64, 0, 1}, 0.16}};
+constexpr Liked kSome[] = {{{1, 16, 0, 0}, 0}, {{2, 16, 0, 0}, 0.01}, {{2, 64, 0, 1}, 0.9}};
+constexpr Liked kMany[] = {{{1, 64, 0, 1}, 0}, {{2, 64, 12, 0}, 0.16}};
 constexpr int64_t kLongWeights = 15000;  // rows from which on tiles of 64 are as good as others
 
 // How far a split is from the best: blocks that end at different times, multiprocessors with less than two blocks, and
@@ -58,19 +58,16 @@ GemmSplit best_liked(const GemmProblem& p, const DeviceInfo& d, const Liked (&al
   return best->split;
 }
 
-// What an H200 liked of int8, fp8 and int4: tiles of 64 rows, unless there are few and they are long.
+// What an H200 liked of int8, fp8 and int4. Their numbers are widened on the way, so a multiprocessor with more tiles than
+// others is late even where the memory is not: tiles are low, unless they are many or come out unevenly.
 GemmSplit quantised_split(const GemmProblem& p, const DeviceInfo& d) {
-  const int64_t tiles = ceil_div(p.weight_rows(), 64);
-  GemmSplit s;
-  s.rows = 64;
-  s.algorithm = p.m <= 8 ? 1 : 0;
-  if (tiles < d.multiprocessors && p.k > 8192) {
-    s.rows = 32;
-    s.algorithm = 0;
-  } else if (tiles < d.multiprocessors || tiles > 2 * d.multiprocessors || s.algorithm == 0) {
-    s.pieces = 2;
-  }
-  return s;
+  const int64_t tiles = ceil_div(p.weight_rows(), 32), blocks = 2 * d.multiprocessors;
+  if (p.m > 16) return best_liked(p, d, kMany);
+  if (2 * tiles <= blocks && p.k > 8192) return {2, 32, 0, 1};
+  if (tiles > 3 * blocks) return {1, 128, 0, 1};
+  if (tiles > blocks && 2 * tiles <= 3 * blocks) return {1, 64, 0, 1};
+  if (p.m > 8 && p.blocks() == 0 && tiles > blocks) return {2, 64, 0, 1};
+  return {1, 32, 0, 1};
 }
 
 GemmSplit split(const GemmProblem& p, const DeviceInfo& d) {

@@ -336,11 +336,7 @@ GemmSplit split(const GemmProblem& problem, const DeviceInfo& device) {
   const bool few_rows = n < 30 * int64_t{device.multiprocessors};
   GemmSplit s;
   if (problem.weight_format == WeightFormat::int4) {
-    // Some four vectors of 32 numbers a lane, and blocks for three on each multiprocessor.
-    const int64_t steps = ceil_div(problem.k, 32 * kWarp);
-    while (s.pieces < kWarps && steps > s.pieces &&
-           (steps > 6 * s.pieces || ceil_div(n * s.pieces, kInt4Rows * kWarps) < 3 * device.multiprocessors))
-      s.pieces *= 2;
+    while (s.pieces < kWarps && ceil_div(n * s.pieces, kInt4Rows * kWarps) < device.multiprocessors) s.pieces *= 2;
     return s;
   }
   if (problem.k % kVector != 0) return s;
