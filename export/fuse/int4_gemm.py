@@ -99,9 +99,6 @@ def _refused_inputs(node: ir.Node) -> str | None:
     activation = spec_name(_input(node, _SCALES).const_value.dtype)
     if not op_spec.backends_for(op_spec.FLAT_GEMM, T=activation, W="uint8"):
         return f"no kernel multiplies {activation} activations by int4 weights ({_input(node, _B).name})"
-    if activation != "float32":
-        # The GPU's kernel reads the weights once for every 32 rows; the runtime's own is faster for prompts.
-        return f"prompts are slow with int4 weights on a GPU ({_input(node, _B).name})"
     return None
 
 

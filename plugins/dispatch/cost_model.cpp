@@ -33,7 +33,10 @@ double gpu_cost(GemmKind kind, const GemmProblem& p, const DeviceInfo& d) {
       const double passes = static_cast<double>((p.m + 31) / 32);
       if (p.weight_format == WeightFormat::int4) {
         const double share = n * k / multiprocessors;
-        return passes * (p.m <= 8 ? 2.9e-6 + share / 3.85e10 : p.m <= 16 ? 5.5e-6 + share / 3.0e10 : 15.4e-6 + share / 1.43e10);
+        const double pass = p.m <= 8    ? 2.9e-6 + share / 3.85e10
+                            : p.m <= 16 ? 5.5e-6 + share / 3.0e10
+                                        : 15.4e-6 + share / 1.43e10;
+        return passes * pass;
       }
       const double pass = p.m <= 8    ? std::max(1.6e-6 + 1.075 * read, 2.8e-6 + 0.8 * read)
                           : p.m <= 16 ? 4.5e-6 + 1.06 * read

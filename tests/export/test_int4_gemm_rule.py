@@ -84,11 +84,14 @@ def test_packs_a_shared_weight_once(report: ExportReport) -> None:
     assert ir_node(model, NAME).inputs[1] is ir_node(model, "layers.1.o").inputs[1]
 
 
-def test_leaves_float16(report: ExportReport) -> None:
+def test_takes_float16(report: ExportReport) -> None:
     proto = decoder(dtype=FLOAT16)
     quantise(proto, NAME)
-    assert ir_node(rewrite(proto, report), NAME).op_type == "MatMulNBits"
-    assert "prompts are slow with int4 weights on a GPU" in str(report.left)
+    node = ir_node(rewrite(proto, report), NAME)
+    assert node.op_type == "FdppFlatGemm"
+    assert node.attributes["weight_format"].value == "int4"
+    assert node.inputs[2].const_value.dtype == ir.DataType.FLOAT16
+    assert report.left == []
 
 
 def with_attribute(name: str, value: int):

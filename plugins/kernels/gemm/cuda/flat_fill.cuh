@@ -1,5 +1,5 @@
-// How the flat GEMM's ring of stages is filled. Nobody writes weights; A, the residual and what lies at Y may still be in use
-// by an earlier launch: so the first round of tokens comes after that of the weights, and after the wait.
+// How the flat GEMM's ring of stages is filled. Nobody writes weights; A, the residual and what lies at Y may still be in
+// use by an earlier launch: so the first round of tokens comes after that of the weights, and after the wait.
 #pragma once
 
 #include "kernels/gemm/cuda/flat_shape.cuh"
@@ -165,7 +165,8 @@ __device__ __forceinline__ void fill_by_threads(const FlatArgs<T>& args, const S
       else
         for_each(0, [](unsigned short* dst, const unsigned short* src, bool there) { *dst = there ? *src : 0; });
       if (!kPlain && args.zero_points != nullptr) {
-        const int in_row = 1 << (in_row_log - 1), stride = (args.blocks + 1) / 2, size = kAligned ? zeros_at_once(args, shape) : 1;
+        const int in_row = 1 << (in_row_log - 1), stride = (args.blocks + 1) / 2;
+        const int size = kAligned ? zeros_at_once(args, shape) : 1;
         for (int i = filler; i < kRows * in_row / size; i += kFillers) {
           const int row = i * size >> (in_row_log - 1), byte = i * size & (in_row - 1), from_byte = first / 2 + byte;
           const bool there = from_byte < stride && row_is_there(row);

@@ -5,8 +5,8 @@
 // blocks share its tiles' slices of K evenly: a tile that two blocks meet in is summed up by the one that has its
 // beginning, out of the others' shared memory. So no multiprocessor waits for another, whatever N and K are.
 //
-// Slices of weights and tokens pass through a ring of stages: four warps fill it, ahead across the borders of tiles;
-// eight multiply, in two groups that take the stages in turns, each group all rows of its stage, so that a stage's
+// Slices of weights and tokens pass through a ring of stages that is filled ahead across the borders of tiles
+// (flat_fill.cuh). Eight warps multiply, in two groups that take the stages in turns, each group all rows of its stage, so that a stage's
 // latency counts half.
 #pragma once
 
@@ -39,7 +39,8 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers<kFill>, 2)
                 const __grid_constant__ std::conditional_t<kFill == FlatFill::tensor, FlatMaps, NoFlatMaps> maps) {
   using W = Weights<T, kFormat>;
   using Shape = FlatShape<W, kTokenTiles, kRows, kFill, kWgmma>;
-  static_assert(!kWgmma || (kFill == FlatFill::tensor && W::kBits == 16 && kRows == 64), "a warpgroup multiplies 64 rows");
+  static_assert(!kWgmma || (kFill == FlatFill::tensor && W::kBits == 16 && kRows == 64),
+                "a warpgroup multiplies 64 rows");
   static_assert(kFill != FlatFill::tensor || kPlain, "zero points come by threads");
   constexpr int kTokens = Shape::kTokens, kRowTiles = Shape::kRowTiles;
   const Shape shape(args.block_log);
@@ -90,13 +91,14 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers<kFill>, 2)
   if constexpr (kFill != FlatFill::tensor) raise_registers<88>();
   wait_for_predecessor();
   if (args.cluster > 1 && !carries) cluster_arrive();
-  const int rank = work.rank, part = warp / Shape::kWarpsHigh, group = part / Shape::kWarpsWide, wide = part % Shape::kWarpsWide;
+  const int rank = work.rank, part = warp / Shape::kWarpsHigh;
+  const int group = part / Shape::kWarpsWide, wide = part % Shape::kWarpsWide;
   const int warp_row = warp % Shape::kWarpsHigh * 16 * kRowTiles, g = lane / 4, t = lane % 4;
   float acc[kRowTiles][kTokenTiles][4] = {};
   // The lane's part of a stage: where its bytes of a warp's first unit lie.
   const int weight_row = warp_row + Shape::weight_row(g);
-  const int lane_weights =
-      Shape::weight_place(weight_row, wide * Shape::kUnits * Shape::kUnitVectors + t * W::kWords / 4) + t * W::kWords % 4 * 4;
+  const int lane_vector = wide * Shape::kUnits * Shape::kUnitVectors + t * W::kWords / 4;
+  const int lane_weights = Shape::weight_place(weight_row, lane_vector) + t * W::kWords % 4 * 4;
   const int lane_tokens = shape.tokens_at() + Shape::token_place(Shape::token_row(g), wide * Shape::kUnits * 4 + t);
   const int lane_scales = shape.scales_at() + weight_row * shape.scale_row_bytes();
   const int lane_zeros = shape.zeros_at() + weight_row * shape.zero_row_bytes();

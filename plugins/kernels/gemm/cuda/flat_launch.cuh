@@ -119,9 +119,10 @@ Status launch_kernel(const GemmParams& params, const GemmSplit& split, const Dev
   config.numAttrs = args.cluster > 1 ? 2 : hopper ? 1 : 0;
   std::conditional_t<kFill == FlatFill::tensor, FlatMaps, NoFlatMaps> maps;
   if constexpr (kFill == FlatFill::tensor) FDPP_RETURN_IF_ERROR(make_maps(args, shape, &maps));
-  return check_gpu(cudaLaunchKernelEx(&config, kernel, args, maps), "cuda_flat_mma");
+  return check_gpu(cudaLaunchKernelEx(&config, kernel, args, maps), "the flat GEMM");
 }
 
+// What `params` and the device allow, best first.
 inline FlatFill fill_of(const GemmParams& params, const DeviceInfo& device) {
   const GemmProblem& p = params.problem;
   const auto at_16 = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };

@@ -30,7 +30,7 @@ struct Liked {
 constexpr Liked kFew[] = {{{1, 16, 0, 1}, 0.11}, {{1, 32, 0, 1}, 0},      {{1, 64, 0, 1}, 0.14},
                           {{2, 16, 0, 1}, 0.27}, {{2, 16, 0, 0}, -0.56}, {{2, 32, 0, 1}, 0.16}};
 constexpr Liked kSome[] = {{{1, 16, 0, 0}, 0}, {{2, 16, 0, 0}, 0.01}, {{2, 64, 0, 1}, 0.9}};
-constexpr Liked kMany[] = {{{1, 64, 0, 1}, 0}, {{2, 64, 12, 0}, 0.16}};
+constexpr Liked kMany[] = {{{1, 64, 0, 1}, 0}, {{2, 64, 12, 0}, 0.16}};  // and with quantised weights
 constexpr int64_t kLongWeights = 15000;  // rows from which on tiles of 64 are as good as others
 
 // How far a split is from the best: blocks that end at different times, multiprocessors with less than two blocks, and

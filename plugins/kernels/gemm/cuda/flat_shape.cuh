@@ -13,8 +13,8 @@ constexpr int kFlatThreads = 32 * kFlatWarps;
 constexpr int kFlatGroups = 2;     // of them, which take stages in turns
 constexpr int kFlatMaxStages = 16;
 
-// How stages are filled: by the copy engine (sm_90; rows of whole panels), by cp.async of 16 bytes, or by ordinary stores
-// where rows are not aligned to that.
+// How stages are filled: by the copy engine (sm_90; rows of whole panels), by cp.async of 16 bytes, or by ordinary
+// stores where rows are not aligned to that.
 enum class FlatFill { tensor, copies, stores };
 
 template <FlatFill kFill>
@@ -115,9 +115,10 @@ struct FlatShape {
     if constexpr (kPanels) return panel_place(kTokens, row, v);
     return row * kTokenBytes + (v ^ row % 2 * 4) * 16;
   }
-  // Where a row's unit lies that is `bytes` after the one at `first`. A warp's first unit starts at a multiple of 128 bytes,
-  // or its units are fewer: so the others follow by XOR within 128 bytes and by addition beyond.
-  static_assert(kWgmma || kUnits * W::kUnitBytes % 128 == 0 || 128 % (kUnits * W::kUnitBytes) == 0, "units are at XORed places");
+  // Where a row's unit lies that is `bytes` after the one at `first`. A warp's first unit starts at a multiple of 128
+  // bytes, or its units are fewer: so the others follow by XOR within 128 bytes and by addition beyond.
+  static_assert(kWgmma || kUnits * W::kUnitBytes % 128 == 0 || 128 % (kUnits * W::kUnitBytes) == 0,
+                "units are at XORed places");
   static __device__ __forceinline__ int unit_place(int rows, int first, int bytes) {
     return (first ^ (bytes & 127)) + (kPanels ? (bytes >> 7) * rows * kPanelRowBytes : bytes & ~127);
   }
