@@ -404,6 +404,18 @@ def _gemm(step: int, types: tuple[str, str], m: int, n: int, k: int, accuracy_le
     )
 
 
+def _gemm_copy_cases(types: tuple[str, str]) -> list[GemmCase]:
+    """What decides how a GPU copies rows: those of whole panels of 128 bytes, multiples of 16 bytes, and scales by the
+    eight; N that is no multiple of a tile, with gates and without."""
+    if types[1] != "uint8":
+        return [GemmCase(4, 100, 200, *types), GemmCase(17, 72, 200, *types, activation="silu_mul", bias=True)]
+    shapes = ((1, 200, 2048, 128), (5, 72, 3072, 64), (8, 100, 4096, 128), (16, 96, 2048, 32), (33, 40, 1024, 128))
+    return [
+        GemmCase(m, n, k, *types, block_size=size, activation=activation)
+        for (m, n, k, size), activation in zip(shapes, ("none", "silu_mul", "gelu", "silu_mul", "none"), strict=True)
+    ]
+
+
 def _gemm_cases() -> list[GemmCase]:
     cases = []
     for offset, types in enumerate(GEMM_TYPES):
@@ -411,6 +423,7 @@ def _gemm_cases() -> list[GemmCase]:
             for step, m in enumerate(GEMM_ROWS + GEMM_ROWS[:10] + GEMM_ROWS[:5]):
                 n, k = GEMM_WEIGHTS[(step + 5 * offset) % len(GEMM_WEIGHTS)]
                 cases.append(_gemm(step, types, m, n, k, accuracy_level))
+        cases += _gemm_copy_cases(types)
     return list(dict.fromkeys(cases))
 
 
