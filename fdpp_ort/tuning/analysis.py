@@ -83,8 +83,8 @@ def _choose(times: list[Timed], kind: str, ranges: list[Range]) -> Candidate:
 
 
 def _extend(ranges: list[Range], first: int, m: int, candidate: Candidate) -> None:
-    # A library numbers its algorithms anew for each M: a number says nothing about the Ms beside.
-    if dict(candidate.split).get("algorithm", 0) and first < m:
+    # A library numbers its algorithms anew for each M: a number says nothing about the Ms beside. A kernel's does.
+    if candidate.kind == "large" and dict(candidate.split).get("algorithm", 0) and first < m:
         own_first = tuple((name, value) for name, value in candidate.split if name != "algorithm")
         _append(ranges, first, replace(candidate, split=own_first))
         first = m

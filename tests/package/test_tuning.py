@@ -114,6 +114,12 @@ def test_an_algorithm_holds_for_its_m_alone() -> None:
     assert ranges == [(1, 0), (4, 3), (5, 0), (8, 3), (9, 0)]
 
 
+def test_a_kernels_algorithm_is_no_number_of_a_library() -> None:
+    times = {m: [timed("flat", 5, pieces=2, algorithm=1), timed("flat", 9, pieces=2)] for m in (4, 8)}
+    ranges = [(r.first, dict(r.candidate.split)) for r in analyse(times).ranges]
+    assert ranges == [(1, {"pieces": 2, "algorithm": 1})]
+
+
 # ---- what is tuned ----
 
 
