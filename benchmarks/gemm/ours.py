@@ -9,9 +9,9 @@ import torch
 from common import runner
 
 from fdpp_ort import _core
+from fdpp_ort.tuning.candidates import candidates as tuned_ways
 from fdpp_ort.tuning.measurements import Candidate as Way  # a variant with a split
 from fdpp_ort.tuning.products import Product
-from fdpp_ort.tuning.tuner import candidates as tuned_ways
 from gemm.candidate import Candidate
 from gemm.cases import Case
 from gemm.operands import Operands

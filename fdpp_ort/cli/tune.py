@@ -1,4 +1,5 @@
-"""fdpp-tune: time the matrix products of a model on this machine and write the table that says which kernel runs."""
+"""fdpp-tune: time the matrix products of a model, and on a GPU its attention, on this machine and write the table that
+says which kernel runs."""
 
 from __future__ import annotations
 
@@ -9,8 +10,21 @@ from pathlib import Path
 
 from fdpp_ort.errors import FdppError
 from fdpp_ort.generation.model import TABLE_NAME
-from fdpp_ort.tuning import ROWS, Measurements, Product, analyse, from_model, from_text, tune, write_table
+from fdpp_ort.tuning import (
+    ROWS,
+    AttentionShape,
+    Measurements,
+    Product,
+    analyse,
+    attention_from_model,
+    attention_from_text,
+    from_model,
+    from_text,
+    tune,
+    write_table,
+)
 from fdpp_ort.tuning.analysis import best_of
+from fdpp_ort.tuning.attention import CACHE_DTYPES
 from fdpp_ort.tuning.plot import check_plots, plot
 from fdpp_ort.tuning.products import DTYPES
 from fdpp_ort.tuning.tuner import make_timer
@@ -30,11 +44,16 @@ def _rows(text: str) -> tuple[int, ...]:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__.partition(": ")[2])
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--model", metavar="MODEL", type=Path, help="model folder or .onnx file")
-    what.add_argument("--shapes", metavar="N,K", nargs="+", help="weights by their dimensions")
+    parser.add_argument("--model", metavar="MODEL", type=Path, help="model folder or .onnx file")
+    parser.add_argument("--shapes", metavar="N,K", nargs="+", help="weights by their dimensions")
+    parser.add_argument(
+        "--attention", metavar="Q_HEADS,KV_HEADS,HEAD_SIZE", nargs="+", help="attention by its heads, on a GPU"
+    )
     parser.add_argument(
         "--dtype", choices=list(DTYPES), help="of the weights (default: the model's; f32 or, on a GPU, f16)"
+    )
+    parser.add_argument(
+        "--cache-dtype", choices=list(CACHE_DTYPES), help="of keys and values (default: the model's; the activations')"
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: PyTorch's GPU if any")
     parser.add_argument(
@@ -56,7 +75,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="go on with what TABLE's .measured.jsonl holds; --no-resume times all anew",
     )
     parser.add_argument("--plot", metavar="FILE", type=Path, help="draw time over M there (PNG, SVG, PDF)")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.model is not None and (options.shapes or options.attention):
+        parser.error("--model comes with neither --shapes nor --attention")
+    if not (options.model or options.shapes or options.attention):
+        parser.error("one of --model, --shapes and --attention is required")
+    return options
 
 
 def _backend(device: str) -> str:
@@ -72,7 +96,17 @@ def _backend(device: str) -> str:
 def _products(options: argparse.Namespace, backend: str) -> list[Product]:
     if options.model is not None:
         return from_model(options.model, backend, options.dtype)
-    return from_text(options.shapes, backend, options.dtype or ("f32" if backend == "cpu" else "f16"))
+    return from_text(options.shapes or [], backend, options.dtype or ("f32" if backend == "cpu" else "f16"))
+
+
+def _attention(options: argparse.Namespace, backend: str) -> list[AttentionShape]:
+    if backend == "cpu":
+        if options.attention:
+            raise FdppError("--attention is for a GPU: on a CPU attention's kernels divide their work themselves")
+        return []
+    if options.model is not None:
+        return attention_from_model(options.model, options.dtype, options.cache_dtype)
+    return attention_from_text(options.attention or [], options.dtype, options.cache_dtype)
 
 
 def _output(options: argparse.Namespace) -> Path:
@@ -84,13 +118,30 @@ def _output(options: argparse.Namespace) -> Path:
 
 
 def _print_summary(measurements: Measurements) -> None:
-    import rich.box
     import rich.console
+
+    title = measurements.head["device"]["name"]
+    tables = (_product_table(title, measurements), _attention_table(title, measurements))
+    rich.console.Console().print(*(table for table in tables if table.row_count))
+
+
+def _table(title: str, *headings: str):
+    import rich.box
     import rich.table
 
-    table = rich.table.Table(box=rich.box.SIMPLE, title=measurements.head["device"]["name"])
-    for heading in ("N", "K", "weights", "epilogue", "M1", "M2", "time of the best / of the library, mean over M"):
+    table = rich.table.Table(box=rich.box.SIMPLE, title=title)
+    for heading in headings:
         table.add_column(heading, justify="right")
+    return table
+
+
+def _mean(ratios: list[float]) -> str:
+    return f"{math.exp(sum(map(math.log, ratios)) / len(ratios)):.2f}" if ratios else "-"
+
+
+def _product_table(title: str, measurements: Measurements):
+    best = "time of the best / of the library, mean over M"
+    table = _table(title, "N", "K", "weights", "epilogue", "M1", "M2", best)
     for product, times in measurements:
         inflection = analyse(times)
         ratios = [
@@ -98,10 +149,19 @@ def _print_summary(measurements: Measurements) -> None:
             for row in times.values()
             if (library := best_of(row, "large"))
         ]
-        mean = math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else None
         shape = (product.n, product.k, product.weights, product.epilogue, inflection.m1, inflection.m2)
-        table.add_row(*map(str, shape), "-" if mean is None else f"{mean:.2f}")
-    rich.console.Console().print(table)
+        table.add_row(*map(str, shape), _mean(ratios))
+    return table
+
+
+def _attention_table(title: str, measurements: Measurements):
+    own = "time of the choice before / of the best, mean"
+    table = _table(title, "heads", "activations", "cache", "batches and contexts timed", own)
+    for shape, times in measurements.attention():
+        # The first of each is what ran without what is found here.
+        ratios = [row[0].microseconds / min(t.microseconds for t in row) for row in times.values()]
+        table.add_row(shape.heads, shape.dtype, shape.cache_format, str(len(times)), _mean(ratios))
+    return table
 
 
 def run(options: argparse.Namespace) -> None:
@@ -111,7 +171,9 @@ def run(options: argparse.Namespace) -> None:
     if options.plot is not None:
         check_plots()
     backend = _backend(options.device)
-    products = _products(options, backend)
+    products, attention = _products(options, backend), _attention(options, backend)
+    if options.plot is not None and not products:
+        raise FdppError("--plot draws times over M: give --shapes or --model")
     timer = make_timer(backend, options.seconds, options.pool << 20)
     output = _output(options)
     measurements = Measurements(output.with_suffix(".measured.jsonl"), timer.device, options.resume)
@@ -124,6 +186,7 @@ def run(options: argparse.Namespace) -> None:
             timer,
             measurements,
             lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
+            attention,
         )
     write_table(output, measurements)
     if options.plot is not None:

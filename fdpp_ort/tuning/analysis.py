@@ -1,4 +1,5 @@
-"""From times over M to the inflection points M1 and M2 and to the best configuration between them."""
+"""From times over M to the inflection points M1 and M2 and to the best configuration between them; and from those of
+attention to the best one for each batch and context."""
 
 from __future__ import annotations
 
@@ -26,12 +27,43 @@ class Range:
 
 
 @dataclass(frozen=True)
+class AttentionRange:
+    """From this batch and context to where the next one starts."""
+
+    batch: int
+    context: int
+    candidate: Candidate
+
+
+@dataclass(frozen=True)
 class Inflection:
     """gemv for M < m1, flat for m1 <= M < m2, the library's product from m2 on."""
 
     m1: int
     m2: int
     ranges: tuple[Range, ...]
+
+
+def analyse_attention(times: dict[tuple[int, int], list[Timed]]) -> list[AttentionRange]:
+    """`times` by batch and context, rising. As for products, what was found at one holds from beyond the one before it
+    on, batches and contexts alike."""
+    batches: dict[int, dict[int, list[Timed]]] = {}
+    for (batch, context), row in times.items():
+        batches.setdefault(batch, {})[context] = row
+    found: list[AttentionRange] = []
+    before: list[Range] = []  # of the batches below
+    first_batch = 1
+    for batch, rows in batches.items():
+        ranges: list[Range] = []
+        first = 1
+        for context, row in rows.items():
+            best = min(row, key=lambda t: t.microseconds)
+            _append(ranges, first, _stay(row, best, ranges or before[:1]))
+            first = context + 1
+        if ranges != before:
+            found += [AttentionRange(first_batch, r.first, r.candidate) for r in ranges]
+        before, first_batch = ranges, batch + 1
+    return found
 
 
 def best_of(times: list[Timed], kind: str) -> Timed | None:
@@ -74,7 +106,11 @@ def _loss(times: list[Timed], kind: str) -> float:
 
 
 def _choose(times: list[Timed], kind: str, ranges: list[Range]) -> Candidate:
-    best = best_of(times, kind) or min(times, key=lambda t: t.microseconds)
+    return _stay(times, best_of(times, kind) or min(times, key=lambda t: t.microseconds), ranges)
+
+
+def _stay(times: list[Timed], best: Timed, ranges: list[Range]) -> Candidate:
+    """The last range's candidate unless `best` is worth a change."""
     if ranges:
         for t in times:
             if t.candidate == ranges[-1].candidate and t.microseconds <= _WORTH_CHANGING * best.microseconds:
@@ -83,8 +119,8 @@ def _choose(times: list[Timed], kind: str, ranges: list[Range]) -> Candidate:
 
 
 def _extend(ranges: list[Range], first: int, m: int, candidate: Candidate) -> None:
-    # A library numbers its algorithms anew for each M: a number says nothing about the Ms beside.
-    if dict(candidate.split).get("algorithm", 0) and first < m:
+    # A library numbers its algorithms anew for each M: a number says nothing about the Ms beside. A kernel's does.
+    if candidate.kind == "large" and dict(candidate.split).get("algorithm", 0) and first < m:
         own_first = tuple((name, value) for name, value in candidate.split if name != "algorithm")
         _append(ranges, first, replace(candidate, split=own_first))
         first = m

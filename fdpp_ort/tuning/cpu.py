@@ -117,7 +117,7 @@ class CpuTimer:
             for candidate in candidates:  # not counted: threads wake, memory is mapped
                 y.fill(np.nan)
                 run(candidate, 0)
-                check_result(product, m, candidate, y, expected)
+                check_result(f"{product.title}, M={m}", candidate, y, expected)
             end = time.perf_counter() + self._seconds * len(candidates)
             for turn in range(_MOST_ROUNDS):
                 if turn >= _FEWEST_ROUNDS and time.perf_counter() > end:

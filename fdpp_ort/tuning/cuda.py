@@ -1,25 +1,30 @@
-"""Timing on a GPU: CUDA graphs of calls over distinct weights, with nothing of them in the L2 when a replay begins."""
+"""Timing on a GPU: CUDA graphs of calls over distinct weights, or caches of attention, with nothing of them in the L2
+when a replay begins."""
 
 from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Callable
 
 from fdpp_ort.errors import FdppError
 from fdpp_ort.library import core
+from fdpp_ort.tuning.attention import AttentionShape, reference
+from fdpp_ort.tuning.candidates import attention_candidates
 from fdpp_ort.tuning.measurements import Candidate, Timed
 from fdpp_ort.tuning.operands import FP8_MASK, INT4_SHIFTS, SCALES, check_result, multiply, weight_values
 from fdpp_ort.tuning.products import DTYPES, Product
 
 _OP_INPUT_ALIGNMENT = 256
-_MOST_CALLS = 256  # of a graph: small weights need no more for times far above the clock's grain
+# Of a graph: small weights need no more for times far above the clock's grain.
+_FEWEST_CALLS, _MOST_CALLS = 2, 256
 _FEWEST_REPLAYS, _MOST_REPLAYS = 5, 50
 _FAR_BEHIND = 1.25
 _HEAD_START, _HEAD_START_CALL = 200_000, 3_000  # GPU clock ticks
 
 
 class CudaTimer:
-    """`pool_bytes` is what weights cover in turn, and what is read between replays; 0: four times the L2."""
+    """`pool_bytes` is what weights or caches cover in turn, and what is read between replays; 0: four times the L2."""
 
     def __init__(self, seconds: float, pool_bytes: int = 0):
         try:
@@ -30,22 +35,27 @@ class CudaTimer:
             raise FdppError("tuning for a GPU needs a PyTorch that sees one; this one has no CUDA device")
         self._torch = torch
         self.device = core().gpu_device(torch.cuda.current_device())
+        self.cache_bytes = torch.cuda.mem_get_info()[0] // (2 * _FEWEST_CALLS)  # half of what is free, for all calls
         self._seconds = seconds
         self._pool_bytes = pool_bytes or 4 * self.device["l2_bytes"]
         self._flush = torch.ones(self._pool_bytes // 4, dtype=torch.int32, device="cuda")
-        self._pools: dict[tuple[str, object], object] = {}  # by weight format or "scales", and type
+        self._pools: dict[tuple[str, object], object] = {}  # by format or "scales", and type
 
     def _weights(self, product: Product) -> list[dict]:
         """B and scales (None where the format has none) of distinct weights."""
         torch = self._torch
         stored = getattr(torch, DTYPES[product.weight_format])
         step = _aligned(math.prod(product.stored_shape) * stored.itemsize)
-        count = min(max(self._pool_bytes // step, 2), _MOST_CALLS)
+        count = self._calls(step)
         numbers = self._tensors(product.weight_format, stored, product.stored_shape, count)
         scales = [None] * count
         if product.scales_shape is not None:
             scales = self._tensors("scales", getattr(torch, product.dtype), product.scales_shape, count)
         return [{"B": b, "scales": s} for b, s in zip(numbers, scales, strict=True)]
+
+    def _calls(self, step_bytes: int) -> int:
+        """Of a graph, where each reads so many bytes of its own."""
+        return min(max(self._pool_bytes // step_bytes, _FEWEST_CALLS), _MOST_CALLS)
 
     def _tensors(self, what: str, dtype, shape: tuple[int, ...], count: int) -> list:
         """Random numbers, each tensor at the alignment that allocations have."""
@@ -53,11 +63,12 @@ class CudaTimer:
         step = _aligned(size * dtype.itemsize) // dtype.itemsize
         pool = self._pools.get((what, dtype))
         if pool is None or pool.numel() < count * step:
+            pool = None  # its memory may be needed for what takes its place
+            self._pools.pop((what, dtype), None)
             pool = self._pools[what, dtype] = _drawn(self._torch, what, dtype, count * step)
         return [pool[i * step : i * step + size].view(shape) for i in range(count)]
 
     def measure(self, product: Product, m: int, candidates: list[Candidate]) -> list[Timed]:
-        """Median times of `candidates`, whose graphs take turns."""
         torch = self._torch
         weights = self._weights(product)
         dtype = getattr(torch, product.dtype)
@@ -70,41 +81,99 @@ class CudaTimer:
             residual = (torch.randn_like(expected) * expected.abs().mean()).to(dtype)
             expected += residual
         y = torch.empty(m, product.n, dtype=dtype, device="cuda")
-        attributes = product.attributes
+        calls = [({"A": a, "residual": residual} | weight, {"Y": y}) for weight in weights]
+
+        def check(candidate: Candidate) -> None:
+            check_result(f"{product.title}, M={m}", candidate, y, expected)
+
+        return self._race("gemm", product.attributes, calls, candidates, check)
+
+    def measure_attention(self, shape: AttentionShape, batch: int, context: int) -> list[Timed]:
+        """Of every way to run it, the library's own choice first. One new token a row is appended in place."""
+        torch = self._torch
+        dtype, stored = getattr(torch, shape.dtype), getattr(torch, DTYPES[shape.cache_format])
+        count = self._calls(shape.cache_bytes(batch, context))
+        tensors = self._tensors(shape.cache_format, stored, shape.cache_shape(batch, context), 2 * count)
+        caches = list(zip(tensors[:count], tensors[count:], strict=True))
+
+        def tokens(heads: int):
+            return torch.randn(batch, 1, heads * shape.head_size, dtype=dtype, device="cuda")
+
+        inputs = {
+            "query": tokens(shape.q_heads),
+            "key": tokens(shape.kv_heads),
+            "value": tokens(shape.kv_heads),
+            "seqlens_k": torch.full((batch,), context - 1, dtype=torch.int32, device="cuda"),
+            "total_sequence_length": context,
+        }
+        if shape.scale is not None:
+            inputs |= dict.fromkeys(("k_scale", "v_scale"), torch.full((1,), shape.scale, device="cuda"))
+        output = torch.empty_like(inputs["query"])
+        calls = [
+            (
+                inputs | {"past_key": key, "past_value": value},
+                {"output": output, "present_key": key, "present_value": value},
+            )
+            for key, value in caches
+        ]
+        expected = None
+
+        def check(candidate: Candidate) -> None:
+            nonlocal expected
+            if expected is None:  # not before a call has appended the token
+                expected = reference(shape, inputs["query"], *caches[-1])
+            what = f"{shape.title}, batch {batch}, context {context}"
+            check_result(what, candidate, output.view(expected.shape), expected)
+
+        candidates = attention_candidates(shape, calls[0][0], self.device)
+        return self._race("attention", shape.attributes, calls, candidates, check)
+
+    def _race(
+        self,
+        op: str,
+        attributes: dict,
+        calls: list[tuple[dict, dict]],
+        candidates: list[Candidate],
+        check: Callable[[Candidate], None],
+    ) -> list[Timed]:
+        """Median times of `candidates`, whose graphs take turns. `op`: core()'s name of it; `calls`: inputs and
+        outputs, of which the first is the result and the same for all; `check` is asked once it is the last call's."""
+        torch = self._torch
+        plan_op, run_op = getattr(core(), f"plan_{op}"), getattr(core(), op)
+        result = next(iter(calls[-1][1].values()))
 
         def runner(candidate: Candidate):
-            inputs = {"A": a, "residual": residual}
             options = {"variant": candidate.variant, "split": dict(candidate.split)}
-            needed = core().plan_gemm(attributes, inputs | weights[0], self.device, **options)["workspace_bytes"]
+            needed = plan_op(attributes, calls[0][0], self.device, **options)["workspace_bytes"]
             workspace = torch.empty(max(needed, 1), dtype=torch.uint8, device="cuda")
 
-            def run(weight: dict) -> None:
+            def run(inputs: dict, outputs: dict) -> None:
                 stream = torch.cuda.current_stream().cuda_stream
-                core().gemm(attributes, inputs | weight, {"Y": y}, workspace=workspace, stream=stream, **options)
+                run_op(attributes, inputs, outputs, workspace=workspace, stream=stream, **options)
 
             return run
 
         graphs = {}
         for candidate in candidates:
             run = runner(candidate)
-            y.fill_(torch.nan)
-            run(weights[-1])
-            check_result(product, m, candidate, y, expected)
+            result.fill_(torch.nan)
+            run(*calls[-1])
+            check(candidate)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
-                for weight in weights:
-                    run(weight)
+                for call in calls:
+                    run(*call)
             graphs[candidate] = (graph, run)  # the graph reads the workspace that `run` holds
         times: dict[Candidate, list[float]] = {candidate: [] for candidate in candidates}
         for turn in range(-1, _MOST_REPLAYS):
             for candidate, (graph, _) in graphs.items():
-                elapsed = self._replay(graph, len(weights)) / len(weights)
+                elapsed = self._replay(graph, len(calls)) / len(calls)
                 if turn >= 0:  # the first round is not counted: clocks rise
                     times[candidate].append(elapsed)
             if turn == 0:  # what is far behind the best of its kind stays with this one time
                 best = {kind: min(times[c][0] for c in graphs if c.kind == kind) for kind in {c.kind for c in graphs}}
                 graphs = {c: g for c, g in graphs.items() if times[c][0] <= _FAR_BEHIND * best[c.kind]}
-            spent = sum(sum(times[c]) for c in graphs) * len(weights) * 1e-6
+            spent = sum(sum(times[c]) for c in graphs) * len(calls) * 1e-6
             if turn + 1 >= _FEWEST_REPLAYS and spent > self._seconds * len(graphs):
                 break
         return [Timed(candidate, statistics.median(values)) for candidate, values in times.items()]
@@ -135,7 +204,7 @@ def _drawn(torch, what: str, dtype, count: int):
     if dtype.itemsize > 1:
         return torch.randn(count, dtype=dtype, device="cuda")
     numbers = torch.randint(256, (count,), dtype=torch.uint8, device="cuda")
-    return (numbers & FP8_MASK if what == "fp8" else numbers).view(dtype)
+    return (numbers.bitwise_and_(FP8_MASK) if what == "fp8" else numbers).view(dtype)
 
 
 def _values(torch, product: Product, weight: dict, first: int, last: int):

@@ -38,12 +38,12 @@ def multiply(product: Product, a, values: Callable[[int, int], object], y) -> No
         y[:, first:last] = a @ values(first, last).T
 
 
-def check_result(product: Product, m: int, candidate: Candidate, y, expected) -> None:
+def check_result(what: str, candidate: Candidate, y, expected) -> None:
     """FdppError: `y` is further from `expected`, in float64, than rounding explains."""
     difference = y - expected
     error = float((difference * difference).sum() / (expected * expected).sum()) ** 0.5
     if not error < _TOLERANCE:
         raise FdppError(
-            f"{product.title}, M={m}: {candidate.variant} {dict(candidate.split)} is wrong: relative error "
+            f"{what}: {candidate.variant} {dict(candidate.split)} is wrong: relative error "
             f"{error:.1e}, expected less than {_TOLERANCE:.0e}"
         )

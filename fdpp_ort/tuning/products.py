@@ -120,9 +120,8 @@ def from_text(texts: list[str], backend: str, weight_format: str) -> list[Produc
     return list(dict.fromkeys(products))
 
 
-def from_model(path: str | Path, backend: str, weight_format: str | None = None) -> list[Product]:
-    """The distinct products of a model folder or .onnx file: FdppFlatGemm's, and those of MatMul with constant weights,
-    which become FdppFlatGemm's on export. `weight_format` None: the weights' own. FdppError: unreadable, or none."""
+def read_graph(path: str | Path):
+    """The file of a model folder or .onnx file, and its graph without the weights. FdppError: unreadable."""
     path = Path(path)
     file = ModelFolder.open(path).model_file if path.is_dir() else path
     try:
@@ -130,9 +129,17 @@ def from_model(path: str | Path, backend: str, weight_format: str | None = None)
     except ImportError as error:
         raise FdppError(f"reading a model needs onnx ({error}); pip install onnx") from error
     try:
-        graph = onnx.load(file, load_external_data=False).graph
+        return file, onnx.load(file, load_external_data=False).graph
     except Exception as error:  # what the parser raises for any broken file has no common base
         raise FdppError(f"{file}: cannot be read as an ONNX model: {error}") from error
+
+
+def from_model(path: str | Path, backend: str, weight_format: str | None = None) -> list[Product]:
+    """The distinct products of a model folder or .onnx file: FdppFlatGemm's, and those of MatMul with constant weights,
+    which become FdppFlatGemm's on export. `weight_format` None: the weights' own. FdppError: unreadable, or none."""
+    file, graph = read_graph(path)
+    import onnx
+
     formats = {onnx.TensorProto.FLOAT: "f32", onnx.TensorProto.FLOAT16: "f16", onnx.TensorProto.BFLOAT16: "bf16"}
     weights = {tensor.name: tensor for tensor in graph.initializer}
     products = []

@@ -5,10 +5,12 @@ from __future__ import annotations
 import datetime
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 from fdpp_ort.errors import FdppError
-from fdpp_ort.tuning.analysis import analyse
+from fdpp_ort.tuning.analysis import analyse, analyse_attention
+from fdpp_ort.tuning.attention import AttentionShape
 from fdpp_ort.tuning.measurements import Measurements
 from fdpp_ort.tuning.products import Product
 
@@ -23,6 +25,7 @@ def write_table(path: Path, measurements: Measurements) -> None:
         "measured": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d, fdpp-tune"),
         "device": measurements.head["device"],
         "gemm": [_entry(product, times) for product, times in measurements],
+        "attention": [_attention_entry(shape, times) for shape, times in measurements.attention()],
     }
     unfinished = path.with_name(path.name + ".unfinished")
     try:
@@ -49,3 +52,11 @@ def _entry(product: Product, times: dict) -> dict:
         "m2": inflection.m2,
         "ranges": ranges,
     }
+
+
+def _attention_entry(shape: AttentionShape, times: dict) -> dict:
+    ranges = [
+        {"batch": r.batch, "context": r.context, "variant": r.candidate.variant, "split": dict(r.candidate.split)}
+        for r in analyse_attention(times)
+    ]
+    return asdict(shape) | {"ranges": ranges}

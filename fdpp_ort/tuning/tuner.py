@@ -1,13 +1,13 @@
-"""Raises M and times every variant and split."""
+"""Raises M, and batch and context of attention, and times every variant and split."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from fdpp_ort.errors import FdppError
-from fdpp_ort.library import core
 from fdpp_ort.tuning.analysis import KINDS, best_of
+from fdpp_ort.tuning.attention import AttentionShape, points
+from fdpp_ort.tuning.candidates import candidates
 from fdpp_ort.tuning.measurements import Candidate, Measurements, Timed
 from fdpp_ort.tuning.products import Product
 
@@ -24,6 +24,13 @@ class Timer(Protocol):
     def measure(self, product: Product, m: int, candidates: list[Candidate]) -> list[Timed]: ...
 
 
+class GpuTimer(Timer, Protocol):
+    cache_bytes: int  # that keys and values of a call may take
+
+    def measure_attention(self, shape: AttentionShape, batch: int, context: int) -> list[Timed]:
+        """Of every way to run it, the library's own choice first."""
+
+
 def make_timer(backend: str, seconds: float, pool_bytes: int = 0) -> Timer:
     """`seconds`: roughly, of each candidate at each M."""
     if backend == "cpu":
@@ -33,24 +40,6 @@ def make_timer(backend: str, seconds: float, pool_bytes: int = 0) -> Timer:
     from fdpp_ort.tuning.cuda import CudaTimer
 
     return CudaTimer(seconds, pool_bytes)
-
-
-def candidates(product: Product, m: int, device: dict) -> list[Candidate]:
-    """Every way to run the product on the device. FdppError: there is none."""
-    found, refusals = [], []
-    for v in core().variants():
-        if (v["op"], v["backend"]) != ("FdppFlatGemm", device["backend"]):
-            continue
-        try:
-            splits = core().gemm_splits(product.problem(m), device, v["name"])
-        except NotImplementedError as error:
-            refusals.append(str(error))
-            continue
-        found += [Candidate.of(v["kind"], v["name"], split) for split in splits]
-    if not found:
-        reasons = "; ".join(refusals) or f"this build has none for {device['backend']}"
-        raise FdppError(f"{product.title}, M={m}: no kernel takes it ({reasons})")
-    return found
 
 
 def _hopeless(earlier: list[list[Timed]]) -> set[Candidate]:
@@ -70,14 +59,21 @@ def tune(
     timer: Timer,
     measurements: Measurements,
     progress: Callable[[str, int, int], None] = lambda *_: None,
+    attention: Iterable[AttentionShape] = (),
 ) -> None:
     """Adds to `measurements` what they lack. `progress` is called with what is being timed, how many pairs of product
-    and M are done and how many there are."""
+    and M, or of attention and its batch and context, are done and how many there are. `attention` needs a GpuTimer."""
     wanted = [(product, m) for product in products for m in sorted(set(rows))]
-    for done, (product, m) in enumerate(wanted):
-        progress(product.title, done, len(wanted))
-        if m not in measurements.of(product):
-            slow = _hopeless([times for row, times in measurements.of(product).items() if row < m])
-            left = [c for c in candidates(product, m, timer.device) if c not in slow]
-            measurements.add(product, m, timer.measure(product, m, left))
+    wanted += [(shape, point) for shape in attention for point in points(shape, timer.cache_bytes)]
+    for done, (what, point) in enumerate(wanted):
+        progress(what.title, done, len(wanted))
+        if point in measurements.of(what):
+            continue
+        if isinstance(what, AttentionShape):
+            times = timer.measure_attention(what, *point)
+        else:
+            slow = _hopeless([times for row, times in measurements.of(what).items() if row < point])
+            left = [c for c in candidates(what, point, timer.device) if c not in slow]
+            times = timer.measure(what, point, left)
+        measurements.add(what, point, times)
     progress("tuned", len(wanted), len(wanted))

@@ -86,6 +86,14 @@ Status plan_attention(const AttentionProblem& problem, const DeviceInfo& device,
   return {};
 }
 
+Status attention_splits(const AttentionProblem& problem, const DeviceInfo& device, const std::string& variant,
+                        std::vector<AttentionSplit>* splits) {
+  AttentionPlan plan;
+  FDPP_RETURN_IF_ERROR(plan_attention(problem, device, &plan, variant));
+  list_splits(plan, problem, device, splits);
+  return {};
+}
+
 const char* variant_name(const AttentionPlan& plan) { return plan.variant->name; }
 
 Status run_attention(const AttentionProblem& problem, const AttentionPlan& plan, const TensorView* inputs,

@@ -44,11 +44,7 @@ Status gemm_splits(const GemmProblem& problem, const DeviceInfo& device, const s
                    std::vector<GemmSplit>* splits) {
   GemmPlan plan;
   FDPP_RETURN_IF_ERROR(plan_gemm(problem, device, &plan, variant));
-  splits->assign(1, plan.split);
-  std::vector<GemmSplit> offered;
-  if (plan.variant->splits != nullptr) plan.variant->splits(problem, device, &offered);
-  for (const GemmSplit& s : offered)
-    if (!(s == plan.split)) splits->push_back(s);
+  list_splits(plan, problem, device, splits);
   return {};
 }
 

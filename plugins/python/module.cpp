@@ -165,12 +165,25 @@ py::dict plan_op(const py::dict& attributes, const py::dict& inputs, const py::d
   return plan_dict(make_plan<Op>(make_problem<Op>(attributes, in), parse_device(device), variant, split));
 }
 
+template <typename Split>
+py::list split_dicts(const std::vector<Split>& splits) {
+  py::list list;
+  for (const Split& s : splits) list.append(split_dict(s));
+  return list;
+}
+
 py::list splits_of_gemm(const py::dict& problem, const py::dict& device, const std::string& variant) {
   std::vector<GemmSplit> splits;
   raise_if_error(gemm_splits(parse_problem(problem), parse_device(device), variant, &splits));
-  py::list list;
-  for (const GemmSplit& s : splits) list.append(split_dict(s));
-  return list;
+  return split_dicts(splits);
+}
+
+py::list splits_of_attention(const py::dict& attributes, const py::dict& inputs, const py::dict& device,
+                             const std::string& variant) {
+  const Tensors in = borrow(Attention::spec().name, Attention::spec().inputs, inputs);
+  std::vector<AttentionSplit> splits;
+  raise_if_error(attention_splits(make_problem<Attention>(attributes, in), parse_device(device), variant, &splits));
+  return split_dicts(splits);
 }
 
 template <typename Op>
@@ -410,6 +423,10 @@ PYBIND11_MODULE(_core, m) {
         R"(The splits of `variant` that are worth timing, its own choice first. NotImplementedError: it does not take the
 problem, {m, n, k, dtype, weight_format, block_size, accuracy_level, has_bias, has_residual}; of int4 weights a
 block_size that is left out is 32.)");
+  m.def("attention_splits", &splits_of_attention, py::arg("attributes"), py::arg("inputs"), py::arg("device"),
+        py::arg("variant"),
+        R"(The splits of `variant` that are worth timing, its own choice first; of the arguments that plan_attention takes
+as much is read as there. NotImplementedError: it does not take the problem.)");
   m.def("variants", &variant_dicts, "Every variant of this build: [{op, name, backend, kind, summary}].");
   m.def("op_specs", &specs, "The ops' signatures, attributes and in-place pairs.");
   m.def("cpu_device", [] { return device_dict(cpu_device()); }, "The processor that this process runs on.");

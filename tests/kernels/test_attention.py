@@ -7,7 +7,10 @@ import pytest
 from cases import ATTENTION_CASES, AttentionCase
 from harness import ATTENTION, AttentionCall
 
+from fdpp_ort import _core
+
 FEWEST_CASES = 15
+DECODE_CASES = [case for case in ATTENTION_CASES if case.query_length == 1]
 
 
 @pytest.mark.parametrize("backend", harness.BACKENDS)
@@ -30,3 +33,16 @@ def test_accuracy(variant: str, case: AttentionCase) -> None:
         call.check()
         results.append(call.outputs["output"])
     assert harness.same_bits(results[-1], results[-2]), "the same call gave other bits"
+
+
+@pytest.mark.parametrize(("variant", "case"), harness.parameters(ATTENTION, DECODE_CASES))
+def test_every_split_that_is_offered(variant: str, case: AttentionCase) -> None:
+    """What tuning may choose is as right as the variant's own choice, which comes first."""
+    device = harness.device_of(variant)
+    arguments = (case.attributes(), harness.shapes_only(case), harness.planning_device(device))
+    splits = _core.attention_splits(*arguments, variant)
+    assert splits[0] == _core.plan_attention(*arguments, variant=variant)["split"]
+    for split in splits:
+        call = AttentionCall(case, harness.attention_tensors(case), device)
+        assert call.run(variant, split=split)["split"] == split
+        call.check()

@@ -12,16 +12,33 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from cases import H200
 
 import fdpp_ort
+import fdpp_ort.tuning.attention
 from fdpp_ort import _core
+from fdpp_ort.cli import tune as tune_command
 from fdpp_ort.generation import Decoder, load_model
 from fdpp_ort.generation.model import TABLE_NAME
-from fdpp_ort.tuning import Measurements, Product, analyse, from_model, from_text, tune, write_table
+from fdpp_ort.tuning import (
+    AttentionShape,
+    Measurements,
+    Product,
+    analyse,
+    attention_from_model,
+    attention_from_text,
+    from_model,
+    from_text,
+    tune,
+    write_table,
+)
+from fdpp_ort.tuning.analysis import analyse_attention
+from fdpp_ort.tuning.attention import BATCHES, CONTEXTS
+from fdpp_ort.tuning.attention import points as points_of
+from fdpp_ort.tuning.candidates import candidates
 from fdpp_ort.tuning.cpu import CpuTimer
 from fdpp_ort.tuning.measurements import Candidate, Timed
 from fdpp_ort.tuning.operands import weight_values
-from fdpp_ort.tuning.tuner import candidates
 
 CPU = _core.cpu_device() | {"host_gemm": True}
 ROWS = "1,2,20"
@@ -114,6 +131,51 @@ def test_an_algorithm_holds_for_its_m_alone() -> None:
     assert ranges == [(1, 0), (4, 3), (5, 0), (8, 3), (9, 0)]
 
 
+def test_a_kernels_algorithm_is_no_number_of_a_library() -> None:
+    times = {m: [timed("flat", 5, pieces=2, algorithm=1), timed("flat", 9, pieces=2)] for m in (4, 8)}
+    ranges = [(r.first, dict(r.candidate.split)) for r in analyse(times).ranges]
+    assert ranges == [(1, {"pieces": 2, "algorithm": 1})]
+
+
+# ---- ranges of attention ----
+
+
+def pieces(**microseconds: float) -> list[Timed]:
+    """Times by the number of pieces: pieces(p1=3.0, p4=2.0)."""
+    return [timed("", us, pieces=int(name[1:])) for name, us in microseconds.items()]
+
+
+def attention_ranges(times: dict[tuple[int, int], list[Timed]]) -> list[tuple[int, int, int]]:
+    """(batch, context, pieces)."""
+    return [(r.batch, r.context, dict(r.candidate.split).get("pieces", 1)) for r in analyse_attention(times)]
+
+
+def test_what_was_found_holds_from_beyond_what_lies_below() -> None:
+    short, long = pieces(p1=5, p4=9), pieces(p1=9, p4=5)
+    times = {(1, 256): short, (1, 1024): long, (8, 256): short, (8, 1024): short, (8, 4096): long}
+    assert attention_ranges(times) == [(1, 1, 1), (1, 257, 4), (2, 1, 1), (2, 1025, 4)]
+    assert attention_ranges({(4, 1024): long}) == [(1, 1, 4)], "the first holds for all below"
+
+
+def test_neighbours_with_the_same_choice_are_one_range() -> None:
+    one, four = pieces(p1=5, p4=9), pieces(p1=9, p4=5)
+    times = {(1, 256): one, (1, 1024): one, (1, 4096): four}
+    times |= {(2, 256): one, (2, 1024): one, (2, 4096): four}
+    times |= {(4, 256): one, (4, 1024): one, (4, 4096): one}
+    assert attention_ranges(times) == [(1, 1, 1), (1, 1025, 4), (3, 1, 1)]
+
+
+def test_a_split_of_attention_stays_until_another_is_worth_it() -> None:
+    times = {
+        (1, 256): pieces(p1=10, p2=11),
+        (1, 1024): pieces(p1=10, p2=9.9),
+        (1, 4096): pieces(p1=10, p2=9.7),
+        (2, 256): pieces(p1=10, p2=9.9),
+        (2, 1024): pieces(p2=10, p4=9.9),
+    }
+    assert attention_ranges(times) == [(1, 1, 1), (1, 1025, 2), (2, 1, 1), (2, 257, 4)]
+
+
 # ---- what is tuned ----
 
 
@@ -180,6 +242,85 @@ def test_quantised_products_by_shape(weight_format: str, stored: tuple, scales: 
     assert (on_cpu.stored_shape, on_cpu.scales_shape) == (stored, scales)
 
 
+def test_attention_by_heads() -> None:
+    (shape,) = attention_from_text(["32,8,128", "32,8,128"])
+    assert shape == AttentionShape(32, 8, 128, "float16", "float16")
+    assert shape.title == "attention 32/8 D=128 f16"
+    (shape,) = attention_from_text(["32,8,128"], "bf16", "fp8")
+    assert (shape.dtype, shape.cache_dtype) == ("bfloat16", "float8e4m3fn")
+    assert [s.dtype for s in attention_from_text(["32,8,128"], "int4", "int8")] == ["float16"]
+    with pytest.raises(fdpp_ort.FdppError, match="takes float16 and bfloat16, not float32: give --dtype"):
+        attention_from_text(["32,8,128"], "f32")
+
+
+def write_attention_model(path: Path) -> Path:
+    """Nodes over caches of every type, and of sizes unknown and not taken; nothing in it runs."""
+    types = onnx.TensorProto
+    nodes, inputs, values = [], [], []
+    for index, (cache, cos, op, domain) in enumerate(
+        (
+            (types.FLOAT16, None, "FdppAttention", "fdpp"),
+            (types.FLOAT16, None, "GroupQueryAttention", "com.microsoft"),
+            (types.INT8, types.BFLOAT16, "FdppAttention", "fdpp"),
+            (types.FLOAT8E4M3FN, types.FLOAT16, "FdppAttention", "fdpp"),
+            (types.FLOAT, None, "Attention", "com.microsoft"),
+        )
+    ):
+        names = ["q", "k", "v", f"past{index}", f"past{index}", "lengths", "total", f"cos{index}" if cos else ""]
+        heads = {"num_heads": 8, "kv_num_heads": 2}
+        nodes.append(onnx.helper.make_node(op, names, [f"y{index}"], domain=domain, **heads))
+        past = onnx.helper.make_tensor_value_info(f"past{index}", cache, ["batch", 2, "length", 64])
+        (values if index == 0 else inputs).append(past)
+        if cos:
+            inputs.append(onnx.helper.make_tensor_value_info(f"cos{index}", cos, [64, 32]))
+    nodes.append(onnx.helper.make_node("FdppAttention", ["q", "", "", "unknown"], ["z"], domain="fdpp", **heads))
+    nodes.append(
+        onnx.helper.make_node("GroupQueryAttention", ["q", "k", "v", "odd"], ["o"], domain="com.microsoft", **heads)
+    )
+    inputs.append(onnx.helper.make_tensor_value_info("odd", types.FLOAT16, ["batch", 2, "length", 60]))
+    graph = onnx.helper.make_graph(nodes, "attention", inputs, [], value_info=values)
+    onnx.save_model(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("fdpp", 1)]), path)
+    return path
+
+
+def test_attention_of_a_model(tmp_path, fdpp_folder, original_folder) -> None:
+    path = write_attention_model(tmp_path / "model.onnx")
+    types = [(s.dtype, s.cache_dtype) for s in attention_from_model(path)]
+    assert types == [("bfloat16", "int8"), ("float16", "float16"), ("float16", "float8e4m3fn")]
+    assert {s.heads for s in attention_from_model(path)} == {"8/2 D=64"}
+    assert {(s.dtype, s.cache_dtype) for s in attention_from_model(path, "bf16", "fp8")} == {
+        ("bfloat16", "float8e4m3fn")
+    }
+    # Of float32 no GPU's kernel is.
+    shapes = [AttentionShape(4, 2, 32, "float16", "float16")]
+    assert attention_from_model(fdpp_folder) == attention_from_model(original_folder) == shapes
+
+
+def test_points_fit_the_memory() -> None:
+    (plain,), (small,) = (attention_from_text(["32,8,128"], "f16", cache) for cache in (None, "int8"))
+    assert points_of(plain, 1 << 60) == [(batch, context) for batch in BATCHES for context in CONTEXTS]
+    assert plain.cache_bytes(4, 1024) == 2 * small.cache_bytes(4, 1024) == 2 * 4 * 8 * 1024 * 128 * 2
+    fits = points_of(plain, plain.cache_bytes(4, 4096))
+    assert (4, 4096) in fits and (1, 16384) in fits and (64, 256) in fits
+    assert (8, 4096) not in fits and (1, 65536) not in fits
+
+
+@pytest.mark.parametrize("cache", ["int8", "float8e4m3fn"])
+def test_the_reference_of_attention(cache: str) -> None:
+    torch = pytest.importorskip("torch")
+    shape = AttentionShape(6, 2, 40, "float32", cache)
+    stored = torch.int8 if cache == "int8" else torch.float8_e4m3fn
+    keys, values = (torch.randn(3, 2, 100, 40).div(shape.scale).clamp(-127, 127).to(stored) for _ in range(2))
+    query, new = torch.randn(3, 1, 240), torch.randn(3, 1, 80)
+    inputs = {"query": query, "key": new, "value": new, "past_key": keys, "past_value": values}
+    inputs |= {"seqlens_k": torch.full((3,), 99, dtype=torch.int32), "total_sequence_length": 100}
+    inputs |= dict.fromkeys(("k_scale", "v_scale"), torch.tensor([shape.scale]))
+    output = torch.empty(3, 1, 240)
+    _core.attention(shape.attributes, inputs, {"output": output, "present_key": keys, "present_value": values})
+    expected = fdpp_ort.tuning.attention.reference(shape, query, keys, values).view(3, 1, 240)
+    torch.testing.assert_close(output.double(), expected, rtol=0, atol=1e-5)
+
+
 def test_candidates_round_where_they_may() -> None:
     device = CPU | {"isa": "avx2", "avx_vnni": True}
     vnni = [
@@ -218,6 +359,35 @@ class FakeTimer:
         return [Timed(c, costs[c.kind] * (100 if "scalar" in c.variant else 1)) for c in chosen]
 
 
+class FakeGpuTimer(FakeTimer):
+    """Attention's times, too, here on the device that there is: longer contexts and fewer rows want more pieces."""
+
+    cache_bytes = 1 << 60
+
+    def measure_attention(self, shape: AttentionShape, batch: int, context: int) -> list[Timed]:
+        self.asked.append((shape.q_heads, batch, context))
+        wanted = max(1, min(context // batch // 1024, 16))
+        return [Timed(Candidate.of("", ATTEND, {"pieces": n, "cluster": 1}), 10 + abs(n - wanted)) for n in (1, 4, 16)]
+
+
+ATTEND = next(v["name"] for v in _core.variants() if (v["op"], v["backend"]) == ("FdppAttention", "cpu"))
+SHAPES = [AttentionShape(heads, 2, 64, "float32", "int8") for heads in (4, 8)]
+
+
+def plan_attention(batch: int, context: int, device: dict = CPU, dtype: type = np.float32) -> dict:
+    cache = np.empty((batch, 2, context, 64), np.int8)
+    inputs = {
+        "query": np.empty((batch, 1, 8 * 64), dtype),
+        "past_key": cache,
+        "past_value": cache,
+        "seqlens_k": np.empty(batch, np.int32),
+        "total_sequence_length": context,
+        "k_scale": np.ones(1, np.float32),
+        "v_scale": np.ones(1, np.float32),
+    }
+    return _core.plan_attention(SHAPES[0].attributes, inputs, device)
+
+
 PRODUCTS = [Product(n, 32, "float32", "f32") for n in (64, 128)]
 
 
@@ -237,6 +407,72 @@ def test_a_run_goes_on_where_it_stopped(tmp_path) -> None:
     again = FakeTimer()
     tune(PRODUCTS, ROWS_TIMED, again, Measurements(path, CPU))
     assert again.asked == []
+
+
+def test_attention_goes_on_where_it_stopped(tmp_path) -> None:
+    """Beside products, in the same file."""
+    path = tmp_path / "t.measured.jsonl"
+    whole, steps = FakeGpuTimer(), []
+    tune(PRODUCTS, (1, 2), whole, Measurements(path, CPU), lambda *step: steps.append(step), SHAPES)
+    text = path.read_text()
+    lines = text.splitlines(keepends=True)
+    count = len(PRODUCTS) * 2 + len(SHAPES) * len(BATCHES) * len(CONTEXTS)
+    assert len(lines) == 1 + count
+    assert steps[-1] == ("tuned", count, count)
+    assert [step[1] for step in steps] == list(range(count + 1))
+    path.write_text("".join(lines[:-3]) + lines[-3][:40])
+    rest = FakeGpuTimer()
+    measurements = Measurements(path, CPU)
+    tune(PRODUCTS, (1, 2), rest, measurements, attention=SHAPES)
+    assert rest.asked == whole.asked[-3:]
+    assert path.read_text() == text
+    assert [product for product, _ in measurements] == PRODUCTS
+    assert [shape for shape, _ in measurements.attention()] == SHAPES
+    path.write_text(text.replace('"context"', '"contxt"'))
+    with pytest.raises(fdpp_ort.FdppError, match="cannot be read as measurements: 'context'"):
+        Measurements(path, CPU)
+
+
+def test_a_table_of_attention_is_followed(tmp_path) -> None:
+    measurements = Measurements(tmp_path / "m.jsonl", CPU)
+    tune([], (), FakeGpuTimer(), measurements, attention=SHAPES)
+    table = tmp_path / "t.json"
+    write_table(table, measurements)
+    entry = json.loads(table.read_text())["attention"][0]
+    assert {k: v for k, v in entry.items() if k != "ranges"} == {
+        "q_heads": 4, "kv_heads": 2, "head_size": 64, "dtype": "float32", "cache_dtype": "int8"
+    }  # fmt: skip
+    before = plan_attention(1, 128)
+    fdpp_ort.load_table(table)
+    assert plan_attention(1, 128)["reason"] == f"tuned: {table}" != before["reason"]
+    # Between contexts and batches that were timed the next larger ones decide.
+    for (batch, context), n in {(1, 1024): 1, (1, 1025): 4, (1, 4096): 4, (1, 4097): 16, (3, 5000): 4}.items():
+        assert plan_attention(batch, context)["split"]["pieces"] == n
+
+
+def test_a_table_of_a_gpus_attention_is_read(tmp_path) -> None:
+    """By builds without kernels for it, too; what it says is planned where there are some."""
+    measurements = Measurements(tmp_path / "m.jsonl", H200)
+    shape = AttentionShape(4, 2, 64, "float16", "int8")
+    split = {"pieces": 3, "cluster": 2, "blocks_per_multiprocessor": 2}
+    measurements.add(shape, (1, 1024), [Timed(Candidate.of("", "cuda_decode_hopper", split), 5.0)])
+    table = tmp_path / "t.json"
+    write_table(table, measurements)
+    fdpp_ort.load_table(table)
+    if any(v["backend"] == "cuda" for v in _core.variants()):
+        chosen = plan_attention(2, 500, H200, np.float16)
+        assert (chosen["variant"], chosen["split"]) == ("cuda_decode_hopper", split)
+        assert chosen["reason"] == f"tuned: {table}"
+
+
+def test_the_summary_has_attention(tmp_path, capsys) -> None:
+    measurements = Measurements(tmp_path / "m.jsonl", CPU)
+    measurements.add(SHAPES[0], (1, 128), pieces(p1=4, p2=1))
+    measurements.add(SHAPES[0], (1, 256), pieces(p1=9, p2=9))
+    tune_command._print_summary(measurements)
+    shown = capsys.readouterr().out
+    assert "4/2 D=64" in shown and "2.00" in shown
+    assert "M1" not in shown, "no product was timed"
 
 
 def test_what_is_hopeless_is_timed_no_more(tmp_path) -> None:
@@ -394,6 +630,7 @@ def test_a_model_is_tuned_and_then_runs_by_its_table(command, fdpp_folder, tmp_p
     decoder.prefill(np.array([[3, 1, 4]]))
     reasons = {row["node"]: row["reason"] for row in fdpp_ort.last_plan()}
     assert reasons["head"] == f"tuned: {table}"
+    assert json.loads(table.read_text())["attention"] == [], "its attention divides its work itself on a CPU"
 
 
 def test_a_bad_table_beside_a_model(command, fdpp_folder, tmp_path) -> None:
@@ -430,6 +667,19 @@ session.run(None, feeds)
     assert f"(tuned: {folder / TABLE_NAME})" in done.stderr
 
 
+def test_the_command_tunes_attention(capsys, monkeypatch, tmp_path) -> None:
+    """As on a GPU, but for the times."""
+    monkeypatch.setattr(tune_command, "make_timer", lambda *_: FakeGpuTimer())
+    table = tmp_path / "t.json"
+    arguments = ["--attention", "8,2,64", "4,4,128", "--cache-dtype", "int8", "--device", "cuda", "-o", str(table)]
+    assert tune_command.main(arguments) == 0, capsys.readouterr().err
+    shown = capsys.readouterr().out
+    assert "8/2 D=64" in shown and "4/4 D=128" in shown and f"wrote {table}" in shown
+    entries = [(e["q_heads"], e["dtype"], e["cache_dtype"]) for e in json.loads(table.read_text())["attention"]]
+    assert entries == [(4, "float16", "int8"), (8, "float16", "int8")]
+    fdpp_ort.load_table(table)
+
+
 def test_plot(command, tmp_path) -> None:
     pytest.importorskip("matplotlib")
     plot = tmp_path / "plot.png"
@@ -456,6 +706,7 @@ def test_plot_without_matplotlib(command, tmp_path) -> None:
         (["--model", "no-such-file.onnx"], "no-such-file.onnx: cannot be read as an ONNX model"),
         (["--model", "."], "without a genai_config.json, expected one .onnx file, found none"),
         (["--shapes", "48,32", "-o", "no-such-folder/t.json"], "the measurements cannot be kept there"),
+        (["--attention", "32,8,128"], "--attention is for a GPU: on a CPU attention's kernels divide their work"),
     ],
 )
 def test_bad_arguments(command, arguments: list[str], message: str) -> None:
@@ -463,6 +714,44 @@ def test_bad_arguments(command, arguments: list[str], message: str) -> None:
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "cache", "message"),
+    [
+        ("32,8", None, "attention is '32,8', expected Q_HEADS,KV_HEADS,HEAD_SIZE, three positive whole numbers"),
+        ("32,0,128", None, "attention is '32,0,128', expected Q_HEADS"),
+        ("32,x,128", None, "attention is '32,x,128', expected Q_HEADS"),
+        ("32,5,128", None, "expected a multiple of 5 query heads"),
+        ("32,8,130", None, "expected a head size that is a multiple of 8 up to 256"),
+        ("32,8,264", None, "expected a head size that is a multiple of 8 up to 256"),
+        ("32,8,128", "bf16", "--cache-dtype is bf16, expected int8, fp8 or the activations' float16"),
+    ],
+)
+def test_bad_attention(text: str, cache: str | None, message: str) -> None:
+    with pytest.raises(fdpp_ort.FdppError, match=message):
+        attention_from_text([text], None, cache)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "one of --model, --shapes and --attention is required"),
+        (["--model", ".", "--attention", "32,8,128"], "--model comes with neither --shapes nor --attention"),
+        (["--model", ".", "--shapes", "48,32"], "--model comes with neither --shapes nor --attention"),
+        (["--attention", "32,8,128", "--cache-dtype", "f32"], "argument --cache-dtype: invalid choice"),
+    ],
+)
+def test_arguments_that_do_not_go_together(capsys, arguments: list[str], message: str) -> None:
+    with pytest.raises(SystemExit):
+        tune_command.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_a_plot_of_attention_alone(capsys) -> None:
+    pytest.importorskip("matplotlib")
+    assert tune_command.main(["--attention", "32,8,128", "--device", "cuda", "--plot", "plot.png"]) == 1
+    assert "--plot draws times over M: give --shapes or --model" in capsys.readouterr().err
 
 
 def test_a_gpu_that_is_not_there(command) -> None:
@@ -516,3 +805,27 @@ def test_tune_a_model_of_bfloat16_on_a_gpu(command, tmp_path) -> None:
     entries = json.loads((tmp_path / TABLE_NAME).read_text())["gemm"]
     formats = [(e["n"], e["dtype"], e["weight_format"]) for e in entries]
     assert formats == [(64, "float16", "int4"), (80, "float16", "int8"), (192, "bfloat16", "fp8")]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cache_dtype", ["bf16", "int8", "fp8"])
+def test_tune_attention_on_a_gpu(capsys, monkeypatch, tmp_path, cache_dtype: str) -> None:
+    monkeypatch.setattr(fdpp_ort.tuning.attention, "BATCHES", (1, 8))
+    monkeypatch.setattr(fdpp_ort.tuning.attention, "CONTEXTS", (128, 4096))
+    table = tmp_path / "t.json"
+    arguments = ["--attention", "8,2,64", "--dtype", "bf16", "--cache-dtype", cache_dtype, "--device", "cuda"]
+    assert tune_command.main([*arguments, "--seconds", "0.01", "-o", str(table)]) == 0, capsys.readouterr().err
+    assert "8/2 D=64" in capsys.readouterr().out
+    (entry,) = json.loads(table.read_text())["attention"]
+    assert (entry["q_heads"], entry["dtype"], entry["ranges"][0]["context"]) == (8, "bfloat16", 1)
+    fdpp_ort.load_table(table)
+    torch = pytest.importorskip("torch")
+    (shape,) = attention_from_text(["8,2,64"], "bf16", cache_dtype)
+    for batch, context in ((1, 1), (3, 1000), (64, 5000)):
+        stored = getattr(torch, {"bf16": "bfloat16", "int8": "int8", "fp8": "float8_e4m3fn"}[cache_dtype])
+        cache = torch.empty(shape.cache_shape(batch, context), dtype=stored)
+        inputs = {"query": torch.empty(batch, 1, 12 * 64, dtype=torch.bfloat16), "past_key": cache, "past_value": cache}
+        inputs |= {"seqlens_k": torch.empty(batch, dtype=torch.int32), "total_sequence_length": context}
+        if shape.scale is not None:
+            inputs |= dict.fromkeys(("k_scale", "v_scale"), torch.ones(1))
+        assert _core.plan_attention(shape.attributes, inputs, _core.gpu_device(0))["reason"] == f"tuned: {table}"

@@ -74,6 +74,38 @@ def test_workspace_follows_the_split() -> None:
     assert one is None or four["workspace_bytes"] > one["workspace_bytes"]
 
 
+@pytest.mark.skipif(not CUDA, reason="a build without CUDA kernels offers nothing for a GPU")
+@pytest.mark.parametrize("context", [128, 1024, 32768])
+@pytest.mark.parametrize(("batch", "q_heads", "kv_heads"), [(1, 9, 3), (1, 32, 8), (4, 32, 32), (16, 32, 8)])
+def test_splits_worth_timing_on_an_h200(batch: int, q_heads: int, kv_heads: int, context: int) -> None:
+    """A dozen or so for each variant, its own choice first, and none twice; some variants have their own alone."""
+    inputs = call(batch, q_heads, kv_heads, context)
+    counts = {}
+    for name in CUDA:
+        if not _core.supports("FdppAttention", *inputs, name, H200)[0]:
+            continue
+        splits = _core.attention_splits(*inputs, H200, name)
+        assert splits[0] == _core.plan_attention(*inputs, H200, variant=name)["split"]
+        assert all(splits.count(split) == 1 for split in splits)
+        for split in splits:
+            assert _core.plan_attention(*inputs, H200, variant=name, split=split)["split"] == split
+        counts[name] = len(splits)
+    assert 1 < counts["cuda_decode_hopper"] <= 14
+    assert counts.get("cuda_decode_short", 1) == 1
+
+
+def test_splits_worth_timing_on_the_cpu() -> None:
+    """The variant's own alone: its threads divide the work themselves."""
+    device = _core.cpu_device()
+    inputs = call(1, 4, 2, 256, dtype=torch.float32)
+    own = _core.plan_attention(*inputs, device, variant="cpu_scalar")["split"]
+    assert _core.attention_splits(*inputs, device, "cpu_scalar") == [own]
+    with pytest.raises(ValueError, match='has no variant "nothing"'):
+        _core.attention_splits(*inputs, device, "nothing")
+    with pytest.raises(NotImplementedError, match="cpu_scalar runs on cpu, not on cuda"):
+        _core.attention_splits(*inputs, H200, "cpu_scalar")
+
+
 @pytest.mark.parametrize(
     ("split", "message"),
     [

@@ -34,6 +34,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "fdpp/device.h"
 #include "fdpp/op_spec.h"
@@ -123,6 +124,11 @@ struct AttentionSplit {
   int pieces = 1;                     // of a KV head's context, worked on side by side
   int cluster = 1;                    // blocks that share a piece: 1, 2, 4 or 8
   int blocks_per_multiprocessor = 1;  // at most
+
+  bool operator==(const AttentionSplit& other) const {
+    return pieces == other.pieces && cluster == other.cluster &&
+           blocks_per_multiprocessor == other.blocks_per_multiprocessor;
+  }
 };
 
 struct AttentionPlan {
@@ -139,6 +145,9 @@ struct AttentionPlan {
 FDPP_API Status plan_attention(const AttentionProblem& problem, const DeviceInfo& device, AttentionPlan* plan,
                                const std::string& variant = "", const AttentionSplit* split = nullptr);
 FDPP_API const char* variant_name(const AttentionPlan& plan);
+// The splits of `variant` that are worth timing for this problem, its own choice first.
+FDPP_API Status attention_splits(const AttentionProblem& problem, const DeviceInfo& device, const std::string& variant,
+                                 std::vector<AttentionSplit>* splits);
 
 // `inputs` and `outputs` in the order of the op; the tensors checked and planned for. past and present may be the same
 // buffers (then the new tokens are appended in place), otherwise past is copied.

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <string>
+#include <vector>
 
 #include "fdpp/attention.h"
 #include "kernels/attention/params.h"
@@ -20,6 +21,9 @@ struct AttentionVariant {
   size_t (*workspace_bytes)(const AttentionProblem& problem, const AttentionSplit& split);
   Status (*run)(const AttentionParams& params, const AttentionSplit& split, void* workspace,
                 const ExecutionContext& context);
+  // Adds the splits that are worth timing for a problem that the variant takes. Null: there is its own choice alone.
+  void (*splits)(const AttentionProblem& problem, const DeviceInfo& device,
+                 std::vector<AttentionSplit>* splits) = nullptr;
 };
 
 }  // namespace fdpp

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <random>
 #include <string>
+#include <vector>
 
 #include "kernels/attention/cuda/launch.h"
 #include "kernels/attention/variant.h"
@@ -168,6 +169,28 @@ AttentionSplit split(const AttentionProblem& p, const DeviceInfo& device) {
                                          : split_few(units, tiles, multiprocessors, most_blocks);
 }
 
+constexpr int kLeastTiles = 4;  // of a piece, for each block of its cluster
+
+// Clusters of all sizes that have a tile for each block, with pieces that make for about one and two blocks a
+// multiprocessor, and uncut where that alone leaves no more than three in four multiprocessors idle. A third block on a
+// multiprocessor takes room from the other two, which pays where it has a third block to hold, if at all.
+template <bool kBulk>
+void splits(const AttentionProblem& p, const DeviceInfo& device, std::vector<AttentionSplit>* out) {
+  const DecodeInstance& instance = instance_of(p, kBulk);
+  const int64_t multiprocessors = device.multiprocessors, units = units_of(p, instance);
+  const int64_t tiles = std::max<int64_t>(most_tiles(p, instance), 1);
+  for (int cluster = 1; cluster <= (instance.clusters ? kLargestCluster : 1) && cluster <= tiles; cluster *= 2) {
+    const int64_t blocks = units * cluster, most_pieces = std::max<int64_t>(tiles / (kLeastTiles * cluster), 1);
+    for (int64_t filled : {0, 1, 2}) {
+      if (filled == 0 && 4 * blocks < multiprocessors) continue;
+      const int64_t pieces = std::clamp<int64_t>(filled * multiprocessors / blocks, 1, most_pieces);
+      out->push_back(split_of(cluster, pieces, 2));
+      if (instance.blocks_per_multiprocessor > 2 && blocks * pieces > multiprocessors)
+        out->push_back(split_of(cluster, pieces, 3));
+    }
+  }
+}
+
 // The launch's share of what a split says.
 struct Deal {
   int cluster, clusters;
@@ -180,7 +203,7 @@ Deal deal(const AttentionProblem& p, const DecodeInstance& instance, const Atten
   Deal d{};
   d.cluster = instance.clusters ? split.cluster : 1;
   d.pieces = d.clusters = static_cast<int>(std::min(units * split.pieces, kMost));
-  d.least_tiles = 4 * d.cluster;
+  d.least_tiles = kLeastTiles * d.cluster;
   if (p.batch > 1) {
     // What is a quarter longer than the average is cut, and may be taken in a second round.
     d.pieces = std::max(d.pieces * 4 / 5, 1);
@@ -339,6 +362,7 @@ const AttentionVariant kCudaDecodeBulkAttention = {
     split<true>,
     workspace_bytes<true>,
     run<true>,
+    splits<true>,
 };
 
 extern const AttentionVariant kCudaDecodeAttention;
@@ -350,6 +374,7 @@ const AttentionVariant kCudaDecodeAttention = {
     split<false>,
     workspace_bytes<false>,
     run<false>,
+    splits<false>,
 };
 
 }  // namespace fdpp
