@@ -53,20 +53,22 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--dtype", choices=list(DTYPES), help="of the weights (default: the model's; f32 or, on a GPU, f16)"
     )
     parser.add_argument(
-        "--cache-dtype", choices=list(CACHE_DTYPES), help="of keys and values (default: the model's; the activations')"
+        "--cache-dtype",
+        choices=list(CACHE_DTYPES),
+        help="of keys and values (default: the model's, or as the activations)",
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: PyTorch's GPU if any")
     parser.add_argument(
         "-o", "--output", metavar="TABLE", type=Path, help=f"default: {TABLE_NAME} beside the model, where it is found"
     )
     parser.add_argument("--rows", metavar="M,...", type=_rows, default=ROWS, help="the Ms to time")
-    parser.add_argument("--seconds", type=float, default=0.1, help="of each configuration at each M (default: 0.1)")
+    parser.add_argument("--seconds", type=float, default=0.1, help="of each configuration at a time (default: 0.1)")
     parser.add_argument(
         "--pool",
         metavar="MIB",
         type=int,
         default=0,
-        help="memory that weights take turns in (default: more than the caches)",
+        help="memory that weights, or caches of attention, take turns in (default: more than the processor's caches)",
     )
     parser.add_argument(
         "--resume",

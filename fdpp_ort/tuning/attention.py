@@ -123,13 +123,13 @@ def attention_from_model(
 ) -> list[AttentionShape]:
     """The distinct shapes of the attention nodes of a model folder or .onnx file whose past_key has a known size.
     `weight_format` and `cache_format` None: the model's own, float16 in place of float32. FdppError: unreadable."""
-    file, graph = read_graph(path)
+    _, graph = read_graph(path)
     import onnx
 
     types = {value.name: value.type.tensor_type for value in [*graph.input, *graph.value_info]}
     elements = {name: type_.elem_type for name, type_ in types.items()}
     elements |= {tensor.name: tensor.data_type for tensor in graph.initializer}
-    bytes_ = {onnx.TensorProto.INT8: "int8", onnx.TensorProto.FLOAT8E4M3FN: "fp8"}
+    eight_bit = {onnx.TensorProto.INT8: "int8", onnx.TensorProto.FLOAT8E4M3FN: "fp8"}
     shapes = set()
     for node in graph.node:
         past_key = next(iter(node.input[_PAST_KEY:]), "")
@@ -143,7 +143,7 @@ def attention_from_model(
         beside = [past_key, node.input[0], *node.input[_COS_CACHE : _COS_CACHE + 1]]
         own = "bfloat16" if onnx.TensorProto.BFLOAT16 in map(elements.get, beside) else "float16"
         dtype = _activations(weight_format) or own
-        stored = cache_format or bytes_.get(elements[past_key])
+        stored = cache_format or eight_bit.get(elements[past_key])
         shapes.add(_shape(heads["num_heads"], heads["kv_num_heads"], head_size, dtype, stored))
     return sorted(shapes)
 

@@ -425,8 +425,8 @@ problem, {m, n, k, dtype, weight_format, block_size, accuracy_level, has_bias, h
 block_size that is left out is 32.)");
   m.def("attention_splits", &splits_of_attention, py::arg("attributes"), py::arg("inputs"), py::arg("device"),
         py::arg("variant"),
-        R"(The splits of `variant` that are worth timing, its own choice first; of the arguments that plan_attention takes
-as much is read as there. NotImplementedError: it does not take the problem.)");
+        R"(The splits of `variant` that are worth timing, its own choice first. The arguments are plan_attention's, of which
+as little is read. NotImplementedError: it does not take the problem.)");
   m.def("variants", &variant_dicts, "Every variant of this build: [{op, name, backend, kind, summary}].");
   m.def("op_specs", &specs, "The ops' signatures, attributes and in-place pairs.");
   m.def("cpu_device", [] { return device_dict(cpu_device()); }, "The processor that this process runs on.");
