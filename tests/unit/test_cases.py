@@ -67,7 +67,7 @@ def test_attention_axes(types: tuple[str, str]) -> None:
 def test_gemm_axes(types: tuple[str, str]) -> None:
     cases = [c for c in GEMM_CASES if (c.dtype, c.weight_dtype) == types]
     assert {c.m for c in cases} == set(GEMM_ROWS)
-    assert {(c.n, c.k) for c in cases} == set(GEMM_WEIGHTS)
+    assert {(c.n, c.k) for c in cases} >= set(GEMM_WEIGHTS)
     both = (False, True)
     assert {(c.bias, c.residual) for c in cases} == {(x, y) for x in both for y in both}
     assert {(c.activation, c.norm) for c in cases} == {(x, y) for x in GEMM_ACTIVATIONS for y in both}
