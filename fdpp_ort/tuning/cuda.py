@@ -16,8 +16,9 @@ from fdpp_ort.tuning.operands import FP8_MASK, INT4_SHIFTS, SCALES, check_result
 from fdpp_ort.tuning.products import DTYPES, Product
 
 _OP_INPUT_ALIGNMENT = 256
-# Of a graph: small weights need no more for times far above the clock's grain.
-_FEWEST_CALLS, _MOST_CALLS = 2, 256
+# Of a graph: small weights need no more for times far above the clock's grain; few large ones come round again, for the
+# first call of a graph and the last do not overlap with a neighbour as those between do.
+_FEWEST_SETS, _FEWEST_CALLS, _MOST_CALLS = 2, 12, 256
 _FEWEST_REPLAYS, _MOST_REPLAYS = 5, 50
 _FAR_BEHIND = 1.25
 _HEAD_START, _HEAD_START_CALL = 200_000, 3_000  # GPU clock ticks
@@ -35,7 +36,7 @@ class CudaTimer:
             raise FdppError("tuning for a GPU needs a PyTorch that sees one; this one has no CUDA device")
         self._torch = torch
         self.device = core().gpu_device(torch.cuda.current_device())
-        self.cache_bytes = torch.cuda.mem_get_info()[0] // (2 * _FEWEST_CALLS)  # half of what is free, for all calls
+        self.cache_bytes = torch.cuda.mem_get_info()[0] // (2 * _FEWEST_SETS)  # half of what is free, for all calls
         self._seconds = seconds
         self._pool_bytes = pool_bytes or 4 * self.device["l2_bytes"]
         self._flush = torch.ones(self._pool_bytes // 4, dtype=torch.int32, device="cuda")
@@ -46,16 +47,16 @@ class CudaTimer:
         torch = self._torch
         stored = getattr(torch, DTYPES[product.weight_format])
         step = _aligned(math.prod(product.stored_shape) * stored.itemsize)
-        count = self._calls(step)
+        count = self._sets(step)
         numbers = self._tensors(product.weight_format, stored, product.stored_shape, count)
         scales = [None] * count
         if product.scales_shape is not None:
             scales = self._tensors("scales", getattr(torch, product.dtype), product.scales_shape, count)
         return [{"B": b, "scales": s} for b, s in zip(numbers, scales, strict=True)]
 
-    def _calls(self, step_bytes: int) -> int:
-        """Of a graph, where each reads so many bytes of its own."""
-        return min(max(self._pool_bytes // step_bytes, _FEWEST_CALLS), _MOST_CALLS)
+    def _sets(self, step_bytes: int) -> int:
+        """Of operands, where each call reads so many bytes of its own."""
+        return min(max(self._pool_bytes // step_bytes, _FEWEST_SETS), _MOST_CALLS)
 
     def _tensors(self, what: str, dtype, shape: tuple[int, ...], count: int) -> list:
         """Random numbers, each tensor at the alignment that allocations have."""
@@ -92,7 +93,7 @@ class CudaTimer:
         """Of every way to run it, the library's own choice first. One new token a row is appended in place."""
         torch = self._torch
         dtype, stored = getattr(torch, shape.dtype), getattr(torch, DTYPES[shape.cache_format])
-        count = self._calls(shape.cache_bytes(batch, context))
+        count = self._sets(shape.cache_bytes(batch, context))
         tensors = self._tensors(shape.cache_format, stored, shape.cache_shape(batch, context), 2 * count)
         caches = list(zip(tensors[:count], tensors[count:], strict=True))
 
@@ -154,6 +155,7 @@ class CudaTimer:
             return run
 
         graphs = {}
+        in_graph = calls * math.ceil(_FEWEST_CALLS / len(calls))
         for candidate in candidates:
             run = runner(candidate)
             result.fill_(torch.nan)
@@ -161,19 +163,19 @@ class CudaTimer:
             check(candidate)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
-                for call in calls:
+                for call in in_graph:
                     run(*call)
             graphs[candidate] = (graph, run)  # the graph reads the workspace that `run` holds
         times: dict[Candidate, list[float]] = {candidate: [] for candidate in candidates}
         for turn in range(-1, _MOST_REPLAYS):
             for candidate, (graph, _) in graphs.items():
-                elapsed = self._replay(graph, len(calls)) / len(calls)
+                elapsed = self._replay(graph, len(in_graph)) / len(in_graph)
                 if turn >= 0:  # the first round is not counted: clocks rise
                     times[candidate].append(elapsed)
             if turn == 0:  # what is far behind the best of its kind stays with this one time
                 best = {kind: min(times[c][0] for c in graphs if c.kind == kind) for kind in {c.kind for c in graphs}}
                 graphs = {c: g for c, g in graphs.items() if times[c][0] <= _FAR_BEHIND * best[c.kind]}
-            spent = sum(sum(times[c]) for c in graphs) * len(calls) * 1e-6
+            spent = sum(sum(times[c]) for c in graphs) * len(in_graph) * 1e-6
             if turn + 1 >= _FEWEST_REPLAYS and spent > self._seconds * len(graphs):
                 break
         return [Timed(candidate, statistics.median(values)) for candidate, values in times.items()]
