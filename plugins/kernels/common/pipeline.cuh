@@ -147,9 +147,12 @@ __device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
-// Without making ordinary stores visible: enough after publish_barriers().
+// Without making ordinary stores visible, which takes as long as they do: enough after publish_barriers(), or where the
+// thread has written nothing that others read.
 __device__ __forceinline__ void cluster_arrive_relaxed() {
+#if __CUDA_ARCH__ >= 900
   asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+#endif
 }
 __device__ __forceinline__ void cluster_arrive() {
 #if __CUDA_ARCH__ >= 900

@@ -33,6 +33,14 @@ __device__ __forceinline__ void fill_ring(const FlatArgs<T>& args, const FlatWor
   }
 }
 
+__device__ __forceinline__ void prefetch_maps(const FlatMaps& maps, bool scales) {
+#if __CUDA_ARCH__ >= 900
+  prefetch_map(&maps.weights);
+  prefetch_map(&maps.tokens);
+  if (scales) prefetch_map(&maps.scales);
+#endif
+}
+
 // One thread, by the copy engine.
 template <typename Shape, typename T>
 __device__ __forceinline__ void fill_by_tensor(const FlatArgs<T>& args, const FlatMaps& maps, const Shape& shape,

@@ -56,15 +56,15 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers<kFill>, 2)
   const int begin = work.begin, end = work.end;
   const int outputs = args.gated ? kRows / 2 : kRows, outputs_log = Shape::kRowsLog - (args.gated ? 1 : 0);
 
-  if (tid == 0) {
+  if constexpr (kFill == FlatFill::tensor)
+    if (tid == kFlatThreads) prefetch_maps(maps, args.blocks > 0);
+  if (tid < stages) {
     constexpr int kFillers = kFlatFillers<kFill>;
     const int arrivals = kFill == FlatFill::tensor                            ? 1
                          : stores_some<W, Shape, kFill, kPlain>(args, shape) ? 2 * kFillers
                                                                              : kFillers;
-    for (int s = 0; s < stages; ++s) {
-      full[s].init(arrivals);
-      empty[s].init(kFlatWarps / kFlatGroups * (kFill == FlatFill::stores ? 32 : 1));
-    }
+    full[tid].init(arrivals);
+    empty[tid].init(kFlatWarps / kFlatGroups * (kFill == FlatFill::stores ? 32 : 1));
     publish_barriers();
   }
   __syncthreads();
@@ -79,9 +79,9 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers<kFill>, 2)
       fill_by_threads<W, Shape, kFill, kPlain>(args, shape, work, shared, full, empty);
     }
     if (args.cluster > 1) {
-      cluster_arrive();
+      cluster_arrive_relaxed();
       cluster_wait();
-      cluster_arrive();
+      cluster_arrive_relaxed();
       cluster_wait();
     }
     return;
@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers<kFill>, 2)
   // ---- products
   if constexpr (kFill != FlatFill::tensor) raise_registers<88>();
   wait_for_predecessor();
-  if (args.cluster > 1 && !carries) cluster_arrive();
+  if (args.cluster > 1 && !carries) cluster_arrive_relaxed();  // has nothing to show
   const int rank = work.rank, part = warp / Shape::kWarpsHigh;
   const int group = part / Shape::kWarpsWide, wide = part % Shape::kWarpsWide;
   const int warp_row = warp % Shape::kWarpsHigh * 16 * kRowTiles, g = lane / 4, t = lane % 4;
@@ -131,17 +131,21 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers<kFill>, 2)
       uint32_t scales[2 * kRowTiles][2];  // of each row four, or fewer repeated
       if constexpr (W::kBlocks && kPlain) {
         const int at = slice_scales + ((wide * Shape::kUnits + first_unit) >> (args.block_log - 5)) * 2;
+        const auto for_each_row = [&](auto&& load) {
 #pragma unroll
-        for (int r = 0; r < 2 * kRowTiles; ++r) {
-          const char* const from = weights + at + 8 * r * shape.scale_row_bytes();
-          if (args.block_log == 5) {
-            load_words(from, scales[r]);
-          } else if (args.block_log == 6) {
+          for (int r = 0; r < 2 * kRowTiles; ++r) load(weights + at + 8 * r * shape.scale_row_bytes(), scales[r]);
+        };
+        if (args.block_log == 5) {
+          for_each_row([](const char* from, uint32_t (&four)[2]) { load_words(from, four); });
+        } else if (args.block_log == 6) {
+          for_each_row([](const char* from, uint32_t (&four)[2]) {
             const uint32_t two = *reinterpret_cast<const uint32_t*>(from);
-            scales[r][0] = __byte_perm(two, 0, 0x1010), scales[r][1] = __byte_perm(two, 0, 0x3232);
-          } else {
-            scales[r][0] = scales[r][1] = *reinterpret_cast<const unsigned short*>(from) * 0x00010001u;
-          }
+            four[0] = __byte_perm(two, 0, 0x1010), four[1] = __byte_perm(two, 0, 0x3232);
+          });
+        } else {
+          for_each_row([](const char* from, uint32_t (&four)[2]) {
+            four[0] = four[1] = *reinterpret_cast<const unsigned short*>(from) * 0x00010001u;
+          });
         }
       }
 #pragma unroll
@@ -328,7 +332,7 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers<kFill>, 2)
   }
   if (args.cluster > 1) {
     if (!waited) cluster_wait();
-    cluster_arrive();  // a block's sums stay while another reads them
+    cluster_arrive_relaxed();  // a block's sums stay while another reads them
     cluster_wait();
   }
 }

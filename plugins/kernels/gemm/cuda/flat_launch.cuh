@@ -92,12 +92,14 @@ Status launch_kernel(const GemmParams& params, const GemmSplit& split, const Dev
   args.block_log = p.blocks() > 0 ? log2_of(static_cast<int>(p.block_size)) : 0;
   args.gated = p.activation == Activation::silu_mul;
   args.token_blocks = static_cast<int>(ceil_div(p.m, Shape::kTokens));
-  args.tiles = static_cast<int>(ceil_div(p.n, args.gated ? kRows / 2 : kRows) * args.token_blocks);
+  const int tiles = static_cast<int>(ceil_div(p.n, args.gated ? kRows / 2 : kRows) * args.token_blocks);
   args.slices = static_cast<int>(ceil_div(p.k, Shape::kSlice));
   args.cluster = 1;
   while (hopper && 2 * args.cluster <= std::min({split.pieces, kMaxCluster, args.slices})) args.cluster *= 2;
+  args.cluster_log = log2_of(args.cluster);
   const int blocks = split.algorithm > 0 ? 2 : 1;  // of a multiprocessor
-  args.clusters = std::min(args.tiles, flat_clusters(device, args.cluster) * blocks);
+  const int clusters = std::min(tiles, flat_clusters(device, args.cluster) * blocks);
+  args.tiles_each = tiles / clusters, args.tiles_over = tiles % clusters;
   const Shape shape(args.block_log);
   args.stages = stages_of(shape, split, args.cluster > 1, device);
 
@@ -111,7 +113,7 @@ Status launch_kernel(const GemmParams& params, const GemmSplit& split, const Dev
   attributes[1].val.clusterDim.x = args.cluster;
   attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(args.clusters * args.cluster));
+  config.gridDim = dim3(static_cast<unsigned>(clusters * args.cluster));
   config.blockDim = dim3(kFlatThreads + kFlatFillers<kFill>);
   config.dynamicSmemBytes = shape.shared_bytes(args.stages, args.cluster > 1);
   config.stream = stream;

@@ -32,11 +32,12 @@ struct FlatArgs {
   int64_t row_bytes;  // of B
   int blocks;         // of a row of B, in formats that have them
   int block_log;      // the binary logarithm of the block size
-  int tiles;          // row tiles times token blocks, tokens fastest
+  // Row tiles times token blocks, tokens fastest: so many for each cluster, and one more for the first few.
+  int tiles_each, tiles_over;
   int token_blocks;
   int slices;         // of a tile
-  int clusters;
-  int cluster;        // blocks in one
+  int cluster;        // blocks in one: 2^cluster_log
+  int cluster_log;
   int stages;
   bool gated;         // a tile's upper half of rows are the gates' partners
 };
@@ -144,26 +145,27 @@ struct FlatPlace {
   }
 };
 
-// A block's slices, counted from the first of its cluster's first tile.
+// A block's slices, counted from the first of its cluster's first tile. Without a division of 64 bits, which takes as long
+// as a copy from memory.
 struct FlatWork {
   int64_t total;  // of the cluster
-  int cluster;    // blocks of it
+  int cluster_log;
   int rank, begin, end;
   FlatPlace start;
 
   template <typename T>
-  __device__ __forceinline__ explicit FlatWork(const FlatArgs<T>& args) : cluster(args.cluster) {
-    rank = blockIdx.x % args.cluster;
-    const int which = blockIdx.x / args.cluster;
-    const int first_tile = static_cast<int>(static_cast<int64_t>(args.tiles) * which / args.clusters);
-    const int end_tile = static_cast<int>(static_cast<int64_t>(args.tiles) * (which + 1) / args.clusters);
-    total = static_cast<int64_t>(end_tile - first_tile) * args.slices;
+  __device__ __forceinline__ explicit FlatWork(const FlatArgs<T>& args) : cluster_log(args.cluster_log) {
+    rank = blockIdx.x & (args.cluster - 1);
+    const int which = blockIdx.x >> cluster_log;
+    const int first_tile = which * args.tiles_each + min(which, args.tiles_over);
+    total = static_cast<int64_t>(args.tiles_each + (which < args.tiles_over ? 1 : 0)) * args.slices;
     begin = begin_of(rank);
     end = begin_of(rank + 1);
-    const int tile = first_tile + begin / args.slices;
-    start = {tile / args.token_blocks, tile % args.token_blocks, begin % args.slices};
+    const int whole = begin / args.slices, tile = first_tile + whole;
+    const int row_tile = tile / args.token_blocks;
+    start = {row_tile, tile - row_tile * args.token_blocks, begin - whole * args.slices};
   }
-  __device__ __forceinline__ int begin_of(int r) const { return static_cast<int>(total * r / cluster); }
+  __device__ __forceinline__ int begin_of(int r) const { return static_cast<int>(total * r >> cluster_log); }
 };
 
 }  // namespace fdpp
