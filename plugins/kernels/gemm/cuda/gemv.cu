@@ -24,7 +24,8 @@ constexpr int kVector = 8;  // elements in 16 bytes
 // side in K; the widest split serves small N, where thinner groups give every multiprocessor a block.
 constexpr int rows_of_warp(int splits) { return splits == kWarps ? 2 : 4; }
 constexpr int rows_of_block(int splits) { return rows_of_warp(splits) * (kWarps / splits); }
-constexpr int kInt4Rows = 2;  // of a warp at once
+constexpr int kInt4Rows = 2;    // of a warp at once
+constexpr int kInt4Blocks = 3;  // of a multiprocessor
 
 __device__ __forceinline__ float warp_sum(float v) {
 #pragma unroll
@@ -126,7 +127,10 @@ __global__ void __launch_bounds__(kWarps* kWarp, M <= 2 ? 3 : 2)
 // block. A pair of numbers becomes (q - zero point) / 16 in one operation, exactly, and meets its pair of A in float16, in
 // sums of eight, which a sixteenth keeps from overflowing for A up to 16000; from there on all is float32. A lies in shared
 // memory, the first 16 bytes of each vector's 64 before the second and so on, so that lanes side by side read side by side.
-__global__ void __launch_bounds__(kWarps* kWarp, 3)
+//
+// The grid is no more than runs at once: `splits` warps side by side in K take one tile of rows after the other, the
+// vectors of the next ones always under way.
+__global__ void __launch_bounds__(kWarps* kWarp, kInt4Blocks)
     gemv_int4_kernel(const uint4* a, const uint4* __restrict__ b, const __half* __restrict__ scales,
                      const unsigned char* __restrict__ zero_points, Epilogue<__half> out, int n, int vectors,
                      int row_vectors, int blocks, int block_log, int splits) {
@@ -137,19 +141,27 @@ __global__ void __launch_bounds__(kWarps* kWarp, 3)
     int zero[kRows];
   };
   extern __shared__ uint4 shared_a[];
-  __shared__ float sums[kWarps][kRows];
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const int64_t first_row = (static_cast<int64_t>(blockIdx.x) * (kWarps / splits) + warp / splits) * kRows;
+  __shared__ float sums[2][kWarps][kRows];  // of this tile and of the one before
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, teams = kWarps / splits;
   const uint64_t policy = evict_first_policy();
   const int stride = splits * kWarp, begin = warp % splits * kWarp + lane;
-  float acc[1][kRows] = {};
+  const int tiles = (n + kRows - 1) / kRows, tiles_at_once = gridDim.x * teams;
+  const int steps = (vectors + stride - 1) / stride;                              // of a tile, for every lane
+  const int total = (tiles + tiles_at_once - 1) / tiles_at_once * steps;          // for every warp of the block
+  struct Place {
+    int tile, step;
+  };
+  const Place start = {static_cast<int>(blockIdx.x) * teams + warp / splits, 0};
+  const auto advance = [&](Place& at) {
+    if (++at.step == steps) at.step = 0, at.tile += tiles_at_once;
+  };
 
-  const auto load = [&](Step& step, int v) {
-    const bool there = v < vectors;
-    const int block = (v * 32) >> block_log;
+  const auto load = [&](Step& step, const Place& at) {
+    const int v = begin + at.step * stride, block = (v * 32) >> block_log;
+    const bool there = v < vectors && at.tile < tiles;
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      const int64_t row = min(first_row + r, static_cast<int64_t>(n) - 1);  // sums of rows past the end are dropped
+      const int64_t row = min(at.tile * kRows + r, n - 1);  // sums of rows past the end are dropped
       step.weights[r] = load_streamed_16(b + row * row_vectors + v, there, policy);
       step.scale[r] = there ? scales[row * blocks + block] : __half(0.0f);
       step.zero[r] = 8;
@@ -157,6 +169,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 3)
         step.zero[r] = zero_points[row * ((blocks + 1) / 2) + block / 2] >> block % 2 * 4 & 15;
     }
   };
+  float acc[kRows] = {};
   const auto multiply = [&](const Step& step, int v) {
     if (v >= vectors) return;
     uint32_t x[16];
@@ -193,25 +206,48 @@ __global__ void __launch_bounds__(kWarps* kWarp, 3)
         const float2 two = __half22float2(eight);
         total += two.x + two.y;
       }
-      acc[0][r] = fmaf(16 * __half2float(step.scale[r]), total, acc[0][r]);
+      acc[r] = fmaf(16 * __half2float(step.scale[r]), total, acc[r]);
     }
   };
-
-  Step steps[kDepth];
+  int parity = 0;
+  const auto store_tile = [&](int tile) {
 #pragma unroll
-  for (int i = 0; i < kDepth; ++i) load(steps[i], begin + i * stride);
+    for (int r = 0; r < kRows; ++r) {
+      const float sum = warp_sum(acc[r]);
+      if (lane == 0) sums[parity][warp][r] = sum;
+      acc[r] = 0;
+    }
+    if (splits > 1)
+      __syncthreads();
+    else
+      __syncwarp();
+    if (warp % splits == 0 && lane < kRows && tile * kRows + lane < n) {
+      float sum = 0;
+      for (int s = 0; s < splits; ++s) sum += sums[parity][warp + s][lane];
+      out.store(0, tile * kRows + lane, sum);
+    }
+    parity ^= 1;
+  };
+
+  Step under_way[kDepth];
+  Place loading = start, at = start;
+#pragma unroll
+  for (int i = 0; i < kDepth; ++i, advance(loading)) load(under_way[i], loading);
   release_successor();
   wait_for_predecessor();  // nobody writes weights, but A may still be on its way
   for (int i = threadIdx.x; i < 4 * vectors; i += kWarps * kWarp) shared_a[i % 4 * vectors + i / 4] = a[i];
   __syncthreads();
-  for (int v = begin; v < vectors; v += kDepth * stride) {
+  for (int done = 0; done < total; done += kDepth) {
 #pragma unroll
     for (int i = 0; i < kDepth; ++i) {
-      multiply(steps[i], v + i * stride);
-      load(steps[i], v + (i + kDepth) * stride);
+      if (done + i >= total) break;
+      multiply(under_way[i], begin + at.step * stride);
+      load(under_way[i], loading);
+      advance(loading);
+      if (at.step + 1 == steps) store_tile(at.tile);
+      advance(at);
     }
   }
-  store_rows<__half, 1, kRows>(acc, sums, out, n, splits);
 }
 
 // Rows that do not start at 16 bytes: one warp a row, element by element.
@@ -239,14 +275,15 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   }
 }
 
-// A block for every so many rows.
-Status configure(const GemmParams& p, int rows, cudaStream_t stream, cudaLaunchAttribute* overlap,
+// A block for every so many rows; `most` blocks on a multiprocessor, 0: any number.
+Status configure(const GemmParams& p, int rows, int most, cudaStream_t stream, cudaLaunchAttribute* overlap,
                  cudaLaunchConfig_t* config) {
   DeviceInfo device;
   FDPP_RETURN_IF_ERROR(current_gpu_device(&device));
+  const int64_t blocks = ceil_div(p.problem.n, rows);
   overlap->id = cudaLaunchAttributeProgrammaticStreamSerialization;  // there from compute capability 9.0 on
   overlap->val.programmaticStreamSerializationAllowed = 1;
-  config->gridDim = dim3(static_cast<unsigned>(ceil_div(p.problem.n, rows)));
+  config->gridDim = dim3(static_cast<unsigned>(most > 0 ? std::min<int64_t>(blocks, most * device.multiprocessors) : blocks));
   config->blockDim = dim3(kWarps * kWarp);
   config->stream = stream;
   config->attrs = overlap;
@@ -258,7 +295,7 @@ template <typename T, int M>
 Status launch(const GemmParams& p, int splits, cudaStream_t stream) {
   cudaLaunchAttribute overlap{};
   cudaLaunchConfig_t config{};
-  FDPP_RETURN_IF_ERROR(configure(p, rows_of_block(splits), stream, &overlap, &config));
+  FDPP_RETURN_IF_ERROR(configure(p, rows_of_block(splits), 0, stream, &overlap, &config));
   const auto kernel = rows_of_warp(splits) == 2 ? gemv_kernel<T, M, 2> : gemv_kernel<T, M, 4>;
   return check_gpu(cudaLaunchKernelEx(&config, kernel, static_cast<const uint4*>(p.a), static_cast<const uint4*>(p.b),
                                       Epilogue<T>(p), static_cast<int>(p.problem.n),
@@ -269,7 +306,7 @@ Status launch(const GemmParams& p, int splits, cudaStream_t stream) {
 Status launch_int4(const GemmParams& p, int splits, cudaStream_t stream) {
   cudaLaunchAttribute overlap{};
   cudaLaunchConfig_t config{};
-  FDPP_RETURN_IF_ERROR(configure(p, kInt4Rows * (kWarps / splits), stream, &overlap, &config));
+  FDPP_RETURN_IF_ERROR(configure(p, kInt4Rows * (kWarps / splits), kInt4Blocks, stream, &overlap, &config));
   static SharedMemoryGrant grant;
   FDPP_RETURN_IF_ERROR(grant.ensure(reinterpret_cast<const void*>(gemv_int4_kernel), 2 * kMaxInt4K));
   config.dynamicSmemBytes = static_cast<size_t>(p.problem.k) * 2;
