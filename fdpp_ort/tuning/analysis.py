@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
+from fdpp_ort.library import core
 from fdpp_ort.tuning.measurements import Candidate, Timed
 
 KINDS = ("gemv", "flat", "large")  # the paper's implementations A, B and C
@@ -119,11 +120,15 @@ def _stay(times: list[Timed], best: Timed, ranges: list[Range]) -> Candidate:
 
 
 def _extend(ranges: list[Range], first: int, m: int, candidate: Candidate) -> None:
-    # A library numbers its algorithms anew for each M: a number says nothing about the Ms beside. A kernel's does.
-    if candidate.kind == "large" and dict(candidate.split).get("algorithm", 0) and first < m:
-        own_first = tuple((name, value) for name, value in candidate.split if name != "algorithm")
-        _append(ranges, first, replace(candidate, split=own_first))
-        first = m
+    # A library numbers its algorithms anew for each number of rows that it is asked about: a number says nothing about
+    # the Ms for which that is another. A kernel's does.
+    if candidate.kind == "large" and dict(candidate.split).get("algorithm", 0):
+        library_rows = core().library_rows
+        same = next(row for row in range(first, m + 1) if library_rows(row) == library_rows(m))
+        if same > first:
+            own_first = tuple((name, value) for name, value in candidate.split if name != "algorithm")
+            _append(ranges, first, replace(candidate, split=own_first))
+            first = same
     _append(ranges, first, candidate)
 
 

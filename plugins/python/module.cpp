@@ -423,6 +423,9 @@ PYBIND11_MODULE(_core, m) {
         R"(The splits of `variant` that are worth timing, its own choice first. NotImplementedError: it does not take the
 problem, {m, n, k, dtype, weight_format, block_size, accuracy_level, has_bias, has_residual}; of int4 weights a
 block_size that is left out is 32.)");
+  m.def("library_rows", &library_rows, py::arg("m"),
+        R"(The number of rows that a library is asked about in place of `m`: the algorithms of those that share it have the same
+numbers.)");
   m.def("attention_splits", &splits_of_attention, py::arg("attributes"), py::arg("inputs"), py::arg("device"),
         py::arg("variant"),
         R"(The splits of `variant` that are worth timing, its own choice first. The arguments are plan_attention's, of which

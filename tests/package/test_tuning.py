@@ -125,10 +125,10 @@ def test_a_split_stays_until_another_is_worth_it() -> None:
     assert ranges == [(1, {"pieces": 2}), (3, {"pieces": 4})]
 
 
-def test_an_algorithm_holds_for_its_m_alone() -> None:
-    times = {m: [timed("large", 10), timed("large", 5, algorithm=3)] for m in (4, 8)}
+def test_a_librarys_algorithm_holds_where_it_has_the_same_number() -> None:
+    times = {m: [timed("large", 10), timed("large", 5, algorithm=3)] for m in (4, 8, 40, 60)}
     ranges = [(r.first, dict(r.candidate.split).get("algorithm", 0)) for r in analyse(times).ranges]
-    assert ranges == [(1, 0), (4, 3), (5, 0), (8, 3), (9, 0)]
+    assert ranges == [(1, 3), (9, 0), (33, 3), (41, 0), (49, 3), (61, 0)]
 
 
 def test_a_kernels_algorithm_is_no_number_of_a_library() -> None:

@@ -109,6 +109,9 @@ FDPP_API const char* variant_name(const GemmPlan& plan);
 // current GPU.
 FDPP_API Status gemm_splits(const GemmProblem& problem, const DeviceInfo& device, const std::string& variant,
                             std::vector<GemmSplit>* splits);
+// The number of rows that a library is asked about in place of `m`, the next of 8, 16, 24, 32, 48, 64, 96, 128 and multiples of
+// 128: the algorithms that it recommends, and so the numbers that they have, are the same for all that share it.
+FDPP_API int64_t library_rows(int64_t m);
 FDPP_API Status run_gemm(const GemmProblem& problem, const GemmPlan& plan, const TensorView* inputs,
                          const TensorView* outputs, void* workspace, const ExecutionContext& context);
 

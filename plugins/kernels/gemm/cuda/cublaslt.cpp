@@ -59,7 +59,13 @@ struct Call {
   Owned<cublaslt::Layout> a, b, y;
 };
 
-Status describe_call(const Library& lt, const GemmParams& params, Call* call) {
+Call empty_call(const Library& lt) {
+  return {{nullptr, lt.operation_destroy}, {nullptr, lt.layout_destroy}, {nullptr, lt.layout_destroy},
+          {nullptr, lt.layout_destroy}};
+}
+
+// `m`: the rows of A, the problem's or others.
+Status describe_call(const Library& lt, const GemmParams& params, int64_t m, Call* call) {
   const GemmProblem& p = params.problem;
   const cudaDataType_t type = p.dtype == DType::f16 ? CUDA_R_16F : CUDA_R_16BF;
   const auto layout = [&](int64_t rows, int64_t columns, Owned<cublaslt::Layout>* out) -> Status {
@@ -69,8 +75,8 @@ Status describe_call(const Library& lt, const GemmParams& params, Call* call) {
     return {};
   };
   FDPP_RETURN_IF_ERROR(layout(p.k, p.n, &call->a));
-  FDPP_RETURN_IF_ERROR(layout(p.k, p.m, &call->b));
-  FDPP_RETURN_IF_ERROR(layout(p.n, p.m, &call->y));
+  FDPP_RETURN_IF_ERROR(layout(p.k, m, &call->b));
+  FDPP_RETURN_IF_ERROR(layout(p.n, m, &call->y));
 
   cublaslt::Operation operation = nullptr;
   FDPP_LT(lt.operation_create(&operation, cublaslt::kComputeF32, CUDA_R_32F));
@@ -83,9 +89,11 @@ Status describe_call(const Library& lt, const GemmParams& params, Call* call) {
   return {};
 }
 
-// Up to `most` algorithms for a call, at least one, in the order in which the library recommends them.
-Status ask_heuristic(const Library& lt, cublaslt::Handle handle, const GemmParams& params, const Call& call,
+// Up to `most` algorithms for a call with `m` rows of A, at least one, in the order in which the library recommends them.
+Status ask_heuristic(const Library& lt, cublaslt::Handle handle, const GemmParams& params, int64_t m,
                      const Alignments& align, int most, std::vector<cublaslt::Algorithm>* algorithms) {
+  Call call = empty_call(lt);
+  FDPP_RETURN_IF_ERROR(describe_call(lt, params, m, &call));
   cublaslt::Preference raw = nullptr;
   FDPP_LT(lt.preference_create(&raw));
   const Owned<cublaslt::Preference> preference(raw, lt.preference_destroy);
@@ -148,9 +156,16 @@ Status prepare(const Library& lt, const GemmParams& params, const Call& call, in
     return {};
   }
   std::vector<cublaslt::Algorithm> found;
-  FDPP_RETURN_IF_ERROR(ask_heuristic(lt, *handle, params, call, align, wanted + 1, &found));
+  FDPP_RETURN_IF_ERROR(ask_heuristic(lt, *handle, params, library_rows(p.m), align, wanted + 1, &found));
   // Another version of the library than the one that was tuned may know fewer.
   *algorithm = found[static_cast<size_t>(wanted) < found.size() ? wanted : 0];
+  cublaslt::Candidate checked{};
+  if (lt.check(*handle, call.operation.get(), call.a.get(), call.b.get(), call.y.get(), call.y.get(), algorithm,
+               &checked) != cublaslt::kSuccess || checked.workspace_bytes > kWorkspaceBytes) {
+    found.clear();
+    FDPP_RETURN_IF_ERROR(ask_heuristic(lt, *handle, params, p.m, align, 1, &found));
+    *algorithm = found[0];
+  }
   if (known.algorithms.size() >= kMaxAlgorithms) known.algorithms.clear();
   known.algorithms.emplace(key, *algorithm);
   return {};
@@ -177,11 +192,6 @@ size_t workspace_bytes(const GemmProblem& problem, const GemmSplit&) {
   return normalise_bytes(problem) + dequantise_bytes(problem) + kWorkspaceBytes;
 }
 
-Call empty_call(const Library& lt) {
-  return {{nullptr, lt.operation_destroy}, {nullptr, lt.layout_destroy}, {nullptr, lt.layout_destroy},
-          {nullptr, lt.layout_destroy}};
-}
-
 Status count_algorithms(const Library& lt, const GemmProblem& problem, int ordinal, int* count) {
   int device = 0;
   FDPP_GPU(cudaGetDevice(&device));
@@ -193,14 +203,13 @@ Status count_algorithms(const Library& lt, const GemmProblem& problem, int ordin
   params.a = params.b = params.y = aligned;
   if (problem.has_bias) params.bias = aligned;
   if (problem.has_residual) params.residual = aligned;
-  Call call = empty_call(lt);
-  FDPP_RETURN_IF_ERROR(describe_call(lt, params, &call));
   Cache& known = cache();
   const std::lock_guard<std::mutex> lock(known.mutex);
   cublaslt::Handle handle = nullptr;
   FDPP_RETURN_IF_ERROR(handle_of(lt, known, device, &handle));
   std::vector<cublaslt::Algorithm> found;
-  FDPP_RETURN_IF_ERROR(ask_heuristic(lt, handle, params, call, alignments(params), kMostAlgorithms, &found));
+  FDPP_RETURN_IF_ERROR(
+      ask_heuristic(lt, handle, params, library_rows(problem.m), alignments(params), kMostAlgorithms, &found));
   *count = static_cast<int>(found.size());
   return {};
 }
@@ -229,7 +238,7 @@ Status run(const GemmParams& given, const GemmSplit& split, void* workspace, con
   FDPP_RETURN_IF_ERROR(dequantise(normalised, &workspace, stream, &params));
 
   Call call = empty_call(lt);
-  FDPP_RETURN_IF_ERROR(describe_call(lt, params, &call));
+  FDPP_RETURN_IF_ERROR(describe_call(lt, params, params.problem.m, &call));
   cublaslt::Handle handle = nullptr;
   cublaslt::Algorithm algorithm;
   FDPP_RETURN_IF_ERROR(prepare(lt, params, call, split.algorithm, &handle, &algorithm));

@@ -58,6 +58,7 @@ struct Library {
   int (*preference_set)(Preference, int attribute, const void* value, size_t bytes);
   int (*heuristic)(Handle, Operation, Layout a, Layout b, Layout c, Layout d, Preference, int wanted, Candidate* found,
                    int* count);
+  int (*check)(Handle, Operation, Layout a, Layout b, Layout c, Layout d, const Algorithm*, Candidate* result);
   int (*matmul)(Handle, Operation, const void* alpha, const void* a, Layout, const void* b, Layout, const void* beta,
                 const void* c, Layout, void* d, Layout, const Algorithm*, void* workspace, size_t workspace_bytes,
                 cudaStream_t);
@@ -99,6 +100,7 @@ inline Loaded load() {
   find(&f.preference_destroy, "cublasLtMatmulPreferenceDestroy");
   find(&f.preference_set, "cublasLtMatmulPreferenceSetAttribute");
   find(&f.heuristic, "cublasLtMatmulAlgoGetHeuristic");
+  find(&f.check, "cublasLtMatmulAlgoCheck");
   find(&f.matmul, "cublasLtMatmul");
   find(&f.status_text, "cublasLtGetStatusString");
   return loaded;

@@ -27,15 +27,15 @@ struct Liked {
   GemmSplit split;
   double less;
 };
-constexpr Liked kFew[] = {{{1, 16, 0, 1}, 0.11}, {{1, 32, 0, 1}, 0},      {{1, 64, 0, 1}, 0.14},
-                          {{2, 16, 0, 1}, 0.27}, {{2, 16, 0, 0}, -0.56}, {{2, 32, 0, 1}, 0.16}};
-constexpr Liked kSome[] = {{{1, 16, 0, 0}, 0}, {{2, 16, 0, 0}, 0.01}, {{2, 64, 0, 1}, 0.9}};
-constexpr Liked kMany[] = {{{1, 64, 0, 1}, 0}, {{2, 64, 12, 0}, 0.16}};  // and with quantised weights
-constexpr int64_t kLongWeights = 15000;  // rows from which on tiles of 64 are as good as others
+constexpr Liked kFew[] = {
+    {{1, 16, 0, 1}, 0.26}, {{1, 32, 0, 1}, 0.15}, {{1, 64, 0, 1}, 0}, {{2, 16, 0, 1}, 0.12}, {{2, 32, 0, 1}, 0.68}};
+constexpr Liked kSome[] = {{{1, 16, 0, 0}, 0}, {{1, 64, 0, 1}, 0.96}, {{2, 64, 0, 1}, 0.92}};
+constexpr Liked kMany[] = {{{1, 64, 0, 1}, 0}, {{2, 64, 12, 0}, -0.1}};  // and with quantised weights
 
-// How far a split is from the best: blocks that end at different times, multiprocessors with less than two blocks, and
-// what it is liked less.
+// How far a split is from the best: blocks that end at different times, multiprocessors with less than two blocks, what the
+// end of a tile costs beside its slices of K, a cluster's more so, and what the split is liked less.
 double badness(const GemmProblem& p, const DeviceInfo& d, const Liked& liked) {
+  constexpr int64_t kSliceRows = 8192;  // of 16-bit weights: elements of a slice times rows of a tile
   const GemmSplit& s = liked.split;
   const int64_t rows = p.weight_rows(), tiles = ceil_div(rows, s.rows) * ceil_div(std::max<int64_t>(p.m, 1), 32);
   const int64_t clusters = std::min<int64_t>(tiles, int64_t{flat_clusters(d, s.pieces)} * (s.algorithm + 1));
@@ -43,8 +43,8 @@ double badness(const GemmProblem& p, const DeviceInfo& d, const Liked& liked) {
   const double most = static_cast<double>(ceil_div(tiles, clusters) * s.rows * stacked) / s.pieces;
   const double uneven = most * d.multiprocessors / static_cast<double>(rows) - 1;
   const double empty = std::max(0.0, 1 - static_cast<double>(clusters * s.pieces) / (2.0 * d.multiprocessors));
-  const bool forgiven = p.m <= 8 && s.rows == 64 && rows >= kLongWeights;
-  return 2 * uneven + 2.4 * empty + (forgiven ? -0.05 : liked.less);
+  const double end = (p.m <= 8 ? 2.0 : 7.0) + (s.pieces > 1 ? 8.9 : 0.0);
+  return 2 * uneven + 2.4 * empty + end / static_cast<double>(ceil_div(p.k, kSliceRows / s.rows)) + liked.less;
 }
 
 template <size_t count>
@@ -74,8 +74,6 @@ GemmSplit split(const GemmProblem& p, const DeviceInfo& d) {
   GemmSplit best;
   if (is_quantised(p)) {
     best = quantised_split(p, d);
-  } else if (ceil_div(p.weight_rows(), 16) < d.multiprocessors / 2) {
-    best = {4, 32, 0, 0};
   } else {
     best = p.m <= 8 ? best_liked(p, d, kFew) : p.m <= 16 ? best_liked(p, d, kSome) : best_liked(p, d, kMany);
   }

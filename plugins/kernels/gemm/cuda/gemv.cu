@@ -283,7 +283,8 @@ Status configure(const GemmParams& p, int rows, int most, cudaStream_t stream, c
   const int64_t blocks = ceil_div(p.problem.n, rows);
   overlap->id = cudaLaunchAttributeProgrammaticStreamSerialization;  // there from compute capability 9.0 on
   overlap->val.programmaticStreamSerializationAllowed = 1;
-  config->gridDim = dim3(static_cast<unsigned>(most > 0 ? std::min<int64_t>(blocks, most * device.multiprocessors) : blocks));
+  const int64_t at_once = int64_t{most} * device.multiprocessors;
+  config->gridDim = dim3(static_cast<unsigned>(most > 0 ? std::min(blocks, at_once) : blocks));
   config->blockDim = dim3(kWarps * kWarp);
   config->stream = stream;
   config->attrs = overlap;
@@ -379,7 +380,7 @@ GemmSplit split(const GemmProblem& problem, const DeviceInfo& device) {
   if (problem.k % kVector != 0) return s;
   if (vectors >= 1664 || (n < 11 * int64_t{device.multiprocessors} && vectors >= 512)) {
     s.pieces = 8;
-  } else if (vectors >= (few_rows ? 192 : 384) && idle(vectors, 4) < 1.15) {
+  } else if (vectors >= (few_rows ? 192 : 384) && idle(vectors, 4) < (few_rows ? 1.4 : 1.15)) {
     s.pieces = 4;
   } else if (vectors >= (few_rows ? 96 : 192)) {
     s.pieces = 2;
