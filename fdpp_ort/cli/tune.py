@@ -26,7 +26,7 @@ from fdpp_ort.tuning import (
 from fdpp_ort.tuning.analysis import best_of
 from fdpp_ort.tuning.attention import CACHE_DTYPES
 from fdpp_ort.tuning.plot import check_plots, plot
-from fdpp_ort.tuning.products import DTYPES
+from fdpp_ort.tuning.products import DTYPES, EPILOGUES
 from fdpp_ort.tuning.tuner import make_timer
 
 PROGRAM = "fdpp-tune"
@@ -51,6 +51,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--dtype", choices=list(DTYPES), help="of the weights (default: the model's; f32 or, on a GPU, f16)"
+    )
+    parser.add_argument(
+        "--epilogue",
+        choices=list(EPILOGUES),
+        help="of --shapes: with a bias or residual, or without (default: both; where one is missing, the other stands in)",
     )
     parser.add_argument(
         "--cache-dtype",
@@ -98,7 +103,8 @@ def _backend(device: str) -> str:
 def _products(options: argparse.Namespace, backend: str) -> list[Product]:
     if options.model is not None:
         return from_model(options.model, backend, options.dtype)
-    return from_text(options.shapes or [], backend, options.dtype or ("f32" if backend == "cpu" else "f16"))
+    epilogues = [options.epilogue] if options.epilogue else EPILOGUES
+    return from_text(options.shapes or [], backend, options.dtype or ("f32" if backend == "cpu" else "f16"), epilogues)
 
 
 def _attention(options: argparse.Namespace, backend: str) -> list[AttentionShape]:

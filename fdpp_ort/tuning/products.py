@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -109,14 +110,14 @@ def _product(
     return Product(n, k, dtype, weight_format, epilogue, level, block_size or _BLOCK_SIZE)
 
 
-def from_text(texts: list[str], backend: str, weight_format: str) -> list[Product]:
-    """Products "N,K"; each with both epilogues."""
+def from_text(texts: list[str], backend: str, weight_format: str, epilogues: Sequence[str] = EPILOGUES) -> list[Product]:
+    """Products "N,K", each with these epilogues."""
     products = []
     for text in texts:
         numbers = text.split(",")
         if len(numbers) != 2 or not all(number.isdecimal() and int(number) > 0 for number in numbers):
             raise FdppError(f"shape is {text!r}, expected N,K, two positive whole numbers")
-        products += [_product(backend, *map(int, numbers), weight_format, epilogue) for epilogue in EPILOGUES]
+        products += [_product(backend, *map(int, numbers), weight_format, epilogue) for epilogue in epilogues]
     return list(dict.fromkeys(products))
 
 

@@ -125,6 +125,10 @@ def test_a_split_stays_until_another_is_worth_it() -> None:
     assert ranges == [(1, {"pieces": 2}), (3, {"pieces": 4})]
 
 
+def test_one_epilogue() -> None:
+    assert [p.epilogue for p in from_text(["64,72"], "cpu", "f32", ["plain"])] == ["plain"]
+
+
 def test_a_librarys_algorithm_holds_where_it_has_the_same_number() -> None:
     times = {m: [timed("large", 10), timed("large", 5, algorithm=3)] for m in (4, 8, 40, 60)}
     ranges = [(r.first, dict(r.candidate.split).get("algorithm", 0)) for r in analyse(times).ranges]
