@@ -55,7 +55,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--epilogue",
         choices=list(EPILOGUES),
-        help="of --shapes: with a bias or residual, or without (default: both; where one is missing, the other stands in)",
+        help="of --shapes: with a bias or residual, or without (default: both; a missing one is as the other)",
     )
     parser.add_argument(
         "--cache-dtype",

@@ -110,7 +110,9 @@ def _product(
     return Product(n, k, dtype, weight_format, epilogue, level, block_size or _BLOCK_SIZE)
 
 
-def from_text(texts: list[str], backend: str, weight_format: str, epilogues: Sequence[str] = EPILOGUES) -> list[Product]:
+def from_text(
+    texts: list[str], backend: str, weight_format: str, epilogues: Sequence[str] = EPILOGUES
+) -> list[Product]:
     """Products "N,K", each with these epilogues."""
     products = []
     for text in texts:
