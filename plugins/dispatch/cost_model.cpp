@@ -14,8 +14,8 @@ double bytes_moved(const GemmProblem& p) {
   return weight_bytes(p) + static_cast<double>(dtype_size(p.dtype)) * rows;
 }
 
-// Fitted to benchmarks/results/2026-11-23-h200-gemm.json and, for int4, to what fdpp-tune measured on an H200. Starts are a launch within a graph with filling and
-// draining the GPU; shares are of the memory's bandwidth by clock and width.
+// Fitted to benchmarks/results/2026-11-23-h200-gemm.json and, for int4, to what fdpp-tune measured on an H200. Starts are a
+// launch within a graph with filling and draining the GPU; shares are of the memory's bandwidth by clock and width.
 double gpu_cost(GemmKind kind, const GemmProblem& p, const DeviceInfo& d) {
   // A driver that keeps the bandwidth for itself: what a multiprocessor of an H200 has.
   const double bandwidth = d.memory_bandwidth > 0 ? d.memory_bandwidth : d.multiprocessors * 36e9;

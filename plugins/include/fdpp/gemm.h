@@ -82,11 +82,11 @@ struct GemmVariant;
 
 // How a product is shared out. 0 where a variant has one number only; it may take less than asked for.
 struct GemmSplit {
-  int pieces = 1;     // of K, worked on side by side: 1 to 64; cuda_flat_mma: blocks of a cluster
+  int pieces = 1;     // of K, worked on side by side: 1 to 64; of the flat GEMM on a GPU: blocks of a cluster
   int rows = 0;       // of B that a block works on at a time: 0 to 1024
   int stages = 0;     // slices of K under way in a block: 0 to 64
-  int algorithm = 0;  // of a library's, in the order in which it recommends them: 0 to 15; cuda_flat_mma: 1 puts two
-                      // blocks on a multiprocessor
+  int algorithm = 0;  // of a library's, in the order in which it recommends them: 0 to 15; of the flat GEMM on a GPU: 1 puts
+                      // two blocks on a multiprocessor
 
   bool operator==(const GemmSplit& other) const {
     return pieces == other.pieces && rows == other.rows && stages == other.stages && algorithm == other.algorithm;

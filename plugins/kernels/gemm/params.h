@@ -17,4 +17,17 @@ struct GemmParams {
   void* y = nullptr;                  // dtype [M, N]
 };
 
+// From one row of B to the next.
+inline int64_t weight_row_bytes(const GemmProblem& p) {
+  if (p.blocks() > 0) return p.blocks() * p.block_size / 2;
+  return p.k * static_cast<int64_t>(dtype_size(weight_dtype(p.weight_format)));
+}
+
+// The binary logarithm of int4's block size; 0 in other formats.
+inline int block_log(const GemmProblem& p) {
+  int log = 0;
+  while (int64_t{1} << log < p.block_size) ++log;
+  return log;
+}
+
 }  // namespace fdpp

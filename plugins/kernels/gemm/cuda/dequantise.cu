@@ -55,13 +55,10 @@ template <typename T, WeightFormat kFormat>
 Status launch(const GemmParams& params, void* y, cudaStream_t stream) {
   const GemmProblem& p = params.problem;
   const int64_t rows = p.weight_rows(), blocks = p.blocks();
-  const int64_t row_bytes = blocks > 0 ? blocks * p.block_size / 2 : p.k;
-  int block_log = 0;
-  while (int64_t{1} << block_log < p.block_size) ++block_log;
   dequantise_kernel<T, kFormat><<<static_cast<unsigned>(ceil_div(rows * (p.k / kValues), kThreads)), kThreads, 0, stream>>>(
       static_cast<const unsigned char*>(params.b), static_cast<const T*>(params.scales),
-      static_cast<const unsigned char*>(params.zero_points), static_cast<T*>(y), rows, static_cast<int>(p.k), row_bytes,
-      static_cast<int>(blocks), block_log, p.one_scale ? 0 : 1);
+      static_cast<const unsigned char*>(params.zero_points), static_cast<T*>(y), rows, static_cast<int>(p.k),
+      weight_row_bytes(p), static_cast<int>(blocks), block_log(p), p.one_scale ? 0 : 1);
   return check_launch("dequantise");
 }
 

@@ -28,12 +28,6 @@ int stages_of(const Shape& shape, const GemmSplit& split, bool cluster, const De
   return stages;
 }
 
-// Of B, in memory.
-inline int64_t flat_row_bytes(const GemmProblem& p) {
-  if (p.blocks() > 0) return p.blocks() * p.block_size / 2;
-  return p.k * dtype_size(weight_dtype(p.weight_format));
-}
-
 // The maps of FlatFill::tensor.
 template <typename Shape, typename T>
 Status make_maps(const FlatArgs<T>& args, const Shape& shape, FlatMaps* maps) {
@@ -87,9 +81,9 @@ Status launch_kernel(const GemmParams& params, const GemmSplit& split, const Dev
                    static_cast<const unsigned char*>(params.zero_points),
                    Epilogue<T>(params)};
   args.m = p.m, args.n = p.n, args.k = static_cast<int>(p.k);
-  args.row_bytes = flat_row_bytes(p);
+  args.row_bytes = weight_row_bytes(p);
   args.blocks = static_cast<int>(p.blocks());
-  args.block_log = p.blocks() > 0 ? log2_of(static_cast<int>(p.block_size)) : 0;
+  args.block_log = block_log(p);
   args.gated = p.activation == Activation::silu_mul;
   args.token_blocks = static_cast<int>(ceil_div(p.m, Shape::kTokens));
   const int tiles = static_cast<int>(ceil_div(p.n, args.gated ? kRows / 2 : kRows) * args.token_blocks);
@@ -128,7 +122,7 @@ Status launch_kernel(const GemmParams& params, const GemmSplit& split, const Dev
 inline FlatFill fill_of(const GemmParams& params, const DeviceInfo& device) {
   const GemmProblem& p = params.problem;
   const auto at_16 = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
-  const int64_t row_bytes = flat_row_bytes(p);
+  const int64_t row_bytes = weight_row_bytes(p);
   if (!at_16(params.a) || !at_16(params.b) || !at_16(params.scales) || p.k % 8 != 0 || row_bytes % 16 != 0 ||
       reinterpret_cast<uintptr_t>(params.zero_points) % 4 != 0)
     return FlatFill::stores;

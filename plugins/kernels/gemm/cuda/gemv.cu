@@ -311,12 +311,12 @@ Status launch_int4(const GemmParams& p, int splits, cudaStream_t stream) {
   static SharedMemoryGrant grant;
   FDPP_RETURN_IF_ERROR(grant.ensure(reinterpret_cast<const void*>(gemv_int4_kernel), 2 * kMaxInt4K));
   config.dynamicSmemBytes = static_cast<size_t>(p.problem.k) * 2;
-  const int blocks = static_cast<int>(p.problem.blocks()), size = static_cast<int>(p.problem.block_size);
+  const int blocks = static_cast<int>(p.problem.blocks()), row_vectors = static_cast<int>(weight_row_bytes(p.problem) / 16);
   return check_gpu(
       cudaLaunchKernelEx(&config, gemv_int4_kernel, static_cast<const uint4*>(p.a), static_cast<const uint4*>(p.b),
                          static_cast<const __half*>(p.scales), static_cast<const unsigned char*>(p.zero_points),
                          Epilogue<__half>(p), static_cast<int>(p.problem.n), static_cast<int>(p.problem.k / 32),
-                         blocks * size / 32, blocks, size == 32 ? 5 : size == 64 ? 6 : 7, splits),
+                         row_vectors, blocks, block_log(p.problem), splits),
       "cuda_gemv (int4)");
 }
 
