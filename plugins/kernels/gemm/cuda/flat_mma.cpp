@@ -11,8 +11,8 @@
 
 namespace fdpp {
 
-extern const FlatLaunch kFlatHalfSame, kFlatHalfInt8, kFlatHalfFp8, kFlatHalfInt4;
-extern const FlatLaunch kFlatBf16Same, kFlatBf16Int8, kFlatBf16Fp8, kFlatBf16Int4;
+extern const FlatLaunch kFlatHalfInt8, kFlatHalfFp8, kFlatHalfInt4;
+extern const FlatLaunch kFlatBf16Int8, kFlatBf16Fp8, kFlatBf16Int4;
 
 namespace {
 

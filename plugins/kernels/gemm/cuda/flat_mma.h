@@ -9,6 +9,9 @@ namespace fdpp {
 using FlatLaunch = Status (*)(const GemmParams& params, const GemmSplit& split, const DeviceInfo& device,
                               cudaStream_t stream);
 
+// The instances of 16-bit weights of the activations' type.
+extern const FlatLaunch kFlatHalfSame, kFlatBf16Same;
+
 // Clusters of so many blocks that run at once, one block a multiprocessor. A GPC has 16 multiprocessors or a few more, and
 // a cluster lies in one.
 inline int flat_clusters(const DeviceInfo& d, int blocks) {
