@@ -3,12 +3,11 @@
 
 #include "kernels/common/ceil_div.h"
 #include "kernels/common/pipeline.cuh"
-#include "kernels/common/shared_memory_grant.h"
 #include "kernels/gemm/cuda/epilogue.cuh"
+#include "kernels/gemm/cuda/gemv_int4.h"
 #include "kernels/gemm/cuda/normalise.h"
 #include "kernels/gemm/cuda/stream.cuh"
 #include "kernels/gemm/cuda/supports.h"
-#include "kernels/gemm/cuda/weights.cuh"
 #include "kernels/gemm/variant.h"
 
 namespace fdpp {
@@ -17,15 +16,12 @@ namespace {
 constexpr int kWarp = 32;
 constexpr int kWarps = 8;
 constexpr int kMaxM = 4;
-constexpr int kMaxInt4K = 32768;  // A in shared memory
 constexpr int kVector = 8;  // elements in 16 bytes
 
 // Rows of B that a warp works on at once. A block takes kWarps / splits such groups, each by `splits` warps side by
 // side in K; the widest split serves small N, where thinner groups give every multiprocessor a block.
 constexpr int rows_of_warp(int splits) { return splits == kWarps ? 2 : 4; }
 constexpr int rows_of_block(int splits) { return rows_of_warp(splits) * (kWarps / splits); }
-constexpr int kInt4Rows = 2;    // of a warp at once
-constexpr int kInt4Blocks = 3;  // of a multiprocessor
 
 __device__ __forceinline__ float warp_sum(float v) {
 #pragma unroll
@@ -123,133 +119,6 @@ __global__ void __launch_bounds__(kWarps* kWarp, M <= 2 ? 3 : 2)
   store_rows<T, M, Rows>(acc, sums, out, n, splits);
 }
 
-// int4 weights: A [1, 4 * vectors] float16, B [n, row_vectors], of which `vectors` count; each vector has 32 numbers of a
-// block. A pair of numbers becomes (q - zero point) / 16 in one operation, exactly, and meets its pair of A in float16, in
-// sums of eight, which a sixteenth keeps from overflowing for A up to 16000; from there on all is float32. A lies in shared
-// memory, the first 16 bytes of each vector's 64 before the second and so on, so that lanes side by side read side by side.
-//
-// The grid is no more than runs at once: `splits` warps side by side in K take one tile of rows after the other, the
-// vectors of the next ones always under way.
-__global__ void __launch_bounds__(kWarps* kWarp, kInt4Blocks)
-    gemv_int4_kernel(const uint4* a, const uint4* __restrict__ b, const __half* __restrict__ scales,
-                     const unsigned char* __restrict__ zero_points, Epilogue<__half> out, int n, int vectors,
-                     int row_vectors, int blocks, int block_log, int splits) {
-  constexpr int kRows = kInt4Rows, kDepth = 4;  // vectors of a row that a lane has under way
-  struct Step {
-    uint4 weights[kRows];
-    __half scale[kRows];
-    int zero[kRows];
-  };
-  extern __shared__ uint4 shared_a[];
-  __shared__ float sums[2][kWarps][kRows];  // of this tile and of the one before
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, teams = kWarps / splits;
-  const uint64_t policy = evict_first_policy();
-  const int stride = splits * kWarp, begin = warp % splits * kWarp + lane;
-  const int tiles = (n + kRows - 1) / kRows, tiles_at_once = gridDim.x * teams;
-  const int steps = (vectors + stride - 1) / stride;                              // of a tile, for every lane
-  const int total = (tiles + tiles_at_once - 1) / tiles_at_once * steps;          // for every warp of the block
-  struct Place {
-    int tile, step;
-  };
-  const Place start = {static_cast<int>(blockIdx.x) * teams + warp / splits, 0};
-  const auto advance = [&](Place& at) {
-    if (++at.step == steps) at.step = 0, at.tile += tiles_at_once;
-  };
-
-  const auto load = [&](Step& step, const Place& at) {
-    const int v = begin + at.step * stride, block = (v * 32) >> block_log;
-    const bool there = v < vectors && at.tile < tiles;
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      const int64_t row = min(at.tile * kRows + r, n - 1);  // sums of rows past the end are dropped
-      step.weights[r] = load_streamed_16(b + row * row_vectors + v, there, policy);
-      step.scale[r] = there ? scales[row * blocks + block] : __half(0.0f);
-      step.zero[r] = 8;
-      if (zero_points != nullptr && there)
-        step.zero[r] = zero_points[row * ((blocks + 1) / 2) + block / 2] >> block % 2 * 4 & 15;
-    }
-  };
-  float acc[kRows] = {};
-  const auto multiply = [&](const Step& step, int v) {
-    if (v >= vectors) return;
-    uint32_t x[16];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const uint4 four = shared_a[i * vectors + v];
-      x[4 * i] = four.x, x[4 * i + 1] = four.y, x[4 * i + 2] = four.z, x[4 * i + 3] = four.w;
-    }
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      const uint32_t words[4] = {step.weights[r].x, step.weights[r].y, step.weights[r].z, step.weights[r].w};
-      const uint32_t low_zero = 0xd400d400 + step.zero[r] * 0x00010001;   // -(64 + zero / 16)
-      const uint32_t high_zero = 0xc400c400 + step.zero[r] * 0x00100010;  // -(4 + zero / 16)
-      float total = 0;
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        __half2 eight;
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {  // pairs
-          const uint32_t word = words[2 * half + i / 4] >> (i % 4 / 2 * 8);
-          uint32_t pair;
-          if (i % 2 == 0)
-            asm("fma.rn.f16x2 %0, %1, %2, %3;"
-                : "=r"(pair)
-                : "r"(masked_into<0x000f000f>(word, register_of<0x64006400>())), "r"(0x2c002c00), "r"(low_zero));
-          else
-            asm("fma.rn.f16x2 %0, %1, %2, %3;"
-                : "=r"(pair)
-                : "r"(masked_into<0x00f000f0>(word, register_of<0x54005400>())), "r"(0x2c002c00), "r"(high_zero));
-          const __half2 w = *reinterpret_cast<const __half2*>(&pair);
-          const __half2 other = *reinterpret_cast<const __half2*>(&x[8 * half + i]);
-          eight = i == 0 ? __hmul2(w, other) : __hfma2(w, other, eight);
-        }
-        const float2 two = __half22float2(eight);
-        total += two.x + two.y;
-      }
-      acc[r] = fmaf(16 * __half2float(step.scale[r]), total, acc[r]);
-    }
-  };
-  int parity = 0;
-  const auto store_tile = [&](int tile) {
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      const float sum = warp_sum(acc[r]);
-      if (lane == 0) sums[parity][warp][r] = sum;
-      acc[r] = 0;
-    }
-    if (splits > 1)
-      __syncthreads();
-    else
-      __syncwarp();
-    if (warp % splits == 0 && lane < kRows && tile * kRows + lane < n) {
-      float sum = 0;
-      for (int s = 0; s < splits; ++s) sum += sums[parity][warp + s][lane];
-      out.store(0, tile * kRows + lane, sum);
-    }
-    parity ^= 1;
-  };
-
-  Step under_way[kDepth];
-  Place loading = start, at = start;
-#pragma unroll
-  for (int i = 0; i < kDepth; ++i, advance(loading)) load(under_way[i], loading);
-  release_successor();
-  wait_for_predecessor();  // nobody writes weights, but A may still be on its way
-  for (int i = threadIdx.x; i < 4 * vectors; i += kWarps * kWarp) shared_a[i % 4 * vectors + i / 4] = a[i];
-  __syncthreads();
-  for (int done = 0; done < total; done += kDepth) {
-#pragma unroll
-    for (int i = 0; i < kDepth; ++i) {
-      if (done + i >= total) break;
-      multiply(under_way[i], begin + at.step * stride);
-      load(under_way[i], loading);
-      advance(loading);
-      if (at.step + 1 == steps) store_tile(at.tile);
-      advance(at);
-    }
-  }
-}
-
 // Rows that do not start at 16 bytes: one warp a row, element by element.
 template <typename T>
 __global__ void __launch_bounds__(kWarps* kWarp)
@@ -304,22 +173,6 @@ Status launch(const GemmParams& p, int splits, cudaStream_t stream) {
                    "cuda_gemv");
 }
 
-Status launch_int4(const GemmParams& p, int splits, cudaStream_t stream) {
-  cudaLaunchAttribute overlap{};
-  cudaLaunchConfig_t config{};
-  FDPP_RETURN_IF_ERROR(configure(p, kInt4Rows * (kWarps / splits), kInt4Blocks, stream, &overlap, &config));
-  static SharedMemoryGrant grant;
-  FDPP_RETURN_IF_ERROR(grant.ensure(reinterpret_cast<const void*>(gemv_int4_kernel), 2 * kMaxInt4K));
-  config.dynamicSmemBytes = static_cast<size_t>(p.problem.k) * 2;
-  const int blocks = static_cast<int>(p.problem.blocks()), row_vectors = static_cast<int>(weight_row_bytes(p.problem) / 16);
-  return check_gpu(
-      cudaLaunchKernelEx(&config, gemv_int4_kernel, static_cast<const uint4*>(p.a), static_cast<const uint4*>(p.b),
-                         static_cast<const __half*>(p.scales), static_cast<const unsigned char*>(p.zero_points),
-                         Epilogue<__half>(p), static_cast<int>(p.problem.n), static_cast<int>(p.problem.k / 32),
-                         row_vectors, blocks, block_log(p.problem), splits),
-      "cuda_gemv (int4)");
-}
-
 template <typename T>
 Status run_typed(const GemmParams& p, int splits, cudaStream_t stream) {
   if (!rows_aligned_16(p.a, p.problem.k * 2) || !rows_aligned_16(p.b, p.problem.k * 2)) {
@@ -337,21 +190,6 @@ Status run_typed(const GemmParams& p, int splits, cudaStream_t stream) {
   }
 }
 
-bool supports_int4(const GemmProblem& problem, std::string* why) {
-  if (problem.dtype != DType::f16) {
-    *why = std::string("A is ") + dtype_name(problem.dtype) + ", expected float16 with int4 weights";
-  } else if (problem.m > 1) {
-    *why = "M is above 1 with int4 weights";
-  } else if (problem.k > kMaxInt4K) {
-    *why = "K is above " + std::to_string(kMaxInt4K) + " with int4 weights";
-  } else if (problem.block_size < 32 || problem.k % 32 != 0) {
-    *why = "int4 weights in blocks of 16, or K that is not a multiple of 32";
-  } else {
-    return true;
-  }
-  return false;
-}
-
 bool supports(const GemmProblem& problem, const DeviceInfo& device, std::string* why) {
   if (problem.m > kMaxM) {
     *why = "M is above " + std::to_string(kMaxM);
@@ -359,7 +197,7 @@ bool supports(const GemmProblem& problem, const DeviceInfo& device, std::string*
   }
   if (problem.activation == Activation::silu_mul) return has_no_activation(problem, why);
   if (!supports_half_gemm(problem, device, why)) return false;
-  return problem.weight_format == WeightFormat::int4 ? supports_int4(problem, why) : has_weights_of_a(problem, why);
+  return problem.weight_format == WeightFormat::int4 ? supports_gemv_int4(problem, why) : has_weights_of_a(problem, why);
 }
 
 // How much of what warps side by side in K could load at a time there is nothing for, as a factor of 1 or more.
@@ -370,13 +208,10 @@ double idle(int64_t vectors, int pieces) {
 
 // What an H200 liked: many warps side by side where rows are long or few.
 GemmSplit split(const GemmProblem& problem, const DeviceInfo& device) {
+  if (problem.weight_format == WeightFormat::int4) return gemv_int4_split(problem, device);
   const int64_t n = problem.n, vectors = problem.k / kVector;
   const bool few_rows = n < 30 * int64_t{device.multiprocessors};
   GemmSplit s;
-  if (problem.weight_format == WeightFormat::int4) {
-    while (s.pieces < kWarps && ceil_div(n * s.pieces, kInt4Rows * kWarps) < device.multiprocessors) s.pieces *= 2;
-    return s;
-  }
   if (problem.k % kVector != 0) return s;
   if (vectors >= 1664 || (n < 11 * int64_t{device.multiprocessors} && vectors >= 512)) {
     s.pieces = 8;
@@ -406,12 +241,7 @@ Status run(const GemmParams& given, const GemmSplit& split, void* workspace, con
   const auto stream = static_cast<cudaStream_t>(context.stream);
   GemmParams params;
   FDPP_RETURN_IF_ERROR(normalise(given, &workspace, stream, &params));
-  if (params.problem.weight_format == WeightFormat::int4) {
-    for (auto [name, data] : {std::pair{"A", params.a}, std::pair{"B", params.b}})
-      if (reinterpret_cast<uintptr_t>(data) % 16 != 0)
-        return invalid_argument(std::string("FdppFlatGemm: ") + name + " does not start at a multiple of 16 bytes");
-    return launch_int4(params, sharing_warps(split), stream);
-  }
+  if (params.problem.weight_format == WeightFormat::int4) return run_gemv_int4(params, split, stream);
   return params.problem.dtype == DType::f16 ? run_typed<__half>(params, sharing_warps(split), stream)
                                             : run_typed<__nv_bfloat16>(params, sharing_warps(split), stream);
 }

@@ -29,4 +29,10 @@ __device__ __forceinline__ uint4 load_streamed_16(const void* src, bool valid, u
   return v;
 }
 
+// The same into shared memory, with cp.async.
+__device__ __forceinline__ void copy_streamed_16(void* dst, const void* src, bool valid, uint64_t policy) {
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(shared_address(dst)), "l"(src),
+               "r"(valid ? 16 : 0), "l"(policy));
+}
+
 }  // namespace fdpp
