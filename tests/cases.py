@@ -416,6 +416,15 @@ def _gemm_copy_cases(types: tuple[str, str]) -> list[GemmCase]:
     ]
 
 
+def _gemm_single_row_cases(types: tuple[str, str]) -> list[GemmCase]:
+    """int4 and one row of A: rows of B that end within a step, zero points by the word, more tiles than run at once."""
+    shapes = ((1003, 832, 32), (520, 1024, 64), (26000, 256, 32), (40, 8192, 128), (8, 32768, 128))
+    return [
+        GemmCase(1, n, k, *types, block_size=size, zero_points=step % 2 == 1, bias=step > 1)
+        for step, (n, k, size) in enumerate(shapes)
+    ]
+
+
 def _gemm_cases() -> list[GemmCase]:
     cases = []
     for offset, types in enumerate(GEMM_TYPES):
@@ -424,6 +433,8 @@ def _gemm_cases() -> list[GemmCase]:
                 n, k = GEMM_WEIGHTS[(step + 5 * offset) % len(GEMM_WEIGHTS)]
                 cases.append(_gemm(step, types, m, n, k, accuracy_level))
         cases += _gemm_copy_cases(types)
+        if types[1] == "uint8":
+            cases += _gemm_single_row_cases(types)
     return list(dict.fromkeys(cases))
 
 

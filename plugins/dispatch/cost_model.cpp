@@ -14,7 +14,7 @@ double bytes_moved(const GemmProblem& p) {
   return weight_bytes(p) + static_cast<double>(dtype_size(p.dtype)) * rows;
 }
 
-// Fitted to benchmarks/results/2026-11-23-h200-gemm.json and, for int4, to what fdpp-tune measured on an H200. Starts are a
+// Fitted to what fdpp-tune measured on an H200. Starts are a
 // launch within a graph with filling and draining the GPU; shares are of the memory's bandwidth by clock and width.
 double gpu_cost(GemmKind kind, const GemmProblem& p, const DeviceInfo& d) {
   // A driver that keeps the bandwidth for itself: what a multiprocessor of an H200 has.
@@ -24,8 +24,7 @@ double gpu_cost(GemmKind kind, const GemmProblem& p, const DeviceInfo& d) {
   const double read = bytes_moved(p) / bandwidth;
   switch (kind) {
     case GemmKind::gemv:
-      // int4 is bound by what becomes of its numbers, not by reading them.
-      if (p.weight_format == WeightFormat::int4) return 2.2e-6 + n * k / (multiprocessors * 3.0e10);
+      if (p.weight_format == WeightFormat::int4) return 2.2e-6 + 1.14 * read;
       // Each row of A has its own multiplications and sums over lanes.
       return 1.6e-6 + 1.06 * read + (m - 1) * (0.25e-6 + n * k / (multiprocessors * 3.8e11));
     case GemmKind::flat: {
@@ -39,13 +38,13 @@ double gpu_cost(GemmKind kind, const GemmProblem& p, const DeviceInfo& d) {
         return passes * pass;
       }
       const double pass = p.m <= 8    ? std::max(1.6e-6 + 1.075 * read, 2.8e-6 + 0.8 * read)
-                          : p.m <= 16 ? 4.5e-6 + 1.06 * read
-                                      : 5.0e-6 + 1.35 * read;
+                          : p.m <= 16 ? 2.4e-6 + 1.09 * read
+                                      : 4.5e-6 + 1.05 * read;
       return passes * pass;
     }
     case GemmKind::large:
       // Bound by memory for as long as the others are in question. Quantised weights are written and read once more.
-      return 5.0e-6 + 1.07 * read +
+      return 4.0e-6 + 1.09 * read +
              (weight_dtype(p.weight_format) == p.dtype ? 0 : 2.75 * n * k * dtype_size(p.dtype) / bandwidth);
   }
   return 0;

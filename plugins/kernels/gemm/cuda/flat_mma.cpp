@@ -30,7 +30,7 @@ struct Liked {
 constexpr Liked kFew[] = {
     {{1, 16, 0, 1}, 0.26}, {{1, 32, 0, 1}, 0.15}, {{1, 64, 0, 1}, 0}, {{2, 16, 0, 1}, 0.12}, {{2, 32, 0, 1}, 0.68}};
 constexpr Liked kSome[] = {{{1, 16, 0, 0}, 0}, {{1, 64, 0, 1}, 0.96}, {{2, 64, 0, 1}, 0.92}};
-constexpr Liked kMany[] = {{{1, 64, 0, 1}, 0}, {{2, 64, 12, 0}, -0.1}};  // and with quantised weights
+constexpr Liked kMany[] = {{{1, 64, 0, 1}, 0}, {{2, 64, 12, 0}, -0.1}};
 
 // How far a split is from the best: blocks that end at different times, multiprocessors with less than two blocks, what the
 // end of a tile costs beside its slices of K, a cluster's more so, and what the split is liked less.
@@ -60,20 +60,36 @@ GemmSplit best_liked(const GemmProblem& p, const DeviceInfo& d, const Liked (&al
 
 // What an H200 liked of int8, fp8 and int4. Their numbers are widened on the way, so a multiprocessor with more tiles than
 // others is late even where the memory is not: tiles are low, unless they are many or come out unevenly.
-GemmSplit quantised_split(const GemmProblem& p, const DeviceInfo& d) {
-  const int64_t tiles = ceil_div(p.weight_rows(), 32), blocks = 2 * d.multiprocessors;
-  if (p.m > 16) return best_liked(p, d, kMany);
+GemmSplit eight_bit_split(const GemmProblem& p, const DeviceInfo& d) {
+  const int64_t rows = p.weight_rows(), blocks = 2 * d.multiprocessors, tiles = ceil_div(rows, 32);
+  if (p.m > 8) {
+    if (2 * tiles <= blocks) return {1, 32, 0, 0};
+    if (p.m <= 16) return {2, 64, 0, 1};
+    if (tiles <= blocks) return {1, 64, 0, 1};
+    return 2 * ceil_div(rows, 128) <= blocks ? GemmSplit{2, 128, 0, 0} : GemmSplit{1, 128, 0, 1};
+  }
   if (2 * tiles <= blocks && p.k > 8192) return {2, 32, 0, 1};
   if (tiles > 3 * blocks) return {1, 128, 0, 1};
   if (tiles > blocks && 2 * tiles <= 3 * blocks) return {1, 64, 0, 1};
-  if (p.m > 8 && p.blocks() == 0 && tiles > blocks) return {2, 64, 0, 1};
+  return {1, 32, 0, 1};
+}
+GemmSplit int4_split(const GemmProblem& p, const DeviceInfo& d) {
+  const int64_t tiles = ceil_div(p.weight_rows(), 32), blocks = 2 * d.multiprocessors;
+  if (p.m > 16) {
+    if (2 * tiles <= blocks) return {1, 32, 0, 0};
+    return tiles <= blocks ? GemmSplit{2, 64, 12, 0} : GemmSplit{1, 64, 0, 1};
+  }
+  if (2 * tiles <= blocks) return {2, 32, 0, p.k > 12288 ? 1 : 0};
+  if (tiles > 3 * blocks) return {1, 128, 0, 1};
+  if (p.m > 8 && tiles > blocks) return {2, 32, 0, 1};
+  if (tiles > blocks && 2 * tiles <= 3 * blocks) return {1, 64, 0, 1};
   return {1, 32, 0, 1};
 }
 
 GemmSplit split(const GemmProblem& p, const DeviceInfo& d) {
   GemmSplit best;
   if (is_quantised(p)) {
-    best = quantised_split(p, d);
+    best = p.blocks() > 0 ? int4_split(p, d) : eight_bit_split(p, d);
   } else {
     best = p.m <= 8 ? best_liked(p, d, kFew) : p.m <= 16 ? best_liked(p, d, kSome) : best_liked(p, d, kMany);
   }

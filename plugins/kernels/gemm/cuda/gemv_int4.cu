@@ -53,11 +53,18 @@ struct Int4Args {
   int splits;
 };
 
-// A's vectors with zeros up to a whole step, then what a vector's weights have too much: each the offset that its
-// fragment puts on top, minus 8 at first, then the vector's plain sum.
-template <bool kZeros>
-constexpr int shared_bytes(int steps) {
-  return static_cast<int>(sizeof(Ring<kZeros>)) + steps * kVectors * (64 + 4 + (kZeros ? 4 : 0));
+int row_steps(const GemmProblem& p) { return static_cast<int>(ceil_div(p.k >> kVectorLog, kVectors)); }
+// After the ring: A's vectors, with zeros up to a whole step; of each what takes its weights' offsets away again; and, where
+// there are zero points, its plain sum.
+int shared_bytes(const GemmProblem& p) {
+  const bool zeros = p.has_zero_points;
+  const size_t ring = zeros ? sizeof(Ring<true>) : sizeof(Ring<false>);
+  return static_cast<int>(ring) + row_steps(p) * kVectors * (64 + 4 + (zeros ? 4 : 0));
+}
+int64_t blocks_at_once(int bytes, const DeviceInfo& device) {
+  constexpr int kReserved = 1024;  // of a block
+  const int64_t fit = std::max<int64_t>(1, device.shared_memory_per_block / (bytes + kReserved));
+  return std::min<int64_t>(kBlocksAtOnce, fit) * device.multiprocessors;
 }
 
 template <typename T, bool kZeros>
@@ -212,8 +219,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce)
   cp_async_wait<0>();
 }
 
-int row_steps(const GemmProblem& p) { return static_cast<int>(ceil_div(p.k >> kVectorLog, kVectors)); }
-
 template <typename T>
 Status launch(const GemmParams& params, const GemmSplit& split, cudaStream_t stream) {
   const GemmProblem& p = params.problem;
@@ -232,9 +237,8 @@ Status launch(const GemmParams& params, const GemmSplit& split, cudaStream_t str
   const bool zeros = args.zero_points != nullptr;
   const auto kernel = zeros ? gemv_int4_kernel<T, true> : gemv_int4_kernel<T, false>;
   FDPP_RETURN_IF_ERROR(grants[zeros].ensure(reinterpret_cast<const void*>(kernel)));
-  const int bytes = zeros ? shared_bytes<true>(args.steps) : shared_bytes<false>(args.steps);
-  const int64_t fit = std::max<int64_t>(1, device.shared_memory_per_block / (bytes + 1024));
-  const int64_t at_once = std::min<int64_t>(kBlocksAtOnce, fit) * device.multiprocessors;
+  const int bytes = shared_bytes(p);
+  const int64_t at_once = blocks_at_once(bytes, device);
   cudaLaunchAttribute overlap{};
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;
@@ -265,10 +269,18 @@ bool supports_gemv_int4(const GemmProblem& problem, std::string* why) {
   return false;
 }
 
+// Fewest steps one after the other, with half a step for the end of a tile.
 GemmSplit gemv_int4_split(const GemmProblem& problem, const DeviceInfo& device) {
-  GemmSplit s;
-  while (s.pieces < kWarps && ceil_div(problem.n * s.pieces, kRows * kWarps) < 2 * device.multiprocessors) s.pieces *= 2;
-  return s;
+  const int64_t tiles = ceil_div(problem.n, kRows), steps = row_steps(problem);
+  const int64_t warps = kWarps * blocks_at_once(shared_bytes(problem), device);
+  GemmSplit best;
+  double least = 0;
+  for (int pieces = 1; pieces <= kWarps; pieces *= 2) {
+    const int64_t rounds = ceil_div(tiles, warps / pieces);
+    const double cost = static_cast<double>(rounds) * (static_cast<double>(ceil_div(steps, pieces)) + 0.5);
+    if (pieces == 1 || cost < least) best.pieces = pieces, least = cost;
+  }
+  return best;
 }
 
 Status run_gemv_int4(const GemmParams& params, const GemmSplit& split, void* stream) {
