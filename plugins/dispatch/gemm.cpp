@@ -25,8 +25,9 @@ Status plan_gemm(const GemmProblem& problem, const DeviceInfo& device, GemmPlan*
                  const GemmSplit* split) {
   const GemmChoice choice = choose_gemm(problem, device);
   // Where no variant of the wanted kind takes the problem, the nearest kind does.
-  const auto distance = [&choice](const GemmVariant& v) {
-    return std::abs(static_cast<int>(v.kind) - static_cast<int>(choice.kind));
+  const auto distance = [&](const GemmVariant& v) {
+    const int kinds = std::abs(static_cast<int>(v.kind) - static_cast<int>(choice.kind));
+    return 2 * kinds + (v.suits != nullptr && !v.suits(problem, device) ? 1 : 0);
   };
   GemmPlan chosen;
   FDPP_RETURN_IF_ERROR(select_variant(gemm_spec().name, gemm_variants(), problem, device, variant, choice.variant,

@@ -65,8 +65,8 @@ const std::vector<const GemmVariant*>& gemm_variants() {
       &kCpuRuntimeGemm,
 #if FDPP_CUDA
       &kCudaGemv,
-      &kCudaFlatMma,
       &kCudaFlatHopper,
+      &kCudaFlatMma,
       &kCublasLt,
 #endif
   };

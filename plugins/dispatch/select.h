@@ -1,5 +1,5 @@
 // The choice among variants, the same for every op: the caller's wish wins, then a standing override, then `preferred`,
-// a table's own choice, where it takes the problem, then the least distance from what is wanted (0 to 2), then the
+// a table's own choice, where it takes the problem, then the least distance from what is wanted, then the
 // registry's order.
 #pragma once
 
@@ -12,7 +12,7 @@
 
 namespace fdpp {
 
-constexpr int kMostDistance = 2;
+constexpr int kMostDistance = 5;
 
 // The variant that must run, or null. A standing override is for the backends that have the variant, a caller's wish is
 // for this call.

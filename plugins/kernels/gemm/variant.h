@@ -27,6 +27,8 @@ struct GemmVariant {
   Status (*run)(const GemmParams& params, const GemmSplit& split, void* workspace, const ExecutionContext& context);
   // Adds the splits that are worth timing for a problem that the variant takes. Null: there is its own choice alone.
   void (*splits)(const GemmProblem& problem, const DeviceInfo& device, std::vector<GemmSplit>* splits) = nullptr;
+  // Whether it comes before the variants of its kind that the registry has after it. Null: wherever it takes the problem.
+  bool (*suits)(const GemmProblem& problem, const DeviceInfo& device) = nullptr;
 };
 
 }  // namespace fdpp

@@ -23,6 +23,11 @@ bool supports(const GemmProblem& p, const DeviceInfo& d, std::string* why) {
   return false;
 }
 
+// What an H200 liked.
+bool suits(const GemmProblem& p, const DeviceInfo& d) {
+  return p.m > 16 || p.weight_rows() >= 100 * int64_t{d.multiprocessors};
+}
+
 // Two blocks of a multiprocessor with shallow rings, or one with a deep one.
 GemmSplit twice(int pieces) { return {pieces, 64, 0, 1}; }
 GemmSplit deep(int pieces) { return {pieces, 64, 12, 0}; }
@@ -73,6 +78,7 @@ const GemmVariant kCudaFlatHopper = {"cuda_flat_hopper",
                                      split,
                                      workspace_bytes,
                                      run,
-                                     splits};
+                                     splits,
+                                     suits};
 
 }  // namespace fdpp
