@@ -90,7 +90,6 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers<kFill>, 2)
   // ---- products
   if constexpr (kFill != FlatFill::tensor) raise_registers<88>();
   wait_for_predecessor();
-  if (args.cluster > 1 && !carries) cluster_arrive_relaxed();  // has nothing to show
   const int rank = work.rank, part = warp / Shape::kWarpsHigh;
   const int group = part / Shape::kWarpsWide, wide = part % Shape::kWarpsWide;
   const int warp_row = warp % Shape::kWarpsHigh * 16 * kRowTiles, g = lane / 4, t = lane % 4;
@@ -292,7 +291,15 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers<kFill>, 2)
     }
   };
 
-  bool carrying = carries, waited = false;
+  // Once all have shown what they carry. Who carries nothing arrives no sooner than it waits: compute-sanitizer's memcheck
+  // never comes to an end where warps in between wait for copies.
+  bool waited = false;
+  const auto wait_for_carries = [&] {
+    if (!carries) cluster_arrive_relaxed();
+    cluster_wait();
+    waited = true;
+  };
+  bool carrying = carries;
   FlatPlace at = work.start;
   // A stage is always the same group's: so a single one leaves the other group idle.
   const int groups = stages > 1 ? kFlatGroups : 1;
@@ -325,13 +332,12 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers<kFill>, 2)
     if (!tile_ends) {
       const int tile_end = i - at.slice + args.slices;
       for (int r = rank + 1; r < args.cluster && work.begin_of(r) < tile_end; ++r) ++sharers;
-      cluster_wait();
-      waited = true;
+      wait_for_carries();
     }
     store_tile(at, sharers);
   }
   if (args.cluster > 1) {
-    if (!waited) cluster_wait();
+    if (!waited) wait_for_carries();
     cluster_arrive_relaxed();  // a block's sums stay while another reads them
     cluster_wait();
   }
