@@ -2,36 +2,12 @@
 #include "fdpp/attention.h"
 
 #include "fdpp/dispatch.h"
+#include "fdpp/read_attributes.h"
 #include "ort/custom_op.h"
 #include "ort/host_runtime.h"
 
 namespace fdpp::ort {
 namespace {
-
-Status read_quantization(const NodeInfo& node, const char* name, CacheQuantization* quantization) {
-  std::string text = cache_quantization_name(*quantization);
-  FDPP_RETURN_IF_ERROR(node.attribute(name, &text));
-  return parse_cache_quantization(name, text, quantization);
-}
-
-Status read_attributes(const NodeInfo& node, AttentionAttributes* attributes) {
-  FDPP_RETURN_IF_ERROR(node.attribute("num_heads", &attributes->num_heads));
-  FDPP_RETURN_IF_ERROR(node.attribute("kv_num_heads", &attributes->kv_num_heads));
-  FDPP_RETURN_IF_ERROR(node.attribute("scale", &attributes->scale));
-  FDPP_RETURN_IF_ERROR(node.attribute("softcap", &attributes->softcap));
-  FDPP_RETURN_IF_ERROR(node.attribute("local_window_size", &attributes->local_window_size));
-  FDPP_RETURN_IF_ERROR(node.attribute("do_rotary", &attributes->do_rotary));
-  FDPP_RETURN_IF_ERROR(node.attribute("rotary_interleaved", &attributes->rotary_interleaved));
-  FDPP_RETURN_IF_ERROR(node.attribute("rotary_embedding_dim", &attributes->rotary_embedding_dim));
-  std::string mode = softmax_mode_name(attributes->softmax_mode);
-  FDPP_RETURN_IF_ERROR(node.attribute("softmax_mode", &mode));
-  FDPP_RETURN_IF_ERROR(parse_softmax_mode(mode, &attributes->softmax_mode));
-  FDPP_RETURN_IF_ERROR(node.attribute("phi_lower", &attributes->phi_lower));
-  FDPP_RETURN_IF_ERROR(node.attribute("phi_upper", &attributes->phi_upper));
-  FDPP_RETURN_IF_ERROR(node.attribute("qk_norm_epsilon", &attributes->qk_norm_epsilon));
-  FDPP_RETURN_IF_ERROR(read_quantization(node, "k_quant_type", &attributes->k_quant_type));
-  return read_quantization(node, "v_quant_type", &attributes->v_quant_type);
-}
 
 class AttentionKernel : public Kernel {
  public:

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "fdpp/dispatch.h"
+#include "fdpp/read_attributes.h"
 #include "ort/custom_op.h"
 #include "ort/host_runtime.h"
 
@@ -14,13 +15,7 @@ class GemmKernel : public Kernel {
  public:
   Status open(const NodeInfo& node, Backend backend) {
     FDPP_RETURN_IF_ERROR(home_.open(node, backend, backend == Backend::cpu));
-    FDPP_RETURN_IF_ERROR(node.attribute("N", &attributes_.n));
-    FDPP_RETURN_IF_ERROR(node.attribute("K", &attributes_.k));
-    FDPP_RETURN_IF_ERROR(node.attribute("weight_format", &attributes_.weight_format));
-    FDPP_RETURN_IF_ERROR(node.attribute("block_size", &attributes_.block_size));
-    FDPP_RETURN_IF_ERROR(node.attribute("activation", &attributes_.activation));
-    FDPP_RETURN_IF_ERROR(node.attribute("norm_epsilon", &attributes_.norm_epsilon));
-    FDPP_RETURN_IF_ERROR(node.attribute("accuracy_level", &attributes_.accuracy_level));
+    FDPP_RETURN_IF_ERROR(read_attributes(node, &attributes_));
     std::string name;
     FDPP_RETURN_IF_ERROR(node.name(&name));
     slot_ = &PlanSlot::of(gemm_spec().name, name);

@@ -3,6 +3,8 @@
 #include <set>
 #include <string>
 
+#include "fdpp/read_attributes.h"
+
 namespace py = pybind11;
 
 namespace fdpp::python {
@@ -54,6 +56,35 @@ void check_required(const OpSpec& spec, const py::dict& attributes) {
       throw py::value_error(std::string(spec.name) + ": attribute " + a.name + " is missing");
 }
 
+// For read_attributes().
+class AttributeSource {
+ public:
+  explicit AttributeSource(const py::dict& attributes) : reader_("attribute", attributes) {}
+
+  template <typename T>
+  Status attribute(const char* name, T* out) const {
+    reader_.read(name, out);
+    return {};
+  }
+  Status attribute(const char* name, bool* out) const {
+    int64_t flag = 0;
+    if (reader_.read(name, &flag)) *out = flag != 0;
+    return {};
+  }
+  void finish() const { reader_.finish(); }
+
+ private:
+  mutable DictReader reader_;
+};
+
+template <typename Attributes>
+void parse_attributes_of(const OpSpec& spec, const py::dict& attributes, Attributes* out) {
+  check_required(spec, attributes);
+  const AttributeSource source(attributes);
+  raise_if_error(read_attributes(source, out));
+  source.finish();
+}
+
 py::list port_list(const std::vector<PortSpec>& ports) {
   py::list list;
   for (const PortSpec& p : ports) {
@@ -93,41 +124,11 @@ void raise_if_error(const Status& status) {
 }
 
 void parse_attributes(const py::dict& attributes, AttentionAttributes* out) {
-  check_required(attention_spec(), attributes);
-  DictReader reader("attribute", attributes);
-  reader.read("num_heads", &out->num_heads);
-  reader.read("kv_num_heads", &out->kv_num_heads);
-  reader.read("scale", &out->scale);
-  reader.read("softcap", &out->softcap);
-  reader.read("local_window_size", &out->local_window_size);
-  int64_t flag = 0;
-  if (reader.read("do_rotary", &flag)) out->do_rotary = flag != 0;
-  if (reader.read("rotary_interleaved", &flag)) out->rotary_interleaved = flag != 0;
-  reader.read("rotary_embedding_dim", &out->rotary_embedding_dim);
-  std::string mode;
-  if (reader.read("softmax_mode", &mode)) raise_if_error(parse_softmax_mode(mode, &out->softmax_mode));
-  reader.read("phi_lower", &out->phi_lower);
-  reader.read("phi_upper", &out->phi_upper);
-  reader.read("qk_norm_epsilon", &out->qk_norm_epsilon);
-  std::string quantization;
-  if (reader.read("k_quant_type", &quantization))
-    raise_if_error(parse_cache_quantization("k_quant_type", quantization, &out->k_quant_type));
-  if (reader.read("v_quant_type", &quantization))
-    raise_if_error(parse_cache_quantization("v_quant_type", quantization, &out->v_quant_type));
-  reader.finish();
+  parse_attributes_of(attention_spec(), attributes, out);
 }
 
 void parse_attributes(const py::dict& attributes, GemmAttributes* out) {
-  check_required(gemm_spec(), attributes);
-  DictReader reader("attribute", attributes);
-  reader.read("N", &out->n);
-  reader.read("K", &out->k);
-  reader.read("weight_format", &out->weight_format);
-  reader.read("block_size", &out->block_size);
-  reader.read("activation", &out->activation);
-  reader.read("norm_epsilon", &out->norm_epsilon);
-  reader.read("accuracy_level", &out->accuracy_level);
-  reader.finish();
+  parse_attributes_of(gemm_spec(), attributes, out);
 }
 
 GemmProblem parse_problem(const py::dict& problem) {
