@@ -1,0 +1,55 @@
+// A plugin's fields: the op's attributes, which of its inputs are there, and how TensorRT is to choose among kernels.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "fdpp/op_spec.h"
+#include "tensorrt/trt.h"
+
+namespace fdpp::trt {
+
+inline constexpr const char* kTacticsField = "tactics";
+inline constexpr const char* kLibraryField = "library";  // what wrote a serialised plugin
+
+// The fields that a creator asks for, in order; names live as long as the library.
+struct FieldSpec {
+  const char* name;
+  AttributeKind kind;
+  bool required;
+};
+const std::vector<FieldSpec>& field_specs(const OpSpec& spec);
+const nvinfer1::PluginFieldCollection& field_names(const OpSpec& spec);
+
+// Values of fields, read from what TensorRT hands over and handed back to be serialised.
+class Fields {
+ public:
+  // invalid_argument: a field that is missing, unknown, of another type than the attribute or not one value.
+  Status read(const OpSpec& spec, const nvinfer1::PluginFieldCollection* given);
+  // The same out of serialise()'s bytes.
+  Status read(const OpSpec& spec, const void* data, size_t size);
+
+  // For read_attributes().
+  Status attribute(const char* name, int64_t* out) const;
+  Status attribute(const char* name, bool* out) const;
+  Status attribute(const char* name, float* out) const;
+  Status attribute(const char* name, std::string* out) const;
+
+  std::string serialise() const;
+  // Points into this object.
+  std::vector<nvinfer1::PluginField> collection() const;
+
+ private:
+  struct Value {
+    const char* name = nullptr;
+    AttributeKind kind = AttributeKind::text;
+    int32_t integer = 0;
+    float real = 0;
+    std::string text;
+  };
+  const Value* find(const char* name) const;
+
+  std::vector<Value> values_;
+};
+
+}  // namespace fdpp::trt

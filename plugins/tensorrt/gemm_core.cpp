@@ -1,0 +1,100 @@
+// FdppFlatGemm in TensorRT.
+#include <algorithm>
+
+#include "fdpp/gemm.h"
+#include "fdpp/read_attributes.h"
+#include "tensorrt/plugin_core.h"
+
+namespace fdpp::trt {
+namespace {
+
+// Rows of A of which the workspace is asked: every small number, since kernels change among them, and some larger ones.
+template <typename Ask>
+Status for_numbers_up_to(int64_t most, const Ask& ask) {
+  constexpr int64_t kEach = 160;
+  for (int64_t m = 1; m < most; m = m < kEach ? m + 1 : m + m / 4) FDPP_RETURN_IF_ERROR(ask(m));
+  return ask(most);
+}
+
+class GemmCore final : public PluginCore {
+ public:
+  explicit GemmCore(Fields fields) : PluginCore(gemm_spec(), std::move(fields)) {}
+
+  nvinfer1::DimsExprs output_shape(int, const nvinfer1::DimsExprs* inputs,
+                                   nvinfer1::IExprBuilder& builder) const override {
+    nvinfer1::DimsExprs y = inputs[0];
+    if (y.nbDims > 0) y.d[y.nbDims - 1] = builder.constant(attributes_.n);
+    return y;
+  }
+
+  Status check(const TensorView* largest) const override {
+    GemmProblem problem;
+    return expand(largest, &problem, nullptr);
+  }
+
+  Status workspace_bytes(const TensorView* largest, const DeviceInfo& device, size_t* bytes) const override {
+    *bytes = 0;
+    GemmProblem problem;
+    FDPP_RETURN_IF_ERROR(expand(largest, &problem, nullptr));
+    const auto ask = [&](int64_t m, const std::string& variant) -> Status {
+      problem.m = m;
+      GemmPlan plan;
+      const Status status = plan_gemm(problem, device, &plan, variant);
+      if (status.ok()) *bytes = std::max(*bytes, plan.workspace_bytes);
+      return status.code() == StatusCode::not_supported && !variant.empty() ? Status() : status;
+    };
+    return for_numbers_up_to(std::max<int64_t>(problem.m, 1), [&](int64_t m) -> Status {
+      FDPP_RETURN_IF_ERROR(ask(m, ""));
+      if (timed())
+        for (const Tactic& tactic : tactics(spec())) FDPP_RETURN_IF_ERROR(ask(m, tactic.variant));
+      return {};
+    });
+  }
+
+  Status run(const TensorView* inputs, const TensorView* outputs, void* workspace, void* stream,
+             const CallState& state) const override {
+    TensorView op_inputs[kGemmInputCount];
+    GemmProblem problem;
+    FDPP_RETURN_IF_ERROR(expand(inputs, &problem, op_inputs));
+    GemmPlan plan;
+    Status planned = not_supported("");
+    if (state.variant != nullptr) planned = plan_gemm(problem, *state.device, &plan, *state.variant);
+    // A tactic was timed for one shape of the profile and may not take another.
+    if (planned.code() == StatusCode::not_supported) planned = plan_gemm(problem, *state.device, &plan);
+    FDPP_RETURN_IF_ERROR(planned);
+    state.slot->record(problem, plan);
+    ExecutionContext execution;
+    execution.stream = stream;
+    return run_gemm(problem, plan, op_inputs, outputs, workspace, execution);
+  }
+
+ protected:
+  Status read() override {
+    FDPP_RETURN_IF_ERROR(read_attributes(fields(), &attributes_));
+    GemmProblem problem;
+    FDPP_RETURN_IF_ERROR(check_gemm_attributes(attributes_, &problem));
+    weights_ = weight_dtype(problem.weight_format);
+    return {};
+  }
+  DType fixed_type(int input) const override {
+    if (input == kGemmZeroPoints || (input == kGemmB && dtype_size(weights_) == 1)) return DType::i32;
+    return input == kGemmB ? weights_ : DType::undefined;
+  }
+
+ private:
+  Status expand(const TensorView* given, GemmProblem* problem, TensorView* expanded) const {
+    TensorView own[kGemmInputCount];
+    TensorView* const inputs = expanded != nullptr ? expanded : own;
+    FDPP_RETURN_IF_ERROR(expand_gemm(dense(), attributes_, given, inputs));
+    return check_gemm(attributes_, inputs, problem);
+  }
+
+  GemmAttributes attributes_;
+  DType weights_ = DType::undefined;
+};
+
+}  // namespace
+
+std::unique_ptr<PluginCore> make_gemm_core(Fields fields) { return std::make_unique<GemmCore>(std::move(fields)); }
+
+}  // namespace fdpp::trt
