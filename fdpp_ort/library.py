@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
 LIBRARY_NAME = "libfdpp_ort.so"
+TENSORRT_LIBRARY_NAME = "libfdpp_trt.so"
 MINIMUM_ONNXRUNTIME = (1, 20)
 
 
@@ -26,6 +27,17 @@ def library_path() -> str:
         raise FdppError(
             f"{path}: the custom-op library is missing; install the package (pip install .) and do not run inside the "
             "source tree, whose folder fdpp_ort hides the installed package"
+        )
+    return str(path)
+
+
+def tensorrt_library_path() -> str:
+    """Absolute path of TensorRT's plugin library. FdppError: the package was built without it."""
+    path = Path(library_path()).parent / TENSORRT_LIBRARY_NAME
+    if not path.is_file():
+        raise FdppError(
+            f"{path}: the package was built without TensorRT plugins, which need nvcc and TensorRT's headers; install it "
+            "again where both are (-C cmake.define.FDPP_TENSORRT=ON says what is missing)"
         )
     return str(path)
 

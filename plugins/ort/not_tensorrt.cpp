@@ -15,5 +15,6 @@ void* const* no_creators(int32_t& count) {
 
 }  // namespace
 
+extern "C" FDPP_API void setLoggerFinder(void*) {}
 extern "C" FDPP_API void* const* getCreators(int32_t& count) { return no_creators(count); }
 extern "C" FDPP_API void* const* getPluginCreators(int32_t& count) { return no_creators(count); }

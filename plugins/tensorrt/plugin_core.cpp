@@ -68,6 +68,7 @@ Status PluginCore::check_counts(int inputs, int outputs) const {
 
 bool PluginCore::takes(int at, const DType* types) const {
   const DType type = types[at];
+  if (type == DType::undefined) return false;
   if (at >= inputs()) return type == output_type(at - inputs(), types);
   const int input = dense_.input(at);
   const PortSpec& port = spec_.inputs[static_cast<size_t>(input)];
