@@ -37,7 +37,10 @@ gpu-bundle: $(VENV)/requirements
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/gpu -G Ninja -DFDPP_CUDA=ON -DFDPP_CUDA_ARCHITECTURES=90a
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/gpu
 	mkdir -p gpu-bundle
-	cp build/gpu/plugins/ort/libfdpp_ort.so gpu-bundle/
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S tests/plugins -B build/gpu-host -G Ninja
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/gpu-host
+	cp build/gpu/plugins/ort/libfdpp_ort.so build/gpu/plugins/tensorrt/libfdpp_trt.so gpu-bundle/
+	cp build/gpu-host/libfdpp_trt_host.so gpu-bundle/
 	git rev-parse HEAD > gpu-bundle/COMMIT
 
 clean:

@@ -14,6 +14,8 @@ if(FDPP_CUDA AND NOT FDPP_PREBUILT)
       list(TRANSFORM FDPP_CUDA_ARCHITECTURES REPLACE "^([0-9]+[af]?)$" "\\1-real" OUTPUT_VARIABLE CMAKE_CUDA_ARCHITECTURES)
     endif()
     enable_language(CUDA)
+    # A quarter of the size; a kernel is unpacked when it is first loaded.
+    string(APPEND CMAKE_CUDA_FLAGS " -Xfatbin=-compress-all")
     find_package(CUDAToolkit REQUIRED)
     message(STATUS "fdpp: CUDA kernels for ${CMAKE_CUDA_ARCHITECTURES} (nvcc ${CMAKE_CUDA_COMPILER_VERSION})")
   elseif(FDPP_CUDA STREQUAL "AUTO")

@@ -48,7 +48,7 @@ def test_kernels_do_not_know_dispatch() -> None:
 def test_one_file_includes_the_gpu_vendor() -> None:
     files = {
         file
-        for folder in ("kernels", "dispatch", "include", "python", "ort")
+        for folder in ("kernels", "dispatch", "include", "python", "ort", "tensorrt")
         for file, _ in matching(folder, GPU_VENDOR)
     }
     assert files == {"kernels/common/gpu.h"}
@@ -61,6 +61,11 @@ def test_python_module_sees_the_public_headers_alone() -> None:
         row for row in includes("python") if not re.match(rf"pybind11/|fdpp/|{standard}", row[1]) and row[1] not in own
     ]
     assert others == []
+
+
+def test_tensorrt_plugins_see_the_public_headers_alone() -> None:
+    known = r"NvInferRuntime\.h$|dlfcn\.h$|fdpp/|tensorrt/|[a-z_]+$"
+    assert [row for row in includes("tensorrt") if not re.match(known, row[1])] == []
 
 
 def test_public_headers_include_the_standard_library_alone() -> None:
