@@ -1,0 +1,92 @@
+// build_engine MODEL.onnx libfdpp_trt.so ENGINE PROFILE...
+//
+// Each PROFILE is three lists of shapes as trtexec takes them, parted by "/": least, best and most, for instance
+//   input_ids:1x1,attention_mask:1x1/input_ids:1x512,attention_mask:1x512/input_ids:1x2048,attention_mask:1x2048
+// fdpp-export writes them to profiles.json beside the model. trtexec and polygraphy do the same and more.
+#include <NvOnnxParser.h>
+
+#include <cstring>
+#include <sstream>
+
+#include "common.h"
+
+namespace {
+
+nvinfer1::Dims dims_of(const std::string& text) {
+  nvinfer1::Dims dims{};
+  std::stringstream stream(text);
+  for (std::string number; std::getline(stream, number, 'x') && dims.nbDims < nvinfer1::Dims::MAX_DIMS;)
+    dims.d[dims.nbDims++] = static_cast<std::remove_reference_t<decltype(dims.d[0])>>(std::stoll(number));
+  return dims;
+}
+
+void add_shapes(nvinfer1::IOptimizationProfile& profile, const std::string& shapes, nvinfer1::OptProfileSelector which) {
+  std::stringstream stream(shapes);
+  for (std::string shape; std::getline(stream, shape, ',');) {
+    const size_t colon = shape.rfind(':');
+    if (colon == std::string::npos) throw std::runtime_error("\"" + shape + "\" is no NAME:SHAPE");
+    require(profile.setDimensions(shape.substr(0, colon).c_str(), which, dims_of(shape.substr(colon + 1))),
+            "setting " + shape);
+  }
+}
+
+void build(int argc, char** argv) {
+  const std::string model = argv[1], library = argv[2], engine = argv[3];
+  LoggerFinder finder;
+  load_plugins(library, finder);
+  const std::unique_ptr<nvinfer1::IBuilder> builder(nvinfer1::createInferBuilder(finder.logger));
+  require(builder != nullptr, "making a builder");
+#if NV_TENSORRT_MAJOR >= 10
+  constexpr uint32_t kFlags = 0;
+#else
+  constexpr uint32_t kFlags = 1U << static_cast<uint32_t>(nvinfer1::NetworkDefinitionCreationFlag::kEXPLICIT_BATCH);
+#endif
+  const std::unique_ptr<nvinfer1::INetworkDefinition> network(builder->createNetworkV2(kFlags));
+  const std::unique_ptr<nvonnxparser::IParser> parser(nvonnxparser::createParser(*network, finder.logger));
+  require(parser->parseFromFile(model.c_str(), static_cast<int>(nvinfer1::ILogger::Severity::kWARNING)),
+          "parsing " + model);
+
+  const std::unique_ptr<nvinfer1::IBuilderConfig> config(builder->createBuilderConfig());
+  config->setFlag(nvinfer1::BuilderFlag::kFP16);
+#if NV_TENSORRT_MAJOR > 10 || (NV_TENSORRT_MAJOR == 10 && NV_TENSORRT_MINOR >= 3)
+  config->setPreviewFeature(nvinfer1::PreviewFeature::kALIASED_PLUGIN_IO_10_03, true);  // present in past's memory
+#endif
+  // What the plugins leave over needs no library.
+  config->setTacticSources(0);
+  for (int i = 4; i < argc; ++i) {
+    nvinfer1::IOptimizationProfile* const profile = builder->createOptimizationProfile();
+    std::stringstream stream(argv[i]);
+    for (auto which : {nvinfer1::OptProfileSelector::kMIN, nvinfer1::OptProfileSelector::kOPT,
+                       nvinfer1::OptProfileSelector::kMAX}) {
+      std::string shapes;
+      require(static_cast<bool>(std::getline(stream, shapes, '/')), std::string("reading the profile ") + argv[i]);
+      add_shapes(*profile, shapes, which);
+    }
+    require(config->addOptimizationProfile(profile) >= 0, std::string("adding the profile ") + argv[i]);
+  }
+  const std::unique_ptr<nvinfer1::IHostMemory> plan(builder->buildSerializedNetwork(*network, *config));
+  require(plan != nullptr, "building the engine");
+
+  // Beside, then renamed: an engine is whole or not there.
+  const std::string part = engine + ".part";
+  std::ofstream file(part, std::ios::binary);
+  file.write(static_cast<const char*>(plan->data()), static_cast<std::streamsize>(plan->size()));
+  file.close();
+  if (!file || std::rename(part.c_str(), engine.c_str()) != 0) throw std::runtime_error(engine + ": cannot be written");
+  std::printf("%s: %zu bytes\n", engine.c_str(), plan->size());
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc < 5) {
+    std::fprintf(stderr, "usage: %s MODEL.onnx libfdpp_trt.so ENGINE LEAST/BEST/MOST...\n", argv[0]);
+    return 2;
+  }
+  try {
+    build(argc, argv);
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "%s: %s\n", argv[0], e.what());
+    return 1;
+  }
+}

@@ -1,0 +1,60 @@
+// What both programs need of TensorRT: a logger, errors as exceptions, our plugins in the registry.
+#pragma once
+
+#include <NvInfer.h>
+#include <cuda_runtime_api.h>
+#include <dlfcn.h>
+
+#include <cstdio>
+#include <fstream>
+#include <iterator>
+#include <memory>
+#include <stdexcept>
+#include <string>
+
+class Logger : public nvinfer1::ILogger {
+  void log(Severity severity, const char* message) noexcept override {
+    if (severity <= Severity::kWARNING) std::fprintf(stderr, "%s\n", message);
+  }
+};
+
+class LoggerFinder : public nvinfer1::ILoggerFinder {
+ public:
+  nvinfer1::ILogger* findLogger() override { return &logger; }
+  Logger logger;
+};
+
+inline void require(bool done, const std::string& what) {
+  if (!done) throw std::runtime_error(what + " failed; see above");
+}
+
+inline void check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+}
+
+// `library`: libfdpp_trt.so (fdpp_ort.tensorrt_library_path()).
+inline void load_plugins(const std::string& library, LoggerFinder& finder) {
+#if NV_TENSORRT_MAJOR >= 10
+  require(getPluginRegistry()->loadLibrary(library.c_str()) != nullptr, "loading " + library);
+  (void)finder;
+#else
+  void* const handle = dlopen(library.c_str(), RTLD_NOW);
+  if (handle == nullptr) throw std::runtime_error(dlerror());
+  const auto set_finder = reinterpret_cast<void (*)(nvinfer1::ILoggerFinder*)>(dlsym(handle, "setLoggerFinder"));
+  const auto creators_of =
+      reinterpret_cast<nvinfer1::IPluginCreator* const* (*)(int32_t&)>(dlsym(handle, "getPluginCreators"));
+  require(set_finder != nullptr && creators_of != nullptr, "finding plugins in " + library);
+  set_finder(&finder);
+  int32_t count = 0;
+  nvinfer1::IPluginCreator* const* const creators = creators_of(count);
+  require(count > 0, "loading " + library);
+  for (int32_t i = 0; i < count; ++i)
+    require(getPluginRegistry()->registerCreator(*creators[i], ""), "registering a plugin");
+#endif
+}
+
+inline std::string read_file(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) throw std::runtime_error(path + ": cannot be read");
+  return {std::istreambuf_iterator<char>(file), {}};
+}
