@@ -1,8 +1,8 @@
-"""Compares an exported model in ONNX Runtime, with our custom ops, to its TensorRT engine, with our plugins: polygraphy.
+"""Compares an exported model in ONNX Runtime, with our custom ops, to its TensorRT engine, with our plugins.
 
     compare.py OUT [--engine ENGINE] [--layers] [--tolerance 0.02]
 
-Both run a prompt and a decoding step on the same random tokens and caches. --layers marks every output of our ops as an
+By polygraphy. Both run a prompt and a decoding step on the same random tokens and caches. --layers marks every output of our ops as an
 output of the graph, builds an engine of that and compares layer by layer.
 """
 
@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--engine", type=Path, help="an engine that was built before; default: one is built")
     parser.add_argument("--layers", action="store_true", help="compare what each of our ops computes")
     parser.add_argument(
-        "--tolerance", type=float, default=0.02, help="relative and absolute (default: 0.02, for float16)"
+        "--tolerance", type=float, default=0.02, help="relative and absolute (default: 0.02)"
     )
     options = parser.parse_args()
     if options.engine and options.layers:
