@@ -2,8 +2,8 @@
 
     compare.py OUT [--engine ENGINE] [--layers] [--tolerance 0.02]
 
-By polygraphy: both run a prompt and a decoding step on the same random tokens and caches. --layers marks every output of
-our ops as an output of the graph, builds an engine of that and compares layer by layer.
+By polygraphy: both run a prompt and a decoding step on the same random tokens and caches. --layers marks what each of
+our ops computes as an output of the graph, builds an engine of that and compares layer by layer.
 """
 
 from __future__ import annotations
