@@ -74,9 +74,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, metavar="OUT", help="folder that fdpp-export --target tensorrt wrote")
     parser.add_argument("--engine", type=Path, help="an engine that was built before; default: one is built")
     parser.add_argument("--layers", action="store_true", help="compare what each of our ops computes")
-    parser.add_argument(
-        "--tolerance", type=float, default=0.02, help="relative and absolute (default: 0.02)"
-    )
+    parser.add_argument("--tolerance", type=float, default=0.02, help="relative and absolute (default: 0.02)")
     options = parser.parse_args()
     if options.engine and options.layers:
         parser.error("--layers needs an engine of its own")
