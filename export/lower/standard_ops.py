@@ -56,7 +56,7 @@ class _Spelling:
         name = f"{self.node.name or self.node.outputs[0].name}/{op_type}.{self.made}"
         self.made += 1
         made = ir.node(op_type, inputs, attributes=attributes, name=name)
-        made.outputs[0].dtype = inputs[0].dtype
+        made.outputs[0].type = inputs[0].type
         self.node.graph.insert_before(self.node, made)
         return made.outputs[0]
 
@@ -64,7 +64,7 @@ class _Spelling:
         if value.dtype == dtype:
             return value
         result = self.op("Cast", value, to=dtype)
-        result.dtype = dtype
+        result.type = ir.TensorType(dtype)
         return result
 
     def constant(self, values: float | list[int], like: ir.DataType) -> ir.Value:
@@ -94,7 +94,7 @@ class _Spelling:
         old.replace_all_uses_with(value, replace_graph_outputs=True)
         value.name, old.name = old.name, None
         value.shape = old.shape
-        value.dtype = old.dtype or value.dtype
+        value.type = old.type or value.type
 
     def finish(self) -> None:
         """Removes the node. Raises ExportError where somebody reads an output that was not replaced."""
