@@ -6,12 +6,14 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from .. import op_spec
-from ..fuse.attention import activation_dtype
+from ..dtypes import spec_name
 from ..report import ExportReport
 from .capacity import fix_capacity
 from .dense import to_dense
 from .opset import lower_opset
 from .standard_ops import is_spelled_out, spell_out
+
+_NEWER_TYPES = (ir.DataType.BFLOAT16, ir.DataType.FLOAT8E4M3FN)
 
 
 def lower_for_tensorrt(model: ir.Model, report: ExportReport) -> None:
@@ -32,11 +34,15 @@ def lower_for_tensorrt(model: ir.Model, report: ExportReport) -> None:
 
 
 def _newer_types(model: ir.Model) -> list[str]:
-    """Element types of the graph that TensorRT 8.6 does not know."""
-    attentions = [node for node in model.graph.all_nodes() if op_spec.is_op(node, op_spec.ATTENTION)]
-    found = []
-    if any(activation_dtype(node) == ir.DataType.BFLOAT16 for node in attentions):
-        found.append("its activations are bfloat16")
-    if any("position_ids" in node.attributes.get_string(op_spec.DENSE_ATTRIBUTE).split(",") for node in attentions):
+    """What the graph has of element types that TensorRT 8.6 does not know."""
+    values = (*model.graph.inputs, *model.graph.initializers.values())
+    newer = sorted({spec_name(value.dtype) for value in values if value.dtype in _NEWER_TYPES})
+    found = [f"it has tensors of {name}" for name in newer]
+    # Other integers of 64 bits become ones of 32 when 8.6 reads a graph; these come to the op as they are.
+    if any(_reads_position_ids(node) for node in model.graph.all_nodes()):
         found.append("its attention reads position_ids, which are int64")
     return found
+
+
+def _reads_position_ids(node: ir.Node) -> bool:
+    return op_spec.is_op(node, op_spec.ATTENTION) and op_spec.inputs(node)[9] is not None

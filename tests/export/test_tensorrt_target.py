@@ -10,7 +10,6 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from small_models import (
     FLOAT,
-    FLOAT16,
     HEAD_SIZE,
     HIDDEN,
     INT32,
@@ -131,7 +130,12 @@ def test_position_ids_without_rotary_embedding(tmp_path: Path) -> None:
 
 
 def test_bfloat16_is_for_tensorrt_10(tmp_path: Path) -> None:
-    assert export(decoder(dtype=TensorProto.BFLOAT16), tmp_path).needs_tensorrt_10 == ["its activations are bfloat16"]
+    report = export(decoder(dtype=TensorProto.BFLOAT16), tmp_path)
+    assert report.needs_tensorrt_10 == ["it has tensors of bfloat16"]
+
+
+def test_bfloat16_weights_are_for_tensorrt_10(tmp_path: Path) -> None:
+    assert export(decoder(), tmp_path, weights="bf16").needs_tensorrt_10 == ["it has tensors of bfloat16"]
 
 
 def test_a_later_opset_stays_where_an_op_is_of_it(tmp_path: Path, library: str) -> None:
@@ -181,9 +185,3 @@ def test_a_cache_inside_the_graph(tmp_path: Path) -> None:
     proto.graph.value_info.append(helper.make_tensor_value_info("inner", FLOAT, [None, KV_HEADS, None, HEAD_SIZE]))
     with pytest.raises(ExportError, match="layers.0.attention: its past and present are not inputs and outputs"):
         export(proto, tmp_path)
-
-
-def test_exported_twice(tmp_path: Path) -> None:
-    export(decoder(dtype=FLOAT16), tmp_path)
-    with pytest.raises(ExportError, match="it was exported before"):
-        export_model(tmp_path / "out", tmp_path / "again", target="tensorrt", verify=False)
