@@ -108,6 +108,31 @@ def test_caches_of_a_fixed_capacity(tmp_path: Path) -> None:
         assert dims == ["batch", KV_HEADS, "capacity", HEAD_SIZE]
 
 
+def test_a_mask_as_wide_as_the_caches(tmp_path: Path, library: str) -> None:
+    """Zeros for tokens that are not there yet change nothing, in a prompt and in a step."""
+    import onnxruntime
+
+    export(decoder(), tmp_path, library)
+    options = onnxruntime.SessionOptions()
+    options.register_custom_ops_library(library)
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", options)
+    room, results = 12, []
+    for width in (0, room):
+        feeds = {f"past.0.{part}": np.zeros((1, KV_HEADS, room, HEAD_SIZE), np.float32) for part in "kv"}
+        logits = []
+        for done, tokens in ((0, [3, 1, 4, 1, 5]), (5, [9]), (6, [2])):
+            mask = np.zeros((1, max(width, done + len(tokens))), np.int64)
+            mask[:, : done + len(tokens)] = 1
+            step, *present = session.run(
+                ["logits", "present.0.k", "present.0.v"],
+                {"input_ids": np.array([tokens]), "attention_mask": mask, **feeds},
+            )
+            feeds = dict(zip(feeds, present, strict=True))
+            logits.append(step)
+        results.append(np.concatenate(logits, axis=1))
+    np.testing.assert_array_equal(*results)
+
+
 def test_position_ids_that_attention_reads(tmp_path: Path, library: str) -> None:
     proto = decoder()
     add_input(proto, "position_ids", INT64, ["batch", "tokens"])
