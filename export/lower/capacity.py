@@ -8,15 +8,14 @@ from .. import op_spec
 from ..errors import ExportError
 from ..fuse.attention import head_size
 
-CAPACITY = "capacity"
+_CAPACITY = "capacity"
 
 
-def fix_capacity(model: ir.Model) -> list[ir.Value]:
-    """Gives past and present of each attention one shape, [batch, heads, capacity, head size]; returns all past inputs.
+def fix_capacity(model: ir.Model) -> None:
+    """Gives past and present of each attention one shape, [batch, heads, capacity, head size].
 
     The op makes present as large as past, if past has room for the new tokens.
     """
-    caches = []
     for node in model.graph.all_nodes():
         if not op_spec.is_op(node, op_spec.ATTENTION):
             continue
@@ -24,7 +23,5 @@ def fix_capacity(model: ir.Model) -> list[ir.Value]:
         for past, present in zip(op_spec.inputs(node)[3:5], node.outputs[1:3], strict=True):
             if past is None or not past.is_graph_input() or not present.is_graph_output():
                 raise ExportError(f"{node.name}: its past and present are not inputs and outputs of the graph")
-            past.shape = ir.Shape([past.shape[0] if past.shape else None, heads, CAPACITY, size])
+            past.shape = ir.Shape([past.shape[0] if past.shape else None, heads, _CAPACITY, size])
             present.shape = past.shape.copy()
-            caches.append(past)
-    return caches
