@@ -2,6 +2,7 @@
 
 from .errors import ExportError
 from .exporter import SOFTMAX_MODES, TARGETS, WEIGHTS, export_model
+from .lower import PROFILES_FILE
 from .report import ExportReport
 
-__all__ = ["SOFTMAX_MODES", "TARGETS", "WEIGHTS", "ExportError", "ExportReport", "export_model"]
+__all__ = ["PROFILES_FILE", "SOFTMAX_MODES", "TARGETS", "WEIGHTS", "ExportError", "ExportReport", "export_model"]

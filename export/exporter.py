@@ -11,7 +11,15 @@ from . import op_spec
 from .destination import check_destination, staged
 from .errors import ExportError
 from .fuse import fuse
-from .lower import checked_library, lower, write_genai_config
+from .lower import (
+    PROFILES_FILE,
+    checked_library,
+    engine_limits,
+    lower,
+    lower_for_tensorrt,
+    write_genai_config,
+    write_profiles,
+)
 from .normalise import Source, canonicalise, find_source, load
 from .normalise.source import GENAI_CONFIG, side_files
 from .progress import Progress
@@ -35,6 +43,8 @@ def export_model(
     verify: bool = True,
     library: str | Path | None = None,
     overwrite: bool = False,
+    max_batch: int | None = None,
+    max_length: int | None = None,
     progress: Progress | None = None,
 ) -> ExportReport:
     """Writes the model `source` with our ops to the folder `destination`.
@@ -44,6 +54,8 @@ def export_model(
     target: one of TARGETS. weights: element type of the packed weights, one of WEIGHTS. softmax: one of SOFTMAX_MODES.
     verify: compare the logits of both graphs in ONNX Runtime.
     library: the op library, for the target onnxruntime (which gets a copy) and for verify.
+    max_batch, max_length: of the target tensorrt alone, the rows at once and the tokens in a row that engines are built
+    for; None: 1, and the model's context length.
     progress: called during long steps.
 
     Raises ExportError, and then leaves nothing behind, for input that cannot be exported, if no attention could be
@@ -53,6 +65,9 @@ def export_model(
     for name, (value, allowed) in options.items():
         if value not in allowed:
             raise ExportError(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
+    for name, value in (("max_batch", max_batch), ("max_length", max_length)):
+        if value is not None and target != "tensorrt":
+            raise ExportError(f"{name} is of the target tensorrt alone; the target is {target}")
     destination = Path(destination)
     check_destination(destination, overwrite)
     library = Path(library) if library is not None else None
@@ -61,18 +76,24 @@ def export_model(
 
     report = ExportReport(str(source), str(destination), target, weights, softmax)
     model, data_files = load(found.model)
-    if any(node.domain == op_spec.DOMAIN for node in model.graph.all_nodes()):
+    if any(node.domain in (op_spec.DOMAIN, op_spec.DENSE_DOMAIN) for node in model.graph.all_nodes()):
         raise ExportError(f"{found.model} already has ops of domain {op_spec.DOMAIN}: it was exported before")
     report.weight_bytes_before = weight_bytes(model)
     canonicalise(model)
     fuse(model, weights, report)
     _require_rewrites(model, found.model, weights, report)
     lower(model, softmax)
+    if target == "tensorrt":
+        lower_for_tensorrt(model, report)
+        limits = engine_limits(model, found.genai_config, max_batch, max_length)
     report.weight_bytes_after = weight_bytes(model)
 
     with staged(destination, overwrite) as folder:
         _copy_side_files(found, data_files, bundled, folder)
         write_model(model, folder / _GRAPH, progress)
+        if target == "tensorrt":
+            for_8_6 = not report.needs_tensorrt_10
+            write_profiles(model, limits, _GRAPH, folder / PROFILES_FILE, for_8_6=for_8_6)
         if verify:
             report.verification = verify_export(model, found.model, folder / _GRAPH, library, weights, progress)
             _require_verified(report.verification)

@@ -7,7 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import onnx_ir as ir
+
 DOMAIN = "fdpp"
+# The dense form (plugins/include/fdpp/dense.h): only the inputs that are there, which the attribute names.
+DENSE_DOMAIN = "fdpp.dense"
+DENSE_ATTRIBUTE = "inputs"
 VERSION = 1
 ATTENTION = "FdppAttention"
 FLAT_GEMM = "FdppFlatGemm"
@@ -127,6 +132,24 @@ _FLAT_GEMM_SPEC = {
 def op_specs() -> list[dict[str, Any]]:
     """All ops, in the form of `_core.op_specs()` (without the attributes' meanings)."""
     return [_ATTENTION_SPEC, _FLAT_GEMM_SPEC]
+
+
+def is_op(node: ir.Node, op: str) -> bool:
+    """Whether `node` is our op `op`, in either form."""
+    return node.domain in (DOMAIN, DENSE_DOMAIN) and node.op_type == op
+
+
+def input_names(op: str) -> list[str]:
+    """Names of the inputs of the op `op`, in order."""
+    return [port["name"] for port in _spec(op)["inputs"]]
+
+
+def inputs(node: ir.Node) -> list[ir.Value | None]:
+    """The inputs of `node` in the op's order, whichever form it has."""
+    if node.domain != DENSE_DOMAIN:
+        return list(node.inputs)
+    given = dict(zip(node.attributes.get_string(DENSE_ATTRIBUTE).split(","), node.inputs, strict=True))
+    return [given.get(name) for name in input_names(node.op_type)]
 
 
 def attribute_names(op: str) -> set[str]:

@@ -49,6 +49,19 @@ def reshaped(tensor: ir.TensorProtocol, shape: tuple[int, ...], name: str) -> ir
     return ir.LazyTensor(reshape, tensor.dtype, ir.Shape(shape), name=name)
 
 
+def as_words(tensor: ir.TensorProtocol, shape: tuple[int, ...], name: str) -> ir.LazyTensor:
+    """The bytes of `tensor`, and zeros up to the end of the last word, as int32 numbers of `shape`."""
+
+    def pack() -> ir.Tensor:
+        values = _read(tensor).view(np.uint8).ravel()
+        if values.size % 4:
+            values = np.pad(values, (0, -values.size % 4))
+        words = values.view(np.int32)
+        return ir.Tensor(words.reshape(shape), name=name)
+
+    return ir.LazyTensor(pack, ir.DataType.INT32, ir.Shape(shape), name=name)
+
+
 def register(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
     """A new initializer of `graph`."""
     value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)

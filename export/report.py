@@ -64,6 +64,7 @@ class ExportReport:
     softmax: str
     rewritten: dict[str, int] = field(default_factory=dict)
     left: list[LeftNode] = field(default_factory=list)
+    needs_tensorrt_10: list[str] = field(default_factory=list)  # why 8.6 does not take it
     weight_bytes_before: int = 0
     weight_bytes_after: int = 0
     verification: Verification = field(default_factory=lambda: Verification("not verified", "not asked for"))
@@ -97,6 +98,8 @@ class ExportReport:
             for item in self.left:
                 left.add_row(escape(item.op), escape(item.node), escape(item.reason))
             console.print(left)
+        for reason in self.needs_tensorrt_10:
+            console.print(f"TensorRT 8.6 does not take it: {escape(reason)}")
         console.print(f"weights: {_megabytes(self.weight_bytes_before)} -> {_megabytes(self.weight_bytes_after)}")
         self._print_verification(console)
 

@@ -31,7 +31,11 @@ _TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1.5e-1}
 _EIGHT_BIT_TOLERANCE = 2e-2
 
 # FdppAttention and what it came from have the same inputs and outputs; a graph may hold both.
-_ATTENTIONS = ((op_spec.DOMAIN, op_spec.ATTENTION), ("com.microsoft", "GroupQueryAttention"))
+_ATTENTIONS = (
+    (op_spec.DOMAIN, op_spec.ATTENTION),
+    (op_spec.DENSE_DOMAIN, op_spec.ATTENTION),
+    ("com.microsoft", "GroupQueryAttention"),
+)
 
 
 class _Unfit(Exception):
@@ -40,12 +44,15 @@ class _Unfit(Exception):
 
 @dataclass(frozen=True)
 class _Graph:
-    """One of the two graphs and what its session needs."""
+    """One of the two graphs and what its session needs.
+
+    room: tokens that its caches have room for from the beginning; 0: they grow with each run."""
 
     name: str
     path: Path
     provider: str
     library: Path | None
+    room: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,8 @@ def verify_export(
     """Compares the graph files `original` and `exported`; `model` is the exported graph.
 
     A prompt of random tokens and some decode steps, greedy by the original's logits, batch 1, the cache passed from
-    each run's present outputs to the next one's past inputs. Where that cannot be done the result says "not verified"
+    each run's present outputs to the next one's past inputs; it grows, or has room for all from the beginning where the
+    exported graph is in the dense form. Where that cannot be done the result says "not verified"
     and why. Raises ExportError if one of the graphs fails to run.
     """
     try:
@@ -84,7 +92,8 @@ def verify_export(
         if library is None:
             raise _Unfit("no op library was given")
         expected = _run(_Graph("original", original, provider, None), caches, None, progress)
-        actual = _run(_Graph("exported", exported, provider, library), caches, expected.tokens, progress)
+        room = _PROMPT_TOKENS + _DECODE_STEPS if _is_dense(model) else 0
+        actual = _run(_Graph("exported", exported, provider, library, room), caches, expected.tokens, progress)
         tolerance = _TOLERANCES[dtype if weights == "keep" else spec_name(BY_FORMAT[weights])]
         if any(cache.dtype == np.int8 for cache in caches):
             tolerance = max(tolerance, _EIGHT_BIT_TOLERANCE)
@@ -111,10 +120,13 @@ class _Record:
 def _caches(model: ir.Model) -> list[_Cache]:
     caches = []
     for node in model.graph.all_nodes():
-        if (node.domain, node.op_type) not in _ATTENTIONS or len(node.inputs) < 5 or node.inputs[3] is None:
+        if (node.domain, node.op_type) not in _ATTENTIONS:
+            continue
+        inputs = op_spec.inputs(node)
+        if len(inputs) < 5 or inputs[3] is None:
             continue
         heads, size = node.attributes.get_int("kv_num_heads", 0), head_size(node)
-        for past, present in zip(node.inputs[3:5], node.outputs[1:3], strict=False):
+        for past, present in zip(inputs[3:5], node.outputs[1:3], strict=False):
             if not past.is_graph_input() or not present.is_graph_output() or past.dtype is None or size is None:
                 raise _Unfit(f"the cache of {node.name} is not an input and an output of the graph with known sizes")
             activations = spec_name(activation_dtype(node) or past.dtype)
@@ -123,10 +135,14 @@ def _caches(model: ir.Model) -> list[_Cache]:
     return caches
 
 
+def _is_dense(model: ir.Model) -> bool:
+    """Whether `model` is for engines, whose caches do not grow."""
+    return any(node.domain == op_spec.DENSE_DOMAIN for node in model.graph.all_nodes())
+
+
 def _rounds_activations(model: ir.Model) -> bool:
     return any(
-        (node.domain, node.op_type) == (op_spec.DOMAIN, op_spec.FLAT_GEMM)
-        and node.attributes.get_int("accuracy_level", 0) == 4
+        op_spec.is_op(node, op_spec.FLAT_GEMM) and node.attributes.get_int("accuracy_level", 0) == 4
         for node in model.graph.all_nodes()
     )
 
@@ -175,12 +191,12 @@ def _run(graph: _Graph, caches: list[_Cache], tokens: list[np.ndarray] | None, p
     if not isinstance(vocabulary, int):
         raise _Unfit("the vocabulary's size is not in the shape of logits")
     names = ["logits", *(cache.present for cache in caches)]
-    past = {cache.past: np.zeros((1, cache.heads, 0, cache.head_size), cache.dtype) for cache in caches}
+    past = {cache.past: np.zeros((1, cache.heads, graph.room, cache.head_size), cache.dtype) for cache in caches}
     record = _Record([], [])
     step_tokens = np.random.default_rng(_SEED).integers(0, vocabulary, (1, _PROMPT_TOKENS))
     for step in range(1 + _DECODE_STEPS):
         step_tokens = step_tokens if tokens is None else tokens[step]
-        feeds = _feeds(session, step_tokens, past)
+        feeds = _feeds(session, step_tokens, sum(fed.shape[1] for fed in record.tokens), past)
         try:
             logits, *present = session.run(names, feeds)
         except Exception as error:  # as in _session
@@ -194,8 +210,8 @@ def _run(graph: _Graph, caches: list[_Cache], tokens: list[np.ndarray] | None, p
     return record
 
 
-def _feeds(session: Any, tokens: np.ndarray, past: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    done = next(iter(past.values())).shape[2]
+def _feeds(session: Any, tokens: np.ndarray, done: int, past: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Values of all inputs for `tokens`, ahead of which `done` tokens have run."""
     total = done + tokens.shape[1]
     known = {
         "input_ids": tokens,

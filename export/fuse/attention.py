@@ -187,7 +187,8 @@ def head_size(node: ir.Node) -> int | None:
 
 
 def _input(node: ir.Node, index: int) -> ir.Value | None:
-    return node.inputs[index] if index < len(node.inputs) else None
+    inputs = op_spec.inputs(node)
+    return inputs[index] if index < len(inputs) else None
 
 
 def _attribute(node: ir.Node, name: str, default: Any) -> Any:

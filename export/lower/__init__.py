@@ -1,7 +1,18 @@
-"""From the rewritten graph to what a runtime loads: the ops' options, and ONNX Runtime's library beside the model."""
+"""From the rewritten graph to what a runtime loads: the ops' options, ONNX Runtime's library beside the model, what
+TensorRT's parser takes and the shapes that its engines are built for."""
 
 from .genai_config import write_genai_config
 from .graph import lower
 from .library import checked_library
+from .profiles import PROFILES_FILE, engine_limits, write_profiles
+from .tensorrt import lower_for_tensorrt
 
-__all__ = ["checked_library", "lower", "write_genai_config"]
+__all__ = [
+    "PROFILES_FILE",
+    "checked_library",
+    "engine_limits",
+    "lower",
+    "lower_for_tensorrt",
+    "write_genai_config",
+    "write_profiles",
+]

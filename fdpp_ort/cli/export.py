@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 
 import fdpp_ort
 from fdpp_ort.errors import FdppError
-from fdpp_ort.export import SOFTMAX_MODES, TARGETS, WEIGHTS, ExportError, ExportReport, export_model
+from fdpp_ort.export import PROFILES_FILE, SOFTMAX_MODES, TARGETS, WEIGHTS, ExportError, ExportReport, export_model
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,6 +23,8 @@ def main(arguments: list[str] | None = None) -> int:
         report = _export(options)
         report.print(console)
         print(f"wrote {options.destination}")
+        if options.target == "tensorrt":
+            _print_commands(options.destination)
         if options.report is not None:
             _write_report(report, options.report)
     except (ExportError, FdppError) as error:
@@ -44,6 +47,15 @@ def _parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="compare the logits of both graphs in ONNX Runtime",
+    )
+    parser.add_argument(
+        "--max-batch", metavar="ROWS", type=int, help="tensorrt: rows at once that engines are built for (default 1)"
+    )
+    parser.add_argument(
+        "--max-length",
+        metavar="TOKENS",
+        type=int,
+        help="tensorrt: tokens in a row that engines and caches are built for (default: the model's context length)",
     )
     parser.add_argument("--report", metavar="FILE", type=Path, help="write the report there as JSON, too")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if fdpp-export wrote it")
@@ -70,8 +82,18 @@ def _export(options: argparse.Namespace) -> ExportReport:
             verify=options.verify,
             library=fdpp_ort.library_path() if needs_library else None,
             overwrite=options.overwrite,
+            max_batch=options.max_batch,
+            max_length=options.max_length,
             progress=show,
         )
+
+
+def _print_commands(destination: Path) -> None:
+    """What builds an engine of the exported graph, to be run in `destination`."""
+    profiles = json.loads((destination / PROFILES_FILE).read_text(encoding="utf-8"))
+    for version, command in profiles["trtexec"].items():
+        print(f"\nTensorRT {version}, in {destination}:\n{command}")
+    print(f"\nor:\n{profiles['polygraphy']}")
 
 
 def _write_report(report: ExportReport, path: Path) -> None:

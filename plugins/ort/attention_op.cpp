@@ -4,6 +4,7 @@
 #include "fdpp/dispatch.h"
 #include "fdpp/read_attributes.h"
 #include "ort/custom_op.h"
+#include "ort/dense_op.h"
 #include "ort/host_runtime.h"
 
 namespace fdpp::ort {
@@ -11,9 +12,10 @@ namespace {
 
 class AttentionKernel : public Kernel {
  public:
-  Status open(const NodeInfo& node, Backend backend) {
+  Status open(const NodeInfo& node, Backend backend, Form form) {
     FDPP_RETURN_IF_ERROR(home_.open(node, backend, false));
     FDPP_RETURN_IF_ERROR(read_attributes(node, &attributes_));
+    if (form == Form::dense) FDPP_RETURN_IF_ERROR(read_dense_inputs(node, attention_spec(), &dense_));
     std::string name;
     FDPP_RETURN_IF_ERROR(node.name(&name));
     slot_ = &PlanSlot::of(attention_spec().name, name);
@@ -23,8 +25,10 @@ class AttentionKernel : public Kernel {
   Status compute(const CallContext& context) const override {
     FDPP_RETURN_IF_ERROR(fault_.take(attention_spec().name));
 
-    TensorView inputs[kAttnInputCount];
-    FDPP_RETURN_IF_ERROR(context.inputs(inputs, kAttnInputCount));
+    TensorView given[kAttnInputCount], inputs[kAttnInputCount];
+    FDPP_RETURN_IF_ERROR(context.inputs(dense_ ? given : inputs, kAttnInputCount));
+    int32_t total = 0;
+    if (dense_) FDPP_RETURN_IF_ERROR(expand_attention(*dense_, given, &total, inputs));
     AttentionProblem problem;
     FDPP_RETURN_IF_ERROR(check_attention(attributes_, inputs, &problem));
 
@@ -64,15 +68,16 @@ class AttentionKernel : public Kernel {
  private:
   KernelHome home_;
   AttentionAttributes attributes_;
+  std::unique_ptr<DenseInputs> dense_;  // null: the plain form
   PlanSlot* slot_ = nullptr;
   mutable DeviceFault fault_;
 };
 
 }  // namespace
 
-Status make_attention_kernel(const NodeInfo& node, Backend backend, std::unique_ptr<Kernel>* kernel) {
+Status make_attention_kernel(const NodeInfo& node, Backend backend, Form form, std::unique_ptr<Kernel>* kernel) {
   auto made = std::make_unique<AttentionKernel>();
-  FDPP_RETURN_IF_ERROR(made->open(node, backend));
+  FDPP_RETURN_IF_ERROR(made->open(node, backend, form));
   *kernel = std::move(made);
   return {};
 }

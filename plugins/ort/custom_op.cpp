@@ -31,15 +31,34 @@ struct LiveKernel {
 
 }  // namespace
 
-CustomOp::CustomOp(const OpSpec& spec, const OpSignature& signature, KernelFactory factory)
-    : OrtCustomOp{}, spec_(spec), signature_(signature), factory_(factory) {
-  backend_ = std::strcmp(signature.backend, "cpu") == 0 ? Backend::cpu : Backend::cuda;
-
+OpBase::OpBase(const OpSpec& spec, Backend backend, Form form, KernelFactory factory)
+    : OrtCustomOp{}, spec_(spec), backend_(backend), form_(form), factory_(factory) {
   version = kApiVersion;
-  GetName = [](const OrtCustomOp* op) { return static_cast<const CustomOp*>(op)->spec_.name; };
+  GetName = [](const OrtCustomOp* op) { return static_cast<const OpBase*>(op)->spec_.name; };
   GetExecutionProviderType = [](const OrtCustomOp* op) {
-    return static_cast<const CustomOp*>(op)->backend_ == Backend::cpu ? "CPUExecutionProvider" : "CUDAExecutionProvider";
+    return static_cast<const OpBase*>(op)->backend_ == Backend::cpu ? "CPUExecutionProvider" : "CUDAExecutionProvider";
   };
+  GetStartVersion = [](const OrtCustomOp*) { return kOpVersion; };
+  GetEndVersion = [](const OrtCustomOp*) { return kOpVersion; };
+
+  CreateKernelV2 = [](const OrtCustomOp* op, const OrtApi* api, const OrtKernelInfo* info, void** kernel) {
+    return guarded(*api, [&]() -> Status {
+      const auto* self = static_cast<const OpBase*>(op);
+      auto live = std::make_unique<LiveKernel>(LiveKernel{*api, nullptr});
+      FDPP_RETURN_IF_ERROR(self->factory_(NodeInfo(*api, info), self->backend_, self->form_, &live->kernel));
+      *kernel = live.release();
+      return {};
+    });
+  };
+  KernelComputeV2 = [](void* kernel, OrtKernelContext* context) {
+    const auto* live = static_cast<const LiveKernel*>(kernel);
+    return guarded(live->api, [&] { return live->kernel->compute(CallContext(live->api, context)); });
+  };
+  KernelDestroy = [](void* kernel) { delete static_cast<LiveKernel*>(kernel); };
+}
+
+CustomOp::CustomOp(const OpSpec& spec, const OpSignature& signature, KernelFactory factory)
+    : OpBase(spec, backend_of(signature), Form::plain, factory), signature_(signature) {
   GetInputTypeCount = [](const OrtCustomOp* op) { return static_cast<const CustomOp*>(op)->spec_.inputs.size(); };
   GetOutputTypeCount = [](const OrtCustomOp* op) { return static_cast<const CustomOp*>(op)->spec_.outputs.size(); };
   GetInputType = [](const OrtCustomOp* op, size_t i) {
@@ -63,28 +82,11 @@ CustomOp::CustomOp(const OpSpec& spec, const OpSignature& signature, KernelFacto
   GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return 1; };
   GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 1; };
   GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 1; };
-  GetStartVersion = [](const OrtCustomOp*) { return kOpVersion; };
-  GetEndVersion = [](const OrtCustomOp*) { return kOpVersion; };
 
   if (!spec.in_place.empty()) {
     GetMayInplace = may_inplace<attention_spec>;
     ReleaseMayInplace = release_inplace;
   }
-
-  CreateKernelV2 = [](const OrtCustomOp* op, const OrtApi* api, const OrtKernelInfo* info, void** kernel) {
-    return guarded(*api, [&]() -> Status {
-      const auto* self = static_cast<const CustomOp*>(op);
-      auto live = std::make_unique<LiveKernel>(LiveKernel{*api, nullptr});
-      FDPP_RETURN_IF_ERROR(self->factory_(NodeInfo(*api, info), self->backend_, &live->kernel));
-      *kernel = live.release();
-      return {};
-    });
-  };
-  KernelComputeV2 = [](void* kernel, OrtKernelContext* context) {
-    const auto* live = static_cast<const LiveKernel*>(kernel);
-    return guarded(live->api, [&] { return live->kernel->compute(CallContext(live->api, context)); });
-  };
-  KernelDestroy = [](void* kernel) { delete static_cast<LiveKernel*>(kernel); };
 }
 
 ONNXTensorElementDataType CustomOp::type_of(const PortSpec& port) const {
@@ -95,6 +97,10 @@ ONNXTensorElementDataType CustomOp::type_of(const PortSpec& port) const {
        {DType::f32, DType::f16, DType::bf16, DType::f8e4m3, DType::i32, DType::i64, DType::u8, DType::i8})
     if (std::strcmp(name, dtype_name(dtype)) == 0) return to_ort(dtype);
   return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+}
+
+Backend backend_of(const OpSignature& signature) {
+  return std::strcmp(signature.backend, "cpu") == 0 ? Backend::cpu : Backend::cuda;
 }
 
 KernelHome::~KernelHome() {

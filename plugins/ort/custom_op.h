@@ -17,21 +17,37 @@ class Kernel {
   virtual Status compute(const CallContext& context) const = 0;
 };
 
-using KernelFactory = Status (*)(const NodeInfo& node, Backend backend, std::unique_ptr<Kernel>* kernel);
+// How a node gives the op's inputs: each in its place, or as fdpp/dense.h says.
+enum class Form { plain, dense };
 
-// One op on one backend with one combination of element types.
-class CustomOp : public OrtCustomOp {
+using KernelFactory = Status (*)(const NodeInfo& node, Backend backend, Form form, std::unique_ptr<Kernel>* kernel);
+
+// One op on one backend in one form: its name, its version and its kernels. What its inputs and outputs are is for the
+// derived classes to say.
+class OpBase : public OrtCustomOp {
+ protected:
+  OpBase(const OpSpec& spec, Backend backend, Form form, KernelFactory factory);
+
+  const OpSpec& spec_;
+
+ private:
+  Backend backend_;
+  Form form_;
+  KernelFactory factory_;
+};
+
+// The plain form, with one combination of element types.
+class CustomOp : public OpBase {
  public:
   CustomOp(const OpSpec& spec, const OpSignature& signature, KernelFactory factory);
 
  private:
   ONNXTensorElementDataType type_of(const PortSpec& port) const;
 
-  const OpSpec& spec_;
   const OpSignature& signature_;
-  Backend backend_;
-  KernelFactory factory_;
 };
+
+Backend backend_of(const OpSignature& signature);
 
 // Where a kernel runs and what it borrows there: made once a node, used by every call.
 class KernelHome {
@@ -57,7 +73,7 @@ class KernelHome {
   mutable Status device_status_;
 };
 
-Status make_attention_kernel(const NodeInfo& node, Backend backend, std::unique_ptr<Kernel>* kernel);
-Status make_gemm_kernel(const NodeInfo& node, Backend backend, std::unique_ptr<Kernel>* kernel);
+Status make_attention_kernel(const NodeInfo& node, Backend backend, Form form, std::unique_ptr<Kernel>* kernel);
+Status make_gemm_kernel(const NodeInfo& node, Backend backend, Form form, std::unique_ptr<Kernel>* kernel);
 
 }  // namespace fdpp::ort

@@ -6,6 +6,7 @@
 #include "fdpp/dispatch.h"
 #include "fdpp/read_attributes.h"
 #include "ort/custom_op.h"
+#include "ort/dense_op.h"
 #include "ort/host_runtime.h"
 
 namespace fdpp::ort {
@@ -13,9 +14,10 @@ namespace {
 
 class GemmKernel : public Kernel {
  public:
-  Status open(const NodeInfo& node, Backend backend) {
+  Status open(const NodeInfo& node, Backend backend, Form form) {
     FDPP_RETURN_IF_ERROR(home_.open(node, backend, backend == Backend::cpu));
     FDPP_RETURN_IF_ERROR(read_attributes(node, &attributes_));
+    if (form == Form::dense) FDPP_RETURN_IF_ERROR(read_dense_inputs(node, gemm_spec(), &dense_));
     std::string name;
     FDPP_RETURN_IF_ERROR(node.name(&name));
     slot_ = &PlanSlot::of(gemm_spec().name, name);
@@ -23,8 +25,9 @@ class GemmKernel : public Kernel {
   }
 
   Status compute(const CallContext& context) const override {
-    TensorView inputs[kGemmInputCount];
-    FDPP_RETURN_IF_ERROR(context.inputs(inputs, kGemmInputCount));
+    TensorView given[kGemmInputCount], inputs[kGemmInputCount];
+    FDPP_RETURN_IF_ERROR(context.inputs(dense_ ? given : inputs, kGemmInputCount));
+    if (dense_) FDPP_RETURN_IF_ERROR(expand_gemm(*dense_, attributes_, given, inputs));
     GemmProblem problem;
     FDPP_RETURN_IF_ERROR(check_gemm(attributes_, inputs, &problem));
 
@@ -56,15 +59,16 @@ class GemmKernel : public Kernel {
  private:
   KernelHome home_;
   GemmAttributes attributes_;
+  std::unique_ptr<DenseInputs> dense_;  // null: the plain form
   RuntimeGemm gemm_;
   PlanSlot* slot_ = nullptr;
 };
 
 }  // namespace
 
-Status make_gemm_kernel(const NodeInfo& node, Backend backend, std::unique_ptr<Kernel>* kernel) {
+Status make_gemm_kernel(const NodeInfo& node, Backend backend, Form form, std::unique_ptr<Kernel>* kernel) {
   auto made = std::make_unique<GemmKernel>();
-  FDPP_RETURN_IF_ERROR(made->open(node, backend));
+  FDPP_RETURN_IF_ERROR(made->open(node, backend, form));
   *kernel = std::move(made);
   return {};
 }

@@ -5,31 +5,49 @@
 #include <vector>
 
 #include "ort/custom_op.h"
+#include "ort/dense_op.h"
 
 namespace fdpp::ort {
 namespace {
 
-// The runtime keeps pointers to ops and domains for as long as its sessions live: they are never destroyed.
-std::vector<const CustomOp*> make_ops() {
-  std::vector<const CustomOp*> ops;
-  const auto add = [&ops](const OpSpec& spec, KernelFactory factory) {
-    for (const OpSignature& signature : spec.signatures) {
-#if !FDPP_CUDA
-      if (std::string(signature.backend) == "cuda") continue;
+#if FDPP_CUDA
+constexpr bool kWithCuda = true;
+#else
+constexpr bool kWithCuda = false;
 #endif
-      ops.push_back(new CustomOp(spec, signature, factory));
+
+// The runtime keeps pointers to ops and domains for as long as its sessions live: they are never destroyed.
+using Ops = std::vector<const OrtCustomOp*>;
+
+constexpr struct {
+  const OpSpec& (*spec)();
+  KernelFactory factory;
+} kOps[] = {{attention_spec, make_attention_kernel}, {gemm_spec, make_gemm_kernel}};
+
+Ops plain_ops() {
+  Ops ops;
+  for (const auto& op : kOps) {
+    for (const OpSignature& signature : op.spec().signatures) {
+      if (!kWithCuda && backend_of(signature) == Backend::cuda) continue;
+      ops.push_back(new CustomOp(op.spec(), signature, op.factory));
     }
-  };
-  add(attention_spec(), make_attention_kernel);
-  add(gemm_spec(), make_gemm_kernel);
+  }
   return ops;
 }
 
-Status make_domain(const OrtApi& api, OrtCustomOpDomain** domain) {
-  static const std::vector<const CustomOp*> ops = make_ops();
+Ops dense_ops(const OrtApi& api) {
+  Ops ops;
+  for (const auto& op : kOps) {
+    ops.push_back(new DenseOp(api, op.spec(), Backend::cpu, op.factory));
+    if (kWithCuda) ops.push_back(new DenseOp(api, op.spec(), Backend::cuda, op.factory));
+  }
+  return ops;
+}
+
+Status make_domain(const OrtApi& api, const char* name, const Ops& ops, OrtCustomOpDomain** domain) {
   OrtCustomOpDomain* made = nullptr;
-  FDPP_ORT(api, api.CreateCustomOpDomain(kOpDomain, &made));
-  for (const CustomOp* op : ops) {
+  FDPP_ORT(api, api.CreateCustomOpDomain(name, &made));
+  for (const OrtCustomOp* op : ops) {
     Status status = from_ort(api, api.CustomOpDomain_Add(made, op));
     if (!status.ok()) {
       api.ReleaseCustomOpDomain(made);
@@ -40,14 +58,20 @@ Status make_domain(const OrtApi& api, OrtCustomOpDomain** domain) {
   return {};
 }
 
-Status add_domain(const OrtApi& api, OrtSessionOptions* options) {
-  // One domain for each copy of ONNX Runtime in the process.
+struct Domains {
+  OrtCustomOpDomain* plain = nullptr;
+  OrtCustomOpDomain* dense = nullptr;
+};
+
+Status add_domains(const OrtApi& api, OrtSessionOptions* options) {
+  // Domains of their own for each copy of ONNX Runtime in the process.
   static std::mutex mutex;
-  static auto* domains = new std::map<const OrtApi*, OrtCustomOpDomain*>;
+  static auto* all = new std::map<const OrtApi*, Domains>;
   std::lock_guard<std::mutex> lock(mutex);
-  OrtCustomOpDomain*& domain = (*domains)[&api];
-  if (domain == nullptr) FDPP_RETURN_IF_ERROR(make_domain(api, &domain));
-  FDPP_ORT(api, api.AddCustomOpDomain(options, domain));
+  Domains& domains = (*all)[&api];
+  if (domains.plain == nullptr) FDPP_RETURN_IF_ERROR(make_domain(api, kOpDomain, plain_ops(), &domains.plain));
+  if (domains.dense == nullptr) FDPP_RETURN_IF_ERROR(make_domain(api, kDenseDomain, dense_ops(api), &domains.dense));
+  for (OrtCustomOpDomain* domain : {domains.plain, domains.dense}) FDPP_ORT(api, api.AddCustomOpDomain(options, domain));
   return {};
 }
 
@@ -69,5 +93,5 @@ OrtStatus* too_old(const OrtApiBase* base) {
 extern "C" FDPP_API OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
   const OrtApi* api = base->GetApi(fdpp::ort::kApiVersion);
   if (api == nullptr) return fdpp::ort::too_old(base);
-  return fdpp::ort::guarded(*api, [&] { return fdpp::ort::add_domain(*api, options); });
+  return fdpp::ort::guarded(*api, [&] { return fdpp::ort::add_domains(*api, options); });
 }

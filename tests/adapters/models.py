@@ -7,6 +7,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from fdpp_ort import _core
+
 ONNX_TYPES = {
     "float32": TensorProto.FLOAT,
     "float16": TensorProto.FLOAT16,
@@ -81,6 +83,30 @@ def gemm_model(
     node = helper.make_node("FdppFlatGemm", names, ["y"], name="gemm", domain="fdpp", **settings)
     outputs = [helper.make_tensor_value_info("y", ONNX_TYPES[dtype], None)]
     return _serialise(node, inputs, outputs, [as_tensor(name, values) for name, values in constants.items()])
+
+
+def dense(model: bytes) -> bytes:
+    """The one-node `model` of ours in the dense form; total_sequence_length becomes the length of a mask [1, total]."""
+    proto = onnx.load_from_string(model)
+    (node,) = proto.graph.node
+    ports = {spec["name"]: spec["inputs"] for spec in _core.op_specs()}[node.op_type]
+    given = [port["name"] for port, name in zip(ports, node.input, strict=False) if name]
+    kept = [name for name in node.input if name]
+    del node.input[:]
+    node.input.extend(kept)
+    node.domain = "fdpp.dense"
+    node.attribute.append(helper.make_attribute("inputs", ",".join(given)))
+    proto.opset_import.append(helper.make_opsetid("fdpp.dense", 1))
+    for tensor in proto.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        if values.dtype.itemsize == 1:
+            if tensor.name == "zero_points":
+                values = np.pad(values.ravel(), (0, -values.size % 4))
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(values).view(np.int32), tensor.name))
+    for value in proto.graph.input:
+        if value.name == "total_sequence_length":
+            value.CopyFrom(helper.make_tensor_value_info(value.name, TensorProto.INT64, ["batch", "total"]))
+    return proto.SerializeToString()
 
 
 def matmul_nbits_model(constants: dict[str, np.ndarray], **attributes) -> bytes:

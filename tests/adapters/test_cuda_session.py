@@ -11,7 +11,7 @@ import pytest
 import fdpp_ort
 
 from .attention_feeds import HQ, POSITIONS, D, assert_only_new_slots_changed, attributes, feeds, with_int8_cache
-from .models import attention_model, gemm_model
+from .models import attention_model, dense, gemm_model
 
 pytestmark = pytest.mark.gpu
 
@@ -54,6 +54,28 @@ def test_gemm(session, m, n, k, variant):
     if variant == "cublaslt" and k % 8:
         variant = "cuda_flat_mma"  # cuBLASLt is for rows of whole 16 bytes
     assert last_variant("FdppFlatGemm") == variant
+
+
+@pytest.mark.parametrize("m", [1, 8])
+def test_dense_gemm(session, m):
+    """int8 weights in words give the bits that bytes give."""
+    rng = np.random.default_rng(0)
+    scales = rng.uniform(0.01, 0.1, 64).astype(np.float16)
+    b = rng.integers(-128, 128, (64, 256), np.int8)
+    model = gemm_model(b, dtype="float16", constants={"scales": scales})
+    a = rng.standard_normal((m, 256)).astype(np.float16)
+    np.testing.assert_array_equal(*(session(form, CUDA).run(None, {"a": a})[0] for form in (model, dense(model))))
+
+
+@pytest.mark.parametrize(("lengths", "new"), [([7], 7), ([30, 12, 30], 1)])
+def test_dense_attention(session, lengths, new):
+    """A mask in GPU memory, of which the shape alone counts, stands in for the total length in host memory."""
+    feed = {name: np.nan_to_num(values) for name, values in half_feeds(lengths, new, capacity=40).items()}
+    model = half_attention("FdppAttention", feed)
+    expected = session(model, CUDA).run(None, feed)
+    feed["total_sequence_length"] = np.zeros((1, max(lengths)), np.int64)
+    for mine, other in zip(session(dense(model), CUDA).run(None, feed), expected, strict=True):
+        np.testing.assert_array_equal(mine, other)
 
 
 @pytest.mark.parametrize("packed", [True, False])

@@ -14,7 +14,7 @@ import fdpp_ort
 from fdpp_ort import _core
 
 from .attention_feeds import attributes, feeds, with_int8_cache
-from .models import attention_model, gemm_model
+from .models import attention_model, dense, gemm_model
 
 SCRIPT = """
 import pathlib, sys, numpy as np, onnxruntime as ort
@@ -29,7 +29,7 @@ for path in sorted(pathlib.Path(folder).glob("*.onnx")):
         np.save(path.with_suffix(f".{ort.__version__}.npy"), session.run(None, feed)[0])
 """
 VERSIONS = ("1.20.1", "1.24.4")
-RUN = ("gemm", "attention", "int8")
+RUN = ("gemm", "attention", "int8", "dense")
 
 
 def run(folder, runtime=None) -> subprocess.CompletedProcess:
@@ -50,6 +50,8 @@ def folder(tmp_path):
     # 20 rows go through the product of the runtime itself.
     np.savez(tmp_path / "gemm.npz", a=rng.standard_normal((20, 64), dtype=np.float32))
     np.savez(tmp_path / "attention.npz", **feed)
+    (tmp_path / "dense.onnx").write_bytes(dense((tmp_path / "attention.onnx").read_bytes()))
+    np.savez(tmp_path / "dense.npz", **{**feed, "total_sequence_length": np.zeros((2, 30), np.int64)})
     feed = with_int8_cache(feed, "PER_CHANNEL")
     kinds = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL"}
     (tmp_path / "int8.onnx").write_bytes(

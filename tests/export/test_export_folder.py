@@ -66,7 +66,7 @@ def test_folder_for_tensorrt_needs_no_library(model_folder: Path, tmp_path: Path
     assert not list((tmp_path / "out").glob("*.so"))
     assert "custom_ops_library" not in (tmp_path / "out" / "genai_config.json").read_text()
     types = {(node.domain, node.op_type) for node in onnx.load(tmp_path / "out" / "model.onnx").graph.node}
-    assert {("fdpp", "FdppAttention"), ("fdpp", "FdppFlatGemm")} <= types
+    assert {("fdpp.dense", "FdppAttention"), ("fdpp.dense", "FdppFlatGemm")} <= types
 
 
 @pytest.mark.parametrize("weights", ["keep", "f16", "bf16"])

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from fdpp_ort.export import ExportError
-from fdpp_ort.export.pack import packed_weight
+from fdpp_ort.export.pack import as_words, packed_weight
 
 
 def pack(values: list, dtype: ir.DataType) -> np.ndarray:
@@ -54,3 +54,14 @@ def test_what_is_not_finite_stays_so() -> None:
 def test_an_infinity_does_not_hide_a_large_weight() -> None:
     with pytest.raises(ExportError, match="weight w reaches 70000"):
         pack([np.nan, np.inf, 70000.0], ir.DataType.FLOAT16)
+
+
+@pytest.mark.parametrize(("count", "shape"), [(24, (3, 2)), (24, (6,)), (21, (6,)), (1, (1,))])
+def test_bytes_as_words(count: int, shape: tuple[int, ...]) -> None:
+    values = np.arange(200, 200 + count).astype(np.uint8)
+    words = as_words(ir.Tensor(values.reshape(1, count)), shape, "b.words")
+    got = words.numpy()
+    assert (got.dtype, got.shape, words.name) == (np.int32, shape, "b.words")
+    padded = got.view(np.uint8).ravel()
+    np.testing.assert_array_equal(padded[:count], values)
+    assert not padded[count:].any() and padded.size - count < 4
