@@ -5,8 +5,8 @@
 
 FOLDER holds build_engine and step_time (cmake -S benchmarks/tensorrt). Llama2-7B's layers with random weights in
 float16. All candidates of a case run one after the other, each in a process of its own, and in rounds; a figure is the
-median over replays of a CUDA graph, a ratio that of one round's figures. The session runs the very graph that the engine
-is built of.
+median over replays of a CUDA graph, a ratio that of one round's figures. The session runs the very graph that the
+engine is built of.
 """
 
 from __future__ import annotations

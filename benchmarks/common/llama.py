@@ -64,8 +64,8 @@ def write_weights(folder: Path, shape: Shape, dtype: np.dtype) -> None:
 
 
 def write_graph(path: Path, shape: Shape, spelling: str, element_type: int = TensorProto.FLOAT16) -> None:
-    """A graph over the weights beside it. Inputs: input_ids [batch, tokens], attention_mask [batch, total] and past.N.key
-    and .value; of the standard spelling tokens is 1 and past's third dimension total - 1."""
+    """A graph over the weights beside it. Inputs: input_ids [batch, tokens], attention_mask [batch, total], past.N.key
+    and past.N.value; of the standard spelling tokens is 1 and past's third dimension total - 1."""
     graph = _Graph(shape, element_type)
     spell = graph.genai if spelling == "genai" else graph.standard
     spell()

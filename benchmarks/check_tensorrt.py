@@ -1,0 +1,97 @@
+"""Whether an engine gives ONNX Runtime's tokens: five prompts, 128 greedy tokens each.
+
+    check_tensorrt.py --output FILE --programs FOLDER --library libfdpp_trt.so --original FOLDER --fdpp FOLDER
+
+--original is a float16 graph of onnxruntime-genai's builder, --fdpp what fdpp-export made of it
+(benchmarks/gpu/smollm2.sh makes both). The engine is built of the same original, exported for TensorRT, and runs in a
+process of its own; --programs holds build_engine and trt_generate (examples/trt_generate). Exit status 1: tokens differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import machine
+from bench_generate import CAPACITY, NEW_TOKENS, PROMPTS, Candidate, agreement, measure
+
+PACKAGES = ("onnxruntime-gpu", "numpy", "tokenizers")
+BOUNDS = ("min", "opt", "max")
+
+
+def run(*command: object, given: str = "") -> subprocess.CompletedProcess:
+    done = subprocess.run([str(part) for part in command], input=given, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"{command[0]}: exit status {done.returncode}: {(done.stdout + done.stderr)[-3000:]}")
+    return done
+
+
+def build(options: argparse.Namespace) -> Path:
+    """The engine, of the exported graph, with a profile of prompts and one of single tokens."""
+    from fdpp_ort.export import export_model
+
+    exported = options.work / "exported"
+    export_model(options.original, exported, target="tensorrt", max_length=CAPACITY, verify=False, overwrite=True)
+    profiles = json.loads((exported / "profiles.json").read_text(encoding="utf-8"))["profiles"]
+    shapes = [
+        "/".join(
+            ",".join(f"{name}:{'x'.join(map(str, sizes[bound]))}" for name, sizes in profile.items())
+            for bound in BOUNDS
+        )
+        for profile in profiles.values()
+    ]
+    engine = options.work / "model.engine"
+    run(options.programs / "build_engine", exported / "model.onnx", options.library, engine, *shapes)
+    return engine
+
+
+def generate(options: argparse.Namespace, engine: Path) -> tuple[list[list[int]], list[str]]:
+    from fdpp_ort.generation import TextCodec
+
+    codec = TextCodec(options.fdpp)
+    tokens, said = [], []
+    for prompt in PROMPTS:
+        ids = " ".join(map(str, codec.encode_prompt(prompt, raw=False)))
+        done = run(options.programs / "trt_generate", engine, options.library, NEW_TOKENS, given=ids)
+        tokens.append([int(token) for token in done.stdout.split()])
+        said.append(done.stderr.strip())
+    return tokens, said
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--output", type=Path, required=True, metavar="FILE")
+    add("--programs", type=Path, required=True, metavar="FOLDER", help="of build_engine and trt_generate")
+    add("--library", type=Path, required=True, help="libfdpp_trt.so, for the TensorRT that the programs run with")
+    add("--original", type=Path, required=True, metavar="FOLDER")
+    add("--fdpp", type=Path, required=True, metavar="FOLDER")
+    add("--work", type=Path, default=Path("tensorrt-check"), metavar="FOLDER", help="for the export and the engine")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    engine = build(options)
+    tokens, said = generate(options, engine)
+    session = measure(Candidate("fdpp", str(options.fdpp), True, "cuda"))
+    same = agreement(tokens, session["tokens"])
+    content = {
+        "machine": machine.describe(PACKAGES),
+        "prompts": PROMPTS,
+        "same_tokens": same,
+        "of": NEW_TOKENS,
+        "tokens": tokens,
+        "session_tokens": session["tokens"],
+        "texts": session["texts"],
+        "engine_said": said,
+    }
+    part = options.output.with_name(options.output.name + ".part")
+    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    part.replace(options.output)
+    print(f"same tokens before the first other one, of {NEW_TOKENS}: {same}; {said}")
+    sys.exit(0 if all(count == NEW_TOKENS for count in same) else 1)
+
+
+if __name__ == "__main__":
+    main()
