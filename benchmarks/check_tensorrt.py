@@ -3,8 +3,8 @@
     check_tensorrt.py --output FILE --programs FOLDER --library libfdpp_trt.so --original FOLDER --fdpp FOLDER
 
 --original is a float16 graph of onnxruntime-genai's builder, --fdpp what fdpp-export made of it
-(benchmarks/gpu/smollm2.sh makes both). The engine is built of the same original, exported for TensorRT, and runs in a
-process of its own; --programs holds build_engine and trt_generate (examples/trt_generate). Exit status 1: tokens differ.
+(benchmarks/gpu/smollm2.sh makes both). The engine is of the same original, exported for TensorRT, and runs in a process
+of its own; --programs holds build_engine and trt_generate (examples/trt_generate). Exit status 1: tokens differ.
 """
 
 from __future__ import annotations
