@@ -36,8 +36,8 @@ def tensorrt_library_path() -> str:
     path = Path(library_path()).parent / TENSORRT_LIBRARY_NAME
     if not path.is_file():
         raise FdppError(
-            f"{path}: the package was built without TensorRT plugins, which need nvcc and TensorRT's headers; install it "
-            "again where both are (-C cmake.define.FDPP_TENSORRT=ON says what is missing)"
+            f"{path}: the package was built without TensorRT plugins, which need nvcc and TensorRT's headers; install "
+            "it again where both are (-C cmake.define.FDPP_TENSORRT=ON says what is missing)"
         )
     return str(path)
 

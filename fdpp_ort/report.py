@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fdpp_ort.errors import FdppError
-from fdpp_ort.library import core, import_onnxruntime, library_path
+from fdpp_ort.library import core, import_onnxruntime, library_path, tensorrt_library_path
 
 
 def _onnxruntime() -> dict[str, Any]:
@@ -23,9 +23,17 @@ def _gpu(native) -> tuple[dict[str, Any] | None, str | None]:
         return None, str(error)
 
 
+def _tensorrt_library() -> str | None:
+    try:
+        return tensorrt_library_path()
+    except FdppError:
+        return None
+
+
 def info() -> dict[str, Any]:
-    """version, library, onnxruntime {version, providers, error}, gpu_architectures (compiled), cpu, gpu (None without
-    one), gpu_absent (why there is none), variants [{op, name, backend, summary}]. FdppError: the library does not load.
+    """version, library, tensorrt_library (None: built without), onnxruntime {version, providers, error},
+    gpu_architectures (compiled), cpu, gpu (None without one), gpu_absent (why there is none), variants [{op, name,
+    backend, summary}]. FdppError: the library does not load.
     """
     import fdpp_ort
 
@@ -34,6 +42,7 @@ def info() -> dict[str, Any]:
     return {
         "version": fdpp_ort.__version__,
         "library": library_path(),
+        "tensorrt_library": _tensorrt_library(),
         "onnxruntime": _onnxruntime(),
         "gpu_architectures": native.gpu_architectures(),
         "cpu": native.cpu_device(),

@@ -41,6 +41,7 @@ def print_tables(report: dict[str, Any]) -> None:
     for name, value in (
         ("fdpp_ort", report["version"]),
         ("library", report["library"]),
+        ("TensorRT plugins", report["tensorrt_library"] or "none (built without TensorRT's headers, or without nvcc)"),
         ("onnxruntime", describe_onnxruntime(report["onnxruntime"])),
         ("CPU", describe_cpu(report["cpu"])),
         ("GPU", describe_gpu(report["gpu"], report["gpu_absent"])),
