@@ -6,8 +6,9 @@
 namespace fdpp {
 namespace {
 
-// Shapes further apart than this, in |log2| of N plus that of K, say nothing about each other.
-constexpr double kNear = 1;
+// Shapes further apart than this, in |log2| of N plus that of K, say less about each other than the model of costs does:
+// of those within a factor of 2, M1 and M2 of an H200's table lost 3.9 % on average, the model 2.8 %.
+constexpr double kNear = 0.3;
 
 }  // namespace
 

@@ -149,9 +149,9 @@ def test_ranges_of_m(load, m: int, name: str, split: dict, residual: bool) -> No
 
 
 def test_shapes_near_take_the_inflection_points_alone(load) -> None:
-    before = [plan(m, n=96) for m in (1, 4, 5)]
+    before = [plan(m, n=72) for m in (1, 4, 5)]
     path = load(TABLE)
-    near = [plan(m, n=96) for m in (1, 4, 5)]
+    near = [plan(m, n=72) for m in (1, 4, 5)]
     assert all(p["reason"] == f"tuned for a shape near this one: {path}" for p in near)
     assert [p["variant"] == LARGE for p in near] == [False, False, True]
     assert "gemv" not in near[0]["variant"] and near[0]["split"] == before[1]["split"]

@@ -39,8 +39,9 @@ void splits(const GemmProblem&, const DeviceInfo&, std::vector<GemmSplit>* out) 
 
 GemmSplit split(const GemmProblem& p, const DeviceInfo& d) {
   const int64_t tiles = ceil_div(p.weight_rows(), 64);
-  if (4 * tiles <= d.multiprocessors) return deep(4);
-  return deep(tiles > d.multiprocessors && tiles <= 2 * d.multiprocessors ? 1 : 2);
+  // Few tiles: of short rows they end before clusters have met, of long ones more blocks have to share them.
+  if (4 * tiles <= d.multiprocessors) return deep(p.k < 2048 ? 1 : 4);
+  return deep(2);
 }
 
 size_t workspace_bytes(const GemmProblem& problem, const GemmSplit&) { return normalise_bytes(problem); }
