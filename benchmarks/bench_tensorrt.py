@@ -14,15 +14,16 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import machine
 import numpy as np
-from common.llama import Shape, write_graph, write_weights
+from common import results
+from common.llama import SPELLINGS, Shape, write_graph, write_weights
 from common.options import numbers
+from common.programs import run
 
 REPLAYS = 50
 ROOM = 64  # tokens that the caches hold beyond the longest context
@@ -40,11 +41,7 @@ class Bench:
         self.work.mkdir(parents=True, exist_ok=True)
 
     def program(self, name: str, *arguments: str) -> str:
-        command = [str(self.options.programs / name), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode != 0:
-            raise SystemExit(f"{' '.join(command)[:300]}: {done.stderr[-2000:]}")
-        return done.stdout
+        return run(self.options.programs / name, *arguments).stdout
 
     # ---- graphs and engines
 
@@ -52,7 +49,7 @@ class Bench:
         from fdpp_ort.export import export_model
 
         write_weights(self.work, self.shape, np.dtype(np.float16))
-        for spelling in ("genai", "standard"):
+        for spelling in SPELLINGS:
             write_graph(self.work / f"{spelling}.onnx", self.shape, spelling)
         library = str(self.options.library)
         exported = self.work / "exported"
@@ -91,12 +88,8 @@ class Bench:
 
     def step_us(self, candidate: str, index: int, batch: int, context: int) -> float:
         if candidate == SESSION:
-            worker = [sys.executable, __file__, "--session", str(self.work / "exported/model.onnx")]
-            done = subprocess.run(
-                [*worker, str(batch), str(context), str(self.capacity)], capture_output=True, text=True
-            )
-            if done.returncode != 0:
-                raise SystemExit(done.stderr[-2000:])
+            graph = self.work / "exported/model.onnx"
+            done = run(sys.executable, __file__, "--session", graph, batch, context, self.capacity)
             return statistics.median(json.loads(done.stdout.splitlines()[-1]))
         profile, shapes = (0, self.plugin_shapes) if candidate == PLUGINS else (index, self.standard_shapes)
         engine = str(self.work / f"{candidate}.engine")
@@ -192,9 +185,7 @@ def main() -> None:
         "goals": GOALS,
         "rows": bench.measure(),
     }
-    part = options.output.with_name(options.output.name + ".part")
-    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    part.replace(options.output)
+    results.write(options.output, content)
 
 
 if __name__ == "__main__":

@@ -11,22 +11,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import machine
 from bench_generate import CAPACITY, NEW_TOKENS, PROMPTS, Candidate, agreement, measure
+from common import results
+from common.programs import run
 
 PACKAGES = ("onnxruntime-gpu", "numpy", "tokenizers")
 BOUNDS = ("min", "opt", "max")
-
-
-def run(*command: object, given: str = "") -> subprocess.CompletedProcess:
-    done = subprocess.run([str(part) for part in command], input=given, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise SystemExit(f"{command[0]}: exit status {done.returncode}: {(done.stdout + done.stderr)[-3000:]}")
-    return done
 
 
 def build(options: argparse.Namespace) -> Path:
@@ -76,19 +70,10 @@ def main() -> None:
     tokens, said = generate(options, engine)
     session = measure(Candidate("fdpp", str(options.fdpp), True, "cuda"))
     same = agreement(tokens, session["tokens"])
-    content = {
-        "machine": machine.describe(PACKAGES),
-        "prompts": PROMPTS,
-        "same_tokens": same,
-        "of": NEW_TOKENS,
-        "tokens": tokens,
-        "session_tokens": session["tokens"],
-        "texts": session["texts"],
-        "engine_said": said,
-    }
-    part = options.output.with_name(options.output.name + ".part")
-    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    part.replace(options.output)
+    columns = zip(PROMPTS, same, tokens, session["tokens"], session["texts"], said, strict=True)
+    names = ("prompt", "same_tokens", "tokens", "session_tokens", "session_text", "engine_said")
+    rows = [dict(zip(names, row, strict=True)) for row in columns]
+    results.write(options.output, {"machine": machine.describe(PACKAGES), "of_tokens": NEW_TOKENS, "rows": rows})
     print(f"same tokens before the first other one, of {NEW_TOKENS}: {same}; {said}")
     sys.exit(0 if all(count == NEW_TOKENS for count in same) else 1)
 

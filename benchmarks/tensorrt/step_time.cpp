@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <map>
 #include <random>
-#include <sstream>
 #include <vector>
 
 #include "common.h"
@@ -20,21 +19,7 @@ using nvinfer1::Dims;
 
 constexpr int kTokens = 1000;  // of any vocabulary
 
-size_t elements(const Dims& dims) {
-  size_t n = 1;
-  for (int i = 0; i < dims.nbDims; ++i) n *= static_cast<size_t>(dims.d[i]);
-  return n;
-}
-
 bool same(const Dims& a, const Dims& b) { return a.nbDims == b.nbDims && std::equal(a.d, a.d + a.nbDims, b.d); }
-
-Dims dims_of(const std::string& text) {
-  Dims dims{};
-  std::stringstream stream(text);
-  for (std::string number; std::getline(stream, number, 'x') && dims.nbDims < Dims::MAX_DIMS;)
-    dims.d[dims.nbDims++] = static_cast<std::remove_reference_t<decltype(dims.d[0])>>(std::stoll(number));
-  return dims;
-}
 
 // Device memory that lives as long as the process.
 void* filled(const std::string& name, DataType type, size_t count) {
@@ -74,13 +59,10 @@ void measure(char** argv) {
   check(cudaStreamCreate(&stream), "cudaStreamCreate");
   require(context->setOptimizationProfileAsync(std::stoi(argv[3]), stream), "choosing the profile");
 
-  std::stringstream shapes(argv[4]);
-  for (std::string shape; std::getline(shapes, shape, ',');) {
-    const size_t colon = shape.rfind(':');
-    if (colon == std::string::npos) throw std::runtime_error("\"" + shape + "\" is no NAME:SHAPE");
-    require(context->setInputShape(shape.substr(0, colon).c_str(), dims_of(shape.substr(colon + 1))), "setting " + shape);
-  }
-  std::map<std::string, void*> caches;
+  for_each_shape(argv[4], [&](const std::string& name, const Dims& dims) {
+    require(context->setInputShape(name.c_str(), dims), "setting the shape of " + name);
+  });
+  std::map<std::string, void*> buffers;
   for (int pass = 0; pass < 2; ++pass) {  // inputs, then outputs
     for (int i = 0; i < engine->getNbIOTensors(); ++i) {
       const std::string name = engine->getIOTensorName(i);
@@ -89,10 +71,10 @@ void measure(char** argv) {
       void* data = nullptr;
       if (name.rfind("present.", 0) == 0) {
         const std::string past = "past." + name.substr(8);
-        if (same(context->getTensorShape(past.c_str()), dims)) data = caches.at(past);
+        if (same(context->getTensorShape(past.c_str()), dims)) data = buffers.at(past);
       }
       if (data == nullptr) data = filled(name, engine->getTensorDataType(name.c_str()), elements(dims));
-      caches[name] = data;
+      buffers[name] = data;
       require(context->setTensorAddress(name.c_str(), data), "binding " + name);
     }
   }

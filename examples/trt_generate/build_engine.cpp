@@ -5,30 +5,9 @@
 // fdpp-export writes them to profiles.json beside the model. trtexec and polygraphy do the same and more.
 #include <NvOnnxParser.h>
 
-#include <cstring>
-#include <sstream>
-
 #include "common.h"
 
 namespace {
-
-nvinfer1::Dims dims_of(const std::string& text) {
-  nvinfer1::Dims dims{};
-  std::stringstream stream(text);
-  for (std::string number; std::getline(stream, number, 'x') && dims.nbDims < nvinfer1::Dims::MAX_DIMS;)
-    dims.d[dims.nbDims++] = static_cast<std::remove_reference_t<decltype(dims.d[0])>>(std::stoll(number));
-  return dims;
-}
-
-void add_shapes(nvinfer1::IOptimizationProfile& profile, const std::string& shapes, nvinfer1::OptProfileSelector which) {
-  std::stringstream stream(shapes);
-  for (std::string shape; std::getline(stream, shape, ',');) {
-    const size_t colon = shape.rfind(':');
-    if (colon == std::string::npos) throw std::runtime_error("\"" + shape + "\" is no NAME:SHAPE");
-    require(profile.setDimensions(shape.substr(0, colon).c_str(), which, dims_of(shape.substr(colon + 1))),
-            "setting " + shape);
-  }
-}
 
 void build(int argc, char** argv) {
   const std::string model = argv[1], library = argv[2], engine = argv[3];
@@ -60,7 +39,9 @@ void build(int argc, char** argv) {
                        nvinfer1::OptProfileSelector::kMAX}) {
       std::string shapes;
       require(static_cast<bool>(std::getline(stream, shapes, '/')), std::string("reading the profile ") + argv[i]);
-      add_shapes(*profile, shapes, which);
+      for_each_shape(shapes, [&](const std::string& name, const nvinfer1::Dims& dims) {
+        require(profile->setDimensions(name.c_str(), which, dims), "setting the shape of " + name);
+      });
     }
     require(config->addOptimizationProfile(profile) >= 0, std::string("adding the profile ") + argv[i]);
   }

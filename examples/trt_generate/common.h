@@ -9,8 +9,10 @@
 #include <fstream>
 #include <iterator>
 #include <memory>
+#include <sstream>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 class Logger : public nvinfer1::ILogger {
   void log(Severity severity, const char* message) noexcept override {
@@ -51,6 +53,32 @@ inline void load_plugins(const std::string& library, LoggerFinder& finder) {
   for (int32_t i = 0; i < count; ++i)
     require(getPluginRegistry()->registerCreator(*creators[i], ""), "registering a plugin");
 #endif
+}
+
+inline size_t elements(const nvinfer1::Dims& dims) {
+  size_t n = 1;
+  for (int i = 0; i < dims.nbDims; ++i) n *= static_cast<size_t>(dims.d[i]);
+  return n;
+}
+
+// Dimensions have 32 bits in TensorRT 8 and 64 later.
+inline void append(nvinfer1::Dims& dims, int64_t value) {
+  if (dims.nbDims == nvinfer1::Dims::MAX_DIMS) throw std::runtime_error("a shape has too many dimensions");
+  dims.d[dims.nbDims++] = static_cast<std::remove_reference_t<decltype(dims.d[0])>>(value);
+}
+
+// Calls visit(name, dims) for each of "NAME:1x2x3,NAME:4".
+template <typename Visit>
+void for_each_shape(const std::string& shapes, const Visit& visit) {
+  std::stringstream all(shapes);
+  for (std::string shape; std::getline(all, shape, ',');) {
+    const size_t colon = shape.rfind(':');
+    if (colon == std::string::npos) throw std::runtime_error("\"" + shape + "\" is no NAME:SHAPE");
+    nvinfer1::Dims dims{};
+    std::stringstream sizes(shape.substr(colon + 1));
+    for (std::string size; std::getline(sizes, size, 'x');) append(dims, std::stoll(size));
+    visit(shape.substr(0, colon), dims);
+  }
 }
 
 inline std::string read_file(const std::string& path) {

@@ -50,19 +50,6 @@ class Buffer {
   void* data_ = nullptr;
 };
 
-size_t elements(const Dims& dims) {
-  size_t n = 1;
-  for (int i = 0; i < dims.nbDims; ++i) n *= static_cast<size_t>(dims.d[i]);
-  return n;
-}
-
-Dims dims_of(std::initializer_list<int64_t> values) {
-  Dims dims{};
-  for (int64_t value : values)
-    dims.d[dims.nbDims++] = static_cast<std::remove_reference_t<decltype(dims.d[0])>>(value);
-  return dims;
-}
-
 // "past_key_values.3.key" and "present.3.key" are the two ends of one cache.
 std::string cache_of(const std::string& name) {
   for (const char* start : {"past_key_values.", "present."})
@@ -147,8 +134,10 @@ class Model {
 
   // [1, values.size()], of 32 or 64 bits as the engine has it.
   void fill(nvinfer1::IExecutionContext& context, const char* name, const std::vector<int64_t>& values) {
-    require(context.setInputShape(name, dims_of({1, static_cast<int64_t>(values.size())})),
-            std::string("setting the shape of ") + name);
+    Dims shape{};
+    append(shape, 1);
+    append(shape, static_cast<int64_t>(values.size()));
+    require(context.setInputShape(name, shape), std::string("setting the shape of ") + name);
     std::vector<int32_t> narrow(values.begin(), values.end());
     const bool wide = size_of(engine_->getTensorDataType(name)) == 8;
     const void* const from = wide ? static_cast<const void*>(values.data()) : narrow.data();

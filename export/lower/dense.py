@@ -57,5 +57,9 @@ def _in_words(value: ir.Value, *, rows: bool) -> ir.Value:
     """The bytes of `value` as an initializer of int32; rows: [rows, words], otherwise all rows on end."""
     shape = value.const_value.shape.numpy()
     size = math.prod(shape)
+    if rows and size // shape[0] % 4:
+        raise ExportError(
+            f"{value.name}: rows of {size // shape[0]} bytes are not whole words of four, as the dense form has them"
+        )
     dims = (shape[0], size // shape[0] // 4) if rows else (-(-size // 4),)
     return register(value.graph, as_words(value.const_value, dims, f"{value.name}.words"))

@@ -64,21 +64,18 @@ Status expand_attention(const DenseInputs& dense, const TensorView* given, int32
   return {};
 }
 
-Status expand_gemm(const DenseInputs& dense, const GemmAttributes& attributes, const TensorView* given,
-                   TensorView* inputs) {
+Status expand_gemm(const DenseInputs& dense, const GemmProblem& layout, const TensorView* given, TensorView* inputs) {
   place(dense, given, inputs, kGemmInputCount);
-  GemmProblem problem;
-  FDPP_RETURN_IF_ERROR(check_gemm_attributes(attributes, &problem));
-  const DType dtype = weight_dtype(problem.weight_format);
+  const DType dtype = weight_dtype(layout.weight_format);
   if (dtype_size(dtype) > 1) return {};
   FDPP_RETURN_IF_ERROR(unpack_weights(dtype, &inputs[kGemmB]));
   TensorView& zeros = inputs[kGemmZeroPoints];
   if (!zeros.present()) return {};
-  const int64_t row_bytes = (problem.blocks() + 1) / 2, words = (problem.weight_rows() * row_bytes + 3) / 4;
+  const int64_t row_bytes = (layout.blocks() + 1) / 2, words = (layout.weight_rows() * row_bytes + 3) / 4;
   if (zeros.dtype != DType::i32 || zeros.rank != 1 || zeros.dims[0] != words)
     return bad(gemm_spec().name, std::string("zero_points is ") + dtype_name(zeros.dtype) + " " + shape_string(zeros) +
                                      ", expected int32 [" + std::to_string(words) + "] in the dense form");
-  zeros = TensorView(zeros.data, DType::u8, {problem.weight_rows(), row_bytes});
+  zeros = TensorView(zeros.data, DType::u8, {layout.weight_rows(), row_bytes});
   return {};
 }
 

@@ -17,7 +17,10 @@ class GemmKernel : public Kernel {
   Status open(const NodeInfo& node, Backend backend, Form form) {
     FDPP_RETURN_IF_ERROR(home_.open(node, backend, backend == Backend::cpu));
     FDPP_RETURN_IF_ERROR(read_attributes(node, &attributes_));
-    if (form == Form::dense) FDPP_RETURN_IF_ERROR(read_dense_inputs(node, gemm_spec(), &dense_));
+    if (form == Form::dense) {
+      FDPP_RETURN_IF_ERROR(read_dense_inputs(node, gemm_spec(), &dense_));
+      FDPP_RETURN_IF_ERROR(check_gemm_attributes(attributes_, &layout_));
+    }
     std::string name;
     FDPP_RETURN_IF_ERROR(node.name(&name));
     slot_ = &PlanSlot::of(gemm_spec().name, name);
@@ -27,7 +30,7 @@ class GemmKernel : public Kernel {
   Status compute(const CallContext& context) const override {
     TensorView given[kGemmInputCount], inputs[kGemmInputCount];
     FDPP_RETURN_IF_ERROR(context.inputs(dense_ ? given : inputs, kGemmInputCount));
-    if (dense_) FDPP_RETURN_IF_ERROR(expand_gemm(*dense_, attributes_, given, inputs));
+    if (dense_) FDPP_RETURN_IF_ERROR(expand_gemm(*dense_, layout_, given, inputs));
     GemmProblem problem;
     FDPP_RETURN_IF_ERROR(check_gemm(attributes_, inputs, &problem));
 
@@ -60,6 +63,7 @@ class GemmKernel : public Kernel {
   KernelHome home_;
   GemmAttributes attributes_;
   std::unique_ptr<DenseInputs> dense_;  // null: the plain form
+  GemmProblem layout_;                  // of the dense form: what of a problem the attributes say
   RuntimeGemm gemm_;
   PlanSlot* slot_ = nullptr;
 };

@@ -2,8 +2,6 @@
 
 #include <cstring>
 #include <limits>
-#include <map>
-#include <mutex>
 
 #include "fdpp/dense.h"
 #include "tensorrt/version.h"
@@ -51,35 +49,22 @@ constexpr char kMagic[] = "fdpp1";
 }  // namespace
 
 const std::vector<FieldSpec>& field_specs(const OpSpec& spec) {
-  static std::mutex mutex;
-  static auto* const all = new std::map<const OpSpec*, std::vector<FieldSpec>>;
-  const std::lock_guard<std::mutex> lock(mutex);
-  std::vector<FieldSpec>& fields = (*all)[&spec];
-  if (fields.empty()) {
-    for (const AttributeSpec& a : spec.attributes) fields.push_back({a.name, a.kind, a.default_value == nullptr});
+  return kept_for<std::vector<FieldSpec>>(spec, [](const OpSpec& op) {
+    std::vector<FieldSpec> fields;
+    for (const AttributeSpec& a : op.attributes) fields.push_back({a.name, a.kind, a.default_value == nullptr});
     fields.push_back({kDenseAttribute, AttributeKind::text, true});
     fields.push_back({kTacticsField, AttributeKind::text, false});
     fields.push_back({kLibraryField, AttributeKind::text, false});
-  }
-  return fields;
+    return fields;
+  });
 }
 
-const nvinfer1::PluginFieldCollection& field_names(const OpSpec& spec) {
-  struct Names {
-    std::vector<PluginField> fields;
-    nvinfer1::PluginFieldCollection collection{};
-  };
-  static std::mutex mutex;
-  static auto* const all = new std::map<const OpSpec*, Names>;
-  const std::vector<FieldSpec>& specs = field_specs(spec);
-  const std::lock_guard<std::mutex> lock(mutex);
-  Names& names = (*all)[&spec];
-  if (names.fields.empty()) {
-    for (const FieldSpec& f : specs) names.fields.emplace_back(f.name, nullptr, type_of(f.kind), 1);
-    names.collection.nbFields = static_cast<int32_t>(names.fields.size());
-    names.collection.fields = names.fields.data();
-  }
-  return names.collection;
+const std::vector<nvinfer1::PluginField>& field_names(const OpSpec& spec) {
+  return kept_for<std::vector<PluginField>>(spec, [](const OpSpec& op) {
+    std::vector<PluginField> names;
+    for (const FieldSpec& f : field_specs(op)) names.emplace_back(f.name, nullptr, type_of(f.kind), 1);
+    return names;
+  });
 }
 
 Status Fields::read(const OpSpec& spec, const nvinfer1::PluginFieldCollection* given) {
@@ -143,9 +128,7 @@ Status Fields::read(const OpSpec& spec, const void* data, size_t size) {
     fields.emplace_back(at, value, type_of(kind), kind == AttributeKind::text ? static_cast<int32_t>(length) : 1);
     at = value + length;
   }
-  nvinfer1::PluginFieldCollection collection{};
-  collection.nbFields = static_cast<int32_t>(fields.size());
-  collection.fields = fields.data();
+  const nvinfer1::PluginFieldCollection collection = collection_of(fields);
   return read(spec, &collection);
 }
 

@@ -1,6 +1,8 @@
 // A plugin's fields: the op's attributes, which of its inputs are there, and how TensorRT is to choose among kernels.
 #pragma once
 
+#include <map>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -12,6 +14,16 @@ namespace fdpp::trt {
 inline constexpr const char* kTacticsField = "tactics";
 inline constexpr const char* kLibraryField = "library";  // what wrote a serialised plugin
 
+// made(spec) of each op, made once and kept as long as the library.
+template <typename T, typename Make>
+const T& kept_for(const OpSpec& spec, const Make& make) {
+  static std::mutex mutex;
+  static auto* const all = new std::map<const OpSpec*, T>;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto at = all->find(&spec);
+  return at != all->end() ? at->second : all->emplace(&spec, make(spec)).first->second;
+}
+
 // The fields that a creator asks for, in order; names live as long as the library.
 struct FieldSpec {
   const char* name;
@@ -19,7 +31,15 @@ struct FieldSpec {
   bool required;
 };
 const std::vector<FieldSpec>& field_specs(const OpSpec& spec);
-const nvinfer1::PluginFieldCollection& field_names(const OpSpec& spec);
+const std::vector<nvinfer1::PluginField>& field_names(const OpSpec& spec);
+
+// As TensorRT takes them; points into `fields`.
+inline nvinfer1::PluginFieldCollection collection_of(const std::vector<nvinfer1::PluginField>& fields) {
+  nvinfer1::PluginFieldCollection collection{};
+  collection.nbFields = static_cast<int32_t>(fields.size());
+  collection.fields = fields.data();
+  return collection;
+}
 
 // Values of fields, read from what TensorRT hands over and handed back to be serialised.
 class Fields {

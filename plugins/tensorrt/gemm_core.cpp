@@ -71,26 +71,24 @@ class GemmCore final : public PluginCore {
  protected:
   Status read() override {
     FDPP_RETURN_IF_ERROR(read_attributes(fields(), &attributes_));
-    GemmProblem problem;
-    FDPP_RETURN_IF_ERROR(check_gemm_attributes(attributes_, &problem));
-    weights_ = weight_dtype(problem.weight_format);
-    return {};
+    return check_gemm_attributes(attributes_, &layout_);
   }
   DType fixed_type(int input) const override {
-    if (input == kGemmZeroPoints || (input == kGemmB && dtype_size(weights_) == 1)) return DType::i32;
-    return input == kGemmB ? weights_ : DType::undefined;
+    const DType weights = weight_dtype(layout_.weight_format);
+    if (input == kGemmZeroPoints || (input == kGemmB && dtype_size(weights) == 1)) return DType::i32;
+    return input == kGemmB ? weights : DType::undefined;
   }
 
  private:
   Status expand(const TensorView* given, GemmProblem* problem, TensorView* expanded) const {
     TensorView own[kGemmInputCount];
     TensorView* const inputs = expanded != nullptr ? expanded : own;
-    FDPP_RETURN_IF_ERROR(expand_gemm(dense(), attributes_, given, inputs));
+    FDPP_RETURN_IF_ERROR(expand_gemm(dense(), layout_, given, inputs));
     return check_gemm(attributes_, inputs, problem);
   }
 
   GemmAttributes attributes_;
-  DType weights_ = DType::undefined;
+  GemmProblem layout_;  // what of a problem the attributes say
 };
 
 }  // namespace

@@ -1,8 +1,6 @@
 #include "tensorrt/plugin_core.h"
 
 #include <cstring>
-#include <map>
-#include <mutex>
 
 #include "tensorrt/version.h"
 
@@ -96,19 +94,16 @@ int PluginCore::aliased_input(int output) const {
 }
 
 const std::vector<Tactic>& tactics(const OpSpec& spec) {
-  static std::mutex mutex;
-  static auto* const all = new std::map<const OpSpec*, std::vector<Tactic>>;
-  const std::lock_guard<std::mutex> lock(mutex);
-  std::vector<Tactic>& tactics = (*all)[&spec];
-  if (tactics.empty()) {
+  return kept_for<std::vector<Tactic>>(spec, [](const OpSpec& op) {
+    std::vector<Tactic> tactics;
     for (const VariantInfo& v : list_variants()) {
-      if (v.op != spec.name || v.backend != Backend::cuda) continue;
+      if (v.op != op.name || v.backend != Backend::cuda) continue;
       uint32_t hash = 2166136261u;  // FNV-1a
       for (char c : v.name) hash = (hash ^ static_cast<unsigned char>(c)) * 16777619u;
       tactics.push_back({static_cast<int32_t>(hash >> 2) + 1, v.name});
     }
-  }
-  return tactics;
+    return tactics;
+  });
 }
 
 }  // namespace fdpp::trt

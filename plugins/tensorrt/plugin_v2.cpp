@@ -129,11 +129,11 @@ class Plugin final : public nvinfer1::IPluginV2DynamicExt {
 
 class Creator final : public nvinfer1::IPluginCreator {
  public:
-  explicit Creator(const OpSpec& spec) : spec_(spec) {}
+  explicit Creator(const OpSpec& spec) : spec_(spec), fields_(collection_of(field_names(spec))) {}
 
   const char* getPluginName() const noexcept override { return spec_.name; }
   const char* getPluginVersion() const noexcept override { return kPluginVersion; }
-  const nvinfer1::PluginFieldCollection* getFieldNames() noexcept override { return &field_names(spec_); }
+  const nvinfer1::PluginFieldCollection* getFieldNames() noexcept override { return &fields_; }
   nvinfer1::IPluginV2* createPlugin(const char* name, const nvinfer1::PluginFieldCollection* given) noexcept override {
     return create(name, [&](Fields* fields) { return fields->read(spec_, given); });
   }
@@ -159,6 +159,7 @@ class Creator final : public nvinfer1::IPluginCreator {
   }
 
   const OpSpec& spec_;
+  const nvinfer1::PluginFieldCollection fields_;
 };
 
 }  // namespace

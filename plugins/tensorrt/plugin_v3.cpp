@@ -28,8 +28,7 @@ class Plugin final : public nvinfer1::IPluginV3,
  public:
   Plugin(std::shared_ptr<const PluginCore> core, std::string layer) : core_(std::move(core)), layer_(std::move(layer)) {
     fields_ = core_->fields().collection();
-    collection_.nbFields = static_cast<int32_t>(fields_.size());
-    collection_.fields = fields_.data();
+    collection_ = collection_of(fields_);
   }
 
   // ---- IPluginV3
@@ -172,12 +171,12 @@ class Plugin final : public nvinfer1::IPluginV3,
 
 class Creator final : public nvinfer1::IPluginCreatorV3One {
  public:
-  explicit Creator(const OpSpec& spec) : spec_(spec) {}
+  explicit Creator(const OpSpec& spec) : spec_(spec), fields_(collection_of(field_names(spec))) {}
 
   const char* getPluginName() const noexcept override { return spec_.name; }
   const char* getPluginVersion() const noexcept override { return kPluginVersion; }
   const char* getPluginNamespace() const noexcept override { return kPluginNamespace; }
-  const nvinfer1::PluginFieldCollection* getFieldNames() noexcept override { return &field_names(spec_); }
+  const nvinfer1::PluginFieldCollection* getFieldNames() noexcept override { return &fields_; }
   nvinfer1::IPluginV3* createPlugin(const char* name, const nvinfer1::PluginFieldCollection* given,
                                     nvinfer1::TensorRTPhase) noexcept override {
     nvinfer1::IPluginV3* made = nullptr;
@@ -194,6 +193,7 @@ class Creator final : public nvinfer1::IPluginCreatorV3One {
 
  private:
   const OpSpec& spec_;
+  const nvinfer1::PluginFieldCollection fields_;
 };
 
 }  // namespace

@@ -5,11 +5,10 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from onnx import helper
 
-from .attention_feeds import assert_only_new_slots_changed, attributes, feeds, with_int8_cache
+from .attention_feeds import assert_right_in_place, attributes, feeds, with_int8_cache
 from .models import attention_model, dense, gemm_model
 from .test_gemm_session import int4_weights
 
@@ -80,18 +79,7 @@ def test_attention_in_place(session):
     plain_feed = {**feed, "total_sequence_length": np.array([30], np.int32)}
     model = attention_model("FdppAttention", list(feed), **attributes(feed))
     expected = session(model).run(None, plain_feed)
-    runtime = session(dense(model))
-    binding = runtime.io_binding()
-    buffers = {name: ort.OrtValue.ortvalue_from_numpy(value.copy()) for name, value in feed.items()}
-    for name, value in buffers.items():
-        binding.bind_ortvalue_input(name, value)
-    binding.bind_output("output")
-    for name in ("key", "value"):
-        binding.bind_ortvalue_output(f"present_{name}", buffers[f"past_{name}"])
-    runtime.run_with_iobinding(binding)
-    np.testing.assert_array_equal(binding.get_outputs()[0].numpy(), expected[0])
-    for index, name in enumerate(("past_key", "past_value"), start=1):
-        assert_only_new_slots_changed(buffers[name].numpy(), expected[index], feed[name], lengths)
+    assert_right_in_place(session(dense(model)), feed, expected, lengths)
 
 
 def without_stated_types(model: bytes) -> bytes:

@@ -4,7 +4,7 @@
 // A node of domain "fdpp.dense" has the op's attributes and one more, `inputs`: the names of those inputs that are there,
 // in the op's order, parted by commas. Its inputs are these alone, as the op has them but for
 //   total_sequence_length   any tensor whose last dimension is that number, such as an attention mask; its values are not read
-//   B of int8, fp8, int4    int32 [R, bytes of a row / 4]: the same bytes, in words
+//   B of int8, fp8, int4    int32 [R, bytes of a row / 4]: the same bytes, in words, of which a row has whole ones
 //   zero_points             int32 [ceil(bytes / 4)]: the same bytes, rows side by side
 #pragma once
 
@@ -38,9 +38,10 @@ class FDPP_API DenseInputs {
 };
 
 // From a dense node's tensors (`given`, dense.count() of them) to the op's (`inputs`, in its order, absent ones included).
-// `total` takes the value of total_sequence_length, which `inputs` then points to.
+// `total` takes the value of total_sequence_length, which `inputs` then points to. `layout`: what check_gemm_attributes()
+// made of the attributes, once for all calls.
 FDPP_API Status expand_attention(const DenseInputs& dense, const TensorView* given, int32_t* total, TensorView* inputs);
-FDPP_API Status expand_gemm(const DenseInputs& dense, const GemmAttributes& attributes, const TensorView* given,
+FDPP_API Status expand_gemm(const DenseInputs& dense, const GemmProblem& layout, const TensorView* given,
                             TensorView* inputs);
 
 }  // namespace fdpp

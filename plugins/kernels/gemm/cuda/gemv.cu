@@ -1,7 +1,9 @@
-// M = 1...4 on CUDA cores: warps stream rows of B with 16-byte loads and take dot products with A, which stays in L1.
+// M = 1...4 on CUDA cores: warps stream rows of B with 16-byte loads and take dot products with A, which stays in L1. int4
+// weights are gemv_int4.cu's.
 #include <algorithm>
 
 #include "kernels/common/ceil_div.h"
+#include "kernels/common/overlapped_launch.h"
 #include "kernels/common/pipeline.cuh"
 #include "kernels/gemm/cuda/epilogue.cuh"
 #include "kernels/gemm/cuda/gemv_int4.h"
@@ -144,30 +146,13 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   }
 }
 
-// A block for every so many rows; `most` blocks on a multiprocessor, 0: any number.
-Status configure(const GemmParams& p, int rows, int most, cudaStream_t stream, cudaLaunchAttribute* overlap,
-                 cudaLaunchConfig_t* config) {
-  DeviceInfo device;
-  FDPP_RETURN_IF_ERROR(current_gpu_device(&device));
-  const int64_t blocks = ceil_div(p.problem.n, rows);
-  overlap->id = cudaLaunchAttributeProgrammaticStreamSerialization;  // there from compute capability 9.0 on
-  overlap->val.programmaticStreamSerializationAllowed = 1;
-  const int64_t at_once = int64_t{most} * device.multiprocessors;
-  config->gridDim = dim3(static_cast<unsigned>(most > 0 ? std::min(blocks, at_once) : blocks));
-  config->blockDim = dim3(kWarps * kWarp);
-  config->stream = stream;
-  config->attrs = overlap;
-  config->numAttrs = device.compute_capability >= 90 ? 1 : 0;
-  return {};
-}
-
 template <typename T, int M>
 Status launch(const GemmParams& p, int splits, cudaStream_t stream) {
-  cudaLaunchAttribute overlap{};
-  cudaLaunchConfig_t config{};
-  FDPP_RETURN_IF_ERROR(configure(p, rows_of_block(splits), 0, stream, &overlap, &config));
+  DeviceInfo device;
+  FDPP_RETURN_IF_ERROR(current_gpu_device(&device));
+  const OverlappedLaunch launched(ceil_div(p.problem.n, rows_of_block(splits)), kWarps * kWarp, 0, stream, device);
   const auto kernel = rows_of_warp(splits) == 2 ? gemv_kernel<T, M, 2> : gemv_kernel<T, M, 4>;
-  return check_gpu(cudaLaunchKernelEx(&config, kernel, static_cast<const uint4*>(p.a), static_cast<const uint4*>(p.b),
+  return check_gpu(cudaLaunchKernelEx(&launched.config, kernel, static_cast<const uint4*>(p.a), static_cast<const uint4*>(p.b),
                                       Epilogue<T>(p), static_cast<int>(p.problem.n),
                                       static_cast<int>(p.problem.k / kVector), splits),
                    "cuda_gemv");
@@ -252,7 +237,7 @@ extern const GemmVariant kCudaGemv;
 const GemmVariant kCudaGemv = {"cuda_gemv",
                                Backend::cuda,
                                GemmKind::gemv,
-                               "M up to 4 (int4 weights: 1) on CUDA cores, weights streamed past the caches",
+                               "M up to 4 on CUDA cores, with int4 weights 1 on tensor cores; weights streamed past the caches",
                                supports,
                                split,
                                workspace_bytes,

@@ -12,6 +12,7 @@
 #include <algorithm>
 
 #include "kernels/common/ceil_div.h"
+#include "kernels/common/overlapped_launch.h"
 #include "kernels/common/pipeline.cuh"
 #include "kernels/common/shared_memory_grant.h"
 #include "kernels/gemm/cuda/epilogue.cuh"
@@ -239,17 +240,9 @@ Status launch(const GemmParams& params, const GemmSplit& split, cudaStream_t str
   FDPP_RETURN_IF_ERROR(grants[zeros].ensure(reinterpret_cast<const void*>(kernel)));
   const int bytes = shared_bytes(p);
   const int64_t at_once = blocks_at_once(bytes, device);
-  cudaLaunchAttribute overlap{};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(std::min(at_once, ceil_div(p.n, kRows * (kWarps / args.splits)))));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = static_cast<size_t>(bytes);
-  config.stream = stream;
-  config.attrs = &overlap;
-  config.numAttrs = device.compute_capability >= 90 ? 1 : 0;
-  return check_gpu(cudaLaunchKernelEx(&config, kernel, args, Epilogue<T>(params)), "cuda_gemv (int4)");
+  const int64_t blocks = std::min(at_once, ceil_div(p.n, kRows * (kWarps / args.splits)));
+  const OverlappedLaunch launched(blocks, kThreads, static_cast<size_t>(bytes), stream, device);
+  return check_gpu(cudaLaunchKernelEx(&launched.config, kernel, args, Epilogue<T>(params)), "cuda_gemv (int4)");
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 #include "kernels/gemm/cuda/normalise.h"
 
 #include "kernels/common/ceil_div.h"
+#include "kernels/common/overlapped_launch.h"
 #include "kernels/common/mma.cuh"
 #include "kernels/common/pipeline.cuh"
 
@@ -39,16 +40,8 @@ template <typename T>
 Status launch(const GemmParams& p, void* y, cudaStream_t stream) {
   DeviceInfo device;
   FDPP_RETURN_IF_ERROR(current_gpu_device(&device));
-  cudaLaunchAttribute overlap = {};  // there from compute capability 9.0 on
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(p.problem.m));
-  config.blockDim = dim3(kThreads);
-  config.stream = stream;
-  config.attrs = &overlap;
-  config.numAttrs = device.compute_capability >= 90 ? 1 : 0;
-  return check_gpu(cudaLaunchKernelEx(&config, normalise_kernel<T>, static_cast<const T*>(p.a),
+  const OverlappedLaunch launched(p.problem.m, kThreads, 0, stream, device);
+  return check_gpu(cudaLaunchKernelEx(&launched.config, normalise_kernel<T>, static_cast<const T*>(p.a),
                                       static_cast<const T*>(p.norm_weight), static_cast<T*>(y),
                                       static_cast<int>(p.problem.k), p.problem.norm_epsilon),
                    "normalise");
