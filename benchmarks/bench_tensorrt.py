@@ -4,17 +4,17 @@
         [--batches 1,8] [--contexts 1024,8192] [--rounds 3]
 
 FOLDER holds build_engine and step_time (cmake -S benchmarks/tensorrt). Llama2-7B's layers with random weights in
-float16. All candidates of a case run one after the other, each in a process of its own, and in rounds; a figure is the
-median over replays of a CUDA graph, a ratio that of one round's figures. The session runs the very graph that the
-engine is built of.
+float16, one graph exported for each runtime. In each round every candidate runs in turn, in a process of its own,
+through all cases; a figure is the median over replays of a CUDA graph, a ratio that of one round's figures.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -39,35 +39,45 @@ class Bench:
         self.work: Path = options.work
         self.capacity = max(options.contexts) + ROOM
         self.work.mkdir(parents=True, exist_ok=True)
-
-    def program(self, name: str, *arguments: str) -> str:
-        return run(self.options.programs / name, *arguments).stdout
+        self.builds: dict[str, str] = {}  # what was said of each engine
 
     # ---- graphs and engines
 
     def prepare(self) -> None:
-        from fdpp_ort.export import export_model
-
         write_weights(self.work, self.shape, np.dtype(np.float16))
         for spelling in SPELLINGS:
             write_graph(self.work / f"{spelling}.onnx", self.shape, spelling)
-        library = str(self.options.library)
-        exported = self.work / "exported"
-        export_model(
-            self.work / "genai.onnx",
-            exported,
-            target="tensorrt",
-            max_batch=max(self.options.batches),
-            max_length=self.capacity,
-            verify=False,
-            overwrite=True,
-        )
+        # Engines one after the other: TensorRT times kernels.
+        with ThreadPoolExecutor() as pool:
+            exports = [pool.submit(self.export, target) for target in (PLUGINS, SESSION)]
+            profiles = ["/".join([self.standard_shapes(*case)] * 3) for case in self.cases()]
+            self.build(self.work / "standard.onnx", STANDARD, *profiles)
+            for export in exports:
+                export.result()
         most = self.plugin_shapes(max(self.options.batches), self.capacity)
-        profile = "/".join((self.plugin_shapes(1, 1), most, most))
-        self.program("build_engine", str(exported / "model.onnx"), library, str(self.work / "plugins.engine"), profile)
-        profiles = ["/".join([self.standard_shapes(*case)] * 3) for case in self.cases()]
-        graph, engine = str(self.work / "standard.onnx"), str(self.work / "standard.engine")
-        self.program("build_engine", graph, library, engine, *profiles)
+        self.build(self.graph(PLUGINS), PLUGINS, "/".join((self.plugin_shapes(1, 1), most, most)))
+
+    def export(self, candidate: str) -> None:
+        import fdpp_ort
+        from fdpp_ort.export import export_model
+
+        engine = {"target": "tensorrt", "max_batch": max(self.options.batches), "max_length": self.capacity}
+        more = engine if candidate == PLUGINS else {"library": fdpp_ort.library_path()}
+        folder = self.graph(candidate).parent
+        export_model(self.work / "genai.onnx", folder, verify=False, overwrite=True, **more)
+
+    def graph(self, candidate: str) -> Path:
+        return self.work / candidate / "model.onnx"
+
+    def build(self, graph: Path, candidate: str, *profiles: str) -> None:
+        start = time.monotonic()
+        program = self.options.programs / "build_engine"
+        done = run(program, graph, self.options.library, self.engine(candidate), *profiles)
+        self.builds[candidate] = f"{done.stdout.strip()}, {time.monotonic() - start:.0f} s"
+        print(self.builds[candidate], flush=True)
+
+    def engine(self, candidate: str) -> Path:
+        return self.work / f"{candidate}.engine"
 
     def cases(self) -> list[tuple[int, int]]:
         return [(batch, context) for batch in self.options.batches for context in self.options.contexts]
@@ -86,36 +96,42 @@ class Bench:
 
     # ---- steps
 
-    def step_us(self, candidate: str, index: int, batch: int, context: int) -> float:
+    def steps(self, candidate: str) -> list[dict]:
+        """Of each case the median in microseconds, and whether that is of a CUDA graph."""
         if candidate == SESSION:
-            graph = self.work / "exported/model.onnx"
-            done = run(sys.executable, __file__, "--session", graph, batch, context, self.capacity)
-            return statistics.median(json.loads(done.stdout.splitlines()[-1]))
-        profile, shapes = (0, self.plugin_shapes) if candidate == PLUGINS else (index, self.standard_shapes)
-        engine = str(self.work / f"{candidate}.engine")
-        arguments = [engine, str(self.options.library), str(profile), shapes(batch, context), str(REPLAYS)]
-        return statistics.median(float(line) for line in self.program("step_time", *arguments).split())
+            sizes = [f"{batch}x{context}" for batch, context in self.cases()]
+            done = run(sys.executable, __file__, "--session", self.graph(SESSION), self.capacity, *sizes)
+        else:
+            shapes = self.plugin_shapes if candidate == PLUGINS else self.standard_shapes
+            cases = [
+                f"{0 if candidate == PLUGINS else index}/{shapes(*case)}" for index, case in enumerate(self.cases())
+            ]
+            program = self.options.programs / "step_time"
+            done = run(program, self.engine(candidate), self.options.library, REPLAYS, *cases)
+        lines = [line.split() for line in done.stdout.splitlines()[-len(self.cases()) :]]
+        return [{"us": statistics.median(map(float, us)), "graph": how == "captured"} for how, *us in lines]
 
     def measure(self) -> list[dict]:
+        candidates = (PLUGINS, STANDARD, SESSION)
+        rounds = [{name: self.steps(name) for name in candidates} for _ in range(self.options.rounds)]
         rows = []
         for index, (batch, context) in enumerate(self.cases()):
-            rounds = [
-                {name: self.step_us(name, index, batch, context) for name in (PLUGINS, STANDARD, SESSION)}
-                for _ in range(self.options.rounds)
-            ]
-            ratios = {other: statistics.median(r[other] / r[PLUGINS] for r in rounds) for other in (STANDARD, SESSION)}
-            us = {name: statistics.median(r[name] for r in rounds) for name in rounds[0]}
-            rows.append({"batch": batch, "context": context, "us": us, "over_plugins": ratios, "rounds": rounds})
+            found = [{name: of[name][index]["us"] for name in candidates} for of in rounds]
+            ratios = {other: statistics.median(r[other] / r[PLUGINS] for r in found) for other in (STANDARD, SESSION)}
+            us = {name: statistics.median(r[name] for r in found) for name in candidates}
+            graphs = {name: all(of[name][index]["graph"] for of in rounds) for name in candidates}
+            case = {"batch": batch, "context": context}
+            rows.append({**case, "us": us, "over_plugins": ratios, "cuda_graph": graphs, "rounds": found})
             report = ", ".join(f"{name} {ratios[name]:.2f} (goal {goal})" for name, goal in GOALS.items())
             print(f"batch {batch} context {context}: plugins {us[PLUGINS]:.0f} us; over that: {report}", flush=True)
         return rows
 
 
-def session_steps(model: str, batch: int, context: int, capacity: int) -> list[float]:
-    """Microseconds of each replay of one step in ONNX Runtime, captured as it runs on PyTorch's stream."""
+def session_steps(model: str, capacity: int, cases: list[tuple[int, int]]) -> None:
+    """Prints for each case, as step_time does, the microseconds of each replay of one step in ONNX Runtime, captured as
+    it runs on PyTorch's stream."""
     import onnxruntime
     import torch
-    from common import ort_session
 
     import fdpp_ort
 
@@ -124,8 +140,16 @@ def session_steps(model: str, batch: int, context: int, capacity: int) -> list[f
     fdpp_ort.register(options)
     provider = {"user_compute_stream": str(stream.cuda_stream)}
     session = onnxruntime.InferenceSession(model, options, providers=[("CUDAExecutionProvider", provider)])
+    for batch, context in cases:
+        sizes = {"batch": batch, "tokens": 1, "total": context, "past": capacity, "present": capacity}
+        print("captured", *(f"{us:.2f}" for us in replays_of(session, sizes, stream)), flush=True)
+
+
+def replays_of(session, sizes: dict[str, int], stream) -> list[float]:
+    import torch
+    from common import ort_session
+
     types = {"tensor(float16)": torch.float16, "tensor(int64)": torch.int64}
-    sizes = {"batch": batch, "tokens": 1, "total": context, "capacity": capacity}
 
     def tensor(port) -> torch.Tensor:
         shape = [size if isinstance(size, int) else sizes[size] for size in port.shape]
@@ -142,6 +166,7 @@ def session_steps(model: str, batch: int, context: int, capacity: int) -> list[f
     }
     binding = ort_session.binding(session, inputs, outputs)
     run_options = ort_session.run_options()
+    torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         for _ in range(3):
             session.run_with_iobinding(binding, run_options)
@@ -162,8 +187,8 @@ def session_steps(model: str, batch: int, context: int, capacity: int) -> list[f
 
 def main() -> None:
     if sys.argv[1:2] == ["--session"]:
-        model, *sizes = sys.argv[2:]
-        print(json.dumps(session_steps(model, *map(int, sizes))))
+        model, capacity, *cases = sys.argv[2:]
+        session_steps(model, int(capacity), [tuple(map(int, case.split("x"))) for case in cases])
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -183,6 +208,7 @@ def main() -> None:
         "shape": asdict(bench.shape),
         "capacity": bench.capacity,
         "goals": GOALS,
+        "engines": bench.builds,
         "rows": bench.measure(),
     }
     results.write(options.output, content)

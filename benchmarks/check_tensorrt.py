@@ -23,8 +23,8 @@ PACKAGES = ("onnxruntime-gpu", "numpy", "tokenizers")
 BOUNDS = ("min", "opt", "max")
 
 
-def build(options: argparse.Namespace) -> Path:
-    """The engine, of the exported graph, with a profile of prompts and one of single tokens."""
+def build(options: argparse.Namespace) -> tuple[Path, str]:
+    """The engine, of the exported graph, with profiles of prompts and of single tokens, and what was said of it."""
     from fdpp_ort.export import export_model
 
     exported = options.work / "exported"
@@ -38,8 +38,8 @@ def build(options: argparse.Namespace) -> Path:
         for profile in profiles.values()
     ]
     engine = options.work / "model.engine"
-    run(options.programs / "build_engine", exported / "model.onnx", options.library, engine, *shapes)
-    return engine
+    done = run(options.programs / "build_engine", exported / "model.onnx", options.library, engine, *shapes)
+    return engine, done.stdout.strip()
 
 
 def generate(options: argparse.Namespace, engine: Path) -> tuple[list[list[int]], list[str]]:
@@ -66,14 +66,15 @@ def main() -> None:
     add("--work", type=Path, default=Path("tensorrt-check"), metavar="FOLDER", help="for the export and the engine")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    engine = build(options)
+    engine, built = build(options)
     tokens, said = generate(options, engine)
     session = measure(Candidate("fdpp", str(options.fdpp), True, "cuda"))
     same = agreement(tokens, session["tokens"])
     columns = zip(PROMPTS, same, tokens, session["tokens"], session["texts"], said, strict=True)
     names = ("prompt", "same_tokens", "tokens", "session_tokens", "session_text", "engine_said")
     rows = [dict(zip(names, row, strict=True)) for row in columns]
-    results.write(options.output, {"machine": machine.describe(PACKAGES), "of_tokens": NEW_TOKENS, "rows": rows})
+    head = {"machine": machine.describe(PACKAGES), "engine": built, "of_tokens": NEW_TOKENS}
+    results.write(options.output, {**head, "rows": rows})
     print(f"same tokens before the first other one, of {NEW_TOKENS}: {same}; {said}")
     sys.exit(0 if all(count == NEW_TOKENS for count in same) else 1)
 

@@ -4,6 +4,7 @@ caches, for decoding."""
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 WEIGHTS_FILE = "weights.bin"
 SPELLINGS = ("genai", "standard")
-_CHUNK = 1 << 24  # numbers drawn at a time
+_CHUNK = 1 << 21  # numbers drawn at a time
 
 
 @dataclass(frozen=True)
@@ -51,16 +52,24 @@ class Shape:
 
 def write_weights(folder: Path, shape: Shape, dtype: np.dtype) -> None:
     """FOLDER/weights.bin: normal numbers, by the square root of the rows that a product sums over; norms are ones."""
-    rng = np.random.default_rng(0)
-    with open(folder / WEIGHTS_FILE, "wb") as file:
+
+    def numbers(piece: tuple[np.random.SeedSequence, int, float]) -> bytes:
+        seed, count, root = piece
+        drawn = np.random.default_rng(seed).standard_normal(count, np.float32)
+        return (drawn / np.float32(root)).astype(dtype).tobytes()
+
+    seeds = np.random.SeedSequence(0)
+    # The threads' work is numpy's alone, which lets them run side by side.
+    with open(folder / WEIGHTS_FILE, "wb") as file, ThreadPoolExecutor() as pool:
         for size in shape.weights().values():
             count = int(np.prod(size))
             if len(size) == 1:
                 file.write(np.ones(count, dtype).tobytes())
                 continue
-            for start in range(0, count, _CHUNK):
-                numbers = rng.standard_normal(min(_CHUNK, count - start), np.float32) / np.sqrt(size[0])
-                file.write(numbers.astype(dtype).tobytes())
+            pieces = [min(_CHUNK, count - start) for start in range(0, count, _CHUNK)]
+            root = np.sqrt(size[0])
+            given = zip(seeds.spawn(len(pieces)), pieces, [root] * len(pieces), strict=True)
+            file.writelines(pool.map(numbers, given))
 
 
 def write_graph(path: Path, shape: Shape, spelling: str, element_type: int = TensorProto.FLOAT16) -> None:

@@ -54,7 +54,7 @@ void build(int argc, char** argv) {
   file.write(static_cast<const char*>(plan->data()), static_cast<std::streamsize>(plan->size()));
   file.close();
   if (!file || std::rename(part.c_str(), engine.c_str()) != 0) throw std::runtime_error(engine + ": cannot be written");
-  std::printf("%s: %zu bytes\n", engine.c_str(), plan->size());
+  std::printf("%s: %zu bytes, TensorRT %d\n", engine.c_str(), plan->size(), getInferLibVersion());
 }
 
 }  // namespace

@@ -85,19 +85,23 @@ def test_product(host: Host, case: GemmCase) -> None:
     assert harness.same_bits(layer.data[-1], call.outputs["Y"])
 
 
+def attention_layer(host: Host, case: AttentionCase) -> tuple[Layer, AttentionCall]:
+    call = AttentionCall(case, harness.attention_tensors(case), "cuda")
+    mask = torch.ones(case.batch, case.total_length, dtype=torch.int64, device="cuda")
+    inputs = {k: v.clone() for k, v in call.inputs.items() if isinstance(v, torch.Tensor)}
+    inputs["total_sequence_length"] = mask
+    outputs = [torch.full_like(call.outputs["output"], torch.nan), inputs["past_key"], inputs["past_value"]]
+    attributes = {k: v for k, v in case.attributes().items() if v is not None}
+    return Layer(host, "FdppAttention", attributes, inputs, outputs), call
+
+
 @pytest.mark.parametrize("case", GPU_ATTENTION_CASES, ids=str)
 def test_attention(host: Host, case: AttentionCase) -> None:
-    direct = AttentionCall(case, harness.attention_tensors(case), "cuda")
-    mask = torch.ones(case.batch, case.total_length, dtype=torch.int64, device="cuda")
-    inputs = {k: v.clone() for k, v in direct.inputs.items() if isinstance(v, torch.Tensor)}
-    inputs["total_sequence_length"] = mask
-    outputs = [torch.full_like(direct.outputs["output"], torch.nan), inputs["past_key"], inputs["past_value"]]
-    attributes = {k: v for k, v in case.attributes().items() if v is not None}
-    layer = Layer(host, "FdppAttention", attributes, inputs, outputs)
-    direct.run()
+    layer, call = attention_layer(host, case)
+    call.run()
     layer.run()
-    for name, output in zip(("output", "present_key", "present_value"), outputs, strict=True):
-        assert harness.same_bits(output, direct.outputs[name]), name
+    for name, output in zip(("output", "present_key", "present_value"), layer.data[-3:], strict=True):
+        assert harness.same_bits(output, call.outputs[name]), name
 
 
 def test_every_tactic(host: Host) -> None:
@@ -115,16 +119,25 @@ def test_every_tactic(host: Host) -> None:
         layer.context.set_tactic(7)
 
 
-def test_graph_capture(host: Host) -> None:
-    layer, call = gemm_layer(host, GPU_GEMM_CASES[0])
+@pytest.mark.parametrize(
+    ("make", "case", "first_output"),
+    [(gemm_layer, GPU_GEMM_CASES[0], -1), (attention_layer, GPU_ATTENTION_CASES[0], -3)],
+    ids=["product", "attention"],
+)
+def test_graph_capture(host: Host, make, case: GemmCase | AttentionCase, first_output: int) -> None:
+    """A call that allocates GPU memory, in whatever thread, makes the capture fail."""
+    layer, call = make(host, case)
     call.run()
     layer.run()
+    output = layer.data[first_output]
+    expected = output.clone()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="global"):
         layer.run()
-    layer.data[-1].fill_(torch.nan)
+    output.fill_(torch.nan)
     graph.replay()
-    assert harness.same_bits(layer.data[-1], call.outputs["Y"])
+    assert harness.same_bits(output, expected)
+    assert harness.same_bits(output, next(iter(call.outputs.values())))
 
 
 def test_two_contexts_in_two_threads(host: Host) -> None:

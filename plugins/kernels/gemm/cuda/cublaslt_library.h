@@ -70,21 +70,9 @@ struct Loaded {
   std::string error;  // empty: all functions are there
 };
 
-inline void* open_library(std::string* error) {
-  constexpr const char* kNames[] = {"libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so.11", "libcublasLt.so"};
-  // A copy that the process has loaded already comes first: two at once cost memory for nothing.
-  for (int mode : {RTLD_NOW | RTLD_LOCAL | RTLD_NOLOAD, RTLD_NOW | RTLD_LOCAL})
-    for (const char* name : kNames)
-      if (void* handle = dlopen(name, mode)) return handle;
-  *error = "none of libcublasLt.so.13, .12, .11 and libcublasLt.so could be loaded";
-  if (const char* last = dlerror()) *error += std::string(" (") + last + ")";
-  return nullptr;
-}
-
-inline Loaded load() {
+// The error says what is missing.
+inline Loaded functions_of(void* handle) {
   Loaded loaded;
-  void* handle = open_library(&loaded.error);
-  if (handle == nullptr) return loaded;
   const auto find = [&](auto* function, const char* symbol) {
     *function = reinterpret_cast<std::decay_t<decltype(*function)>>(dlsym(handle, symbol));
     if (*function == nullptr) loaded.error = std::string("libcublasLt has no ") + symbol + ", it is too old";
@@ -103,6 +91,26 @@ inline Loaded load() {
   find(&f.check, "cublasLtMatmulAlgoCheck");
   find(&f.matmul, "cublasLtMatmul");
   find(&f.status_text, "cublasLtGetStatusString");
+  return loaded;
+}
+
+inline Loaded load() {
+  constexpr const char* kNames[] = {"libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so.11", "libcublasLt.so"};
+  Loaded loaded;
+  // A copy that the process has loaded already comes first: two at once cost memory for nothing. One that lacks a function
+  // makes way for the next.
+  for (int mode : {RTLD_NOW | RTLD_LOCAL | RTLD_NOLOAD, RTLD_NOW | RTLD_LOCAL}) {
+    for (const char* name : kNames) {
+      void* const handle = dlopen(name, mode);
+      if (handle == nullptr) continue;
+      loaded = functions_of(handle);
+      if (loaded.error.empty()) return loaded;
+      dlclose(handle);
+    }
+  }
+  if (!loaded.error.empty()) return loaded;
+  loaded.error = "none of libcublasLt.so.13, .12, .11 and libcublasLt.so could be loaded";
+  if (const char* last = dlerror()) loaded.error += std::string(" (") + last + ")";
   return loaded;
 }
 
