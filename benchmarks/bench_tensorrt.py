@@ -1,7 +1,7 @@
 """Decoding steps: TensorRT engines with our plugins and with attention spelled out in ONNX, our ONNX Runtime session.
 
     bench_tensorrt.py --output FILE --programs FOLDER --library libfdpp_trt.so [--layers 8] [--work FOLDER]
-        [--batches 1,8] [--contexts 1024,8192] [--rounds 3]
+        [--reuse] [--batches 1,8] [--contexts 1024,8192] [--rounds 3]
 
 FOLDER holds build_engine and step_time (cmake -S benchmarks/tensorrt). Llama2-7B's layers with random weights in
 float16, one graph exported for each runtime. In each round every candidate runs in turn, in a process of its own,
@@ -43,19 +43,19 @@ class Bench:
 
     # ---- graphs and engines
 
-    def prepare(self) -> None:
+    def write_graphs(self) -> None:
         write_weights(self.work, self.shape, np.dtype(np.float16))
         for spelling in SPELLINGS:
             write_graph(self.work / f"{spelling}.onnx", self.shape, spelling)
-        # Engines one after the other: TensorRT times kernels.
         with ThreadPoolExecutor() as pool:
-            exports = [pool.submit(self.export, target) for target in (PLUGINS, SESSION)]
-            profiles = ["/".join([self.standard_shapes(*case)] * 3) for case in self.cases()]
-            self.build(self.work / "standard.onnx", STANDARD, *profiles)
-            for export in exports:
-                export.result()
+            list(pool.map(self.export, (PLUGINS, SESSION)))
+
+    def build_engines(self) -> None:
+        """One after the other: TensorRT times kernels."""
         most = self.plugin_shapes(max(self.options.batches), self.capacity)
         self.build(self.graph(PLUGINS), PLUGINS, "/".join((self.plugin_shapes(1, 1), most, most)))
+        profiles = ["/".join([self.standard_shapes(*case)] * 3) for case in self.cases()]
+        self.build(self.work / "standard.onnx", STANDARD, *profiles)
 
     def export(self, candidate: str) -> None:
         import fdpp_ort
@@ -196,13 +196,16 @@ def main() -> None:
     add("--programs", type=Path, required=True, metavar="FOLDER", help="of build_engine and step_time")
     add("--library", type=Path, required=True, help="libfdpp_trt.so, for the TensorRT that the programs run with")
     add("--work", type=Path, default=Path("tensorrt-bench"), metavar="FOLDER", help="for graphs, weights and engines")
+    add("--reuse", action="store_true", help="take graphs and weights as an earlier run left them in --work")
     add("--layers", type=int, default=8)
     add("--batches", type=numbers, default=[1, 8], metavar="B,...")
     add("--contexts", type=numbers, default=[1024, 8192], metavar="T,...")
     add("--rounds", type=int, default=3)
     options = parser.parse_args()
     bench = Bench(options)
-    bench.prepare()
+    if not options.reuse:
+        bench.write_graphs()
+    bench.build_engines()
     content = {
         "machine": machine.describe(PACKAGES),
         "shape": asdict(bench.shape),
