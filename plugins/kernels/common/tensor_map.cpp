@@ -21,6 +21,14 @@ Status find_encode(Encode* out) {
   return {};
 }
 
+// A thread has no context until the runtime gives it one, which the driver's functions do not wait for.
+Status make_context_current() {
+  int device = 0;
+  FDPP_GPU(cudaGetDevice(&device));
+  FDPP_GPU(cudaSetDevice(device));
+  return {};
+}
+
 }  // namespace
 
 Status make_tensor_map(const void* data, const TensorMapShape& s, CUtensorMap* map) {
@@ -41,15 +49,21 @@ Status make_tensor_map(const void* data, const TensorMapShape& s, CUtensorMap* m
     dims[3] = std::exchange(dims[2], static_cast<cuuint64_t>(s.box_panels));
     strides[2] = std::exchange(strides[1], static_cast<cuuint64_t>(width));
   }
-  // Promotion to 256 bytes costs a tenth of an H200's read bandwidth (4.2 against 4.65 TB/s).
-  const CUresult result = encode(
-      map, s.element_bytes == 1 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_UINT16,
-      rank, const_cast<void*>(data), dims, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-      !s.swizzled    ? CU_TENSOR_MAP_SWIZZLE_NONE
-      : width == 128 ? CU_TENSOR_MAP_SWIZZLE_128B
-      : width == 64  ? CU_TENSOR_MAP_SWIZZLE_64B
-                     : CU_TENSOR_MAP_SWIZZLE_32B,
-      CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const auto encoded = [&] {
+    // Promotion to 256 bytes costs a tenth of an H200's read bandwidth (4.2 against 4.65 TB/s).
+    return encode(map, s.element_bytes == 1 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_UINT16, rank,
+                  const_cast<void*>(data), dims, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                  !s.swizzled    ? CU_TENSOR_MAP_SWIZZLE_NONE
+                  : width == 128 ? CU_TENSOR_MAP_SWIZZLE_128B
+                  : width == 64  ? CU_TENSOR_MAP_SWIZZLE_64B
+                                 : CU_TENSOR_MAP_SWIZZLE_32B,
+                  CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  };
+  CUresult result = encoded();
+  if (result == CUDA_ERROR_INVALID_CONTEXT) {
+    FDPP_RETURN_IF_ERROR(make_context_current());
+    result = encoded();
+  }
   if (result == CUDA_SUCCESS) return {};
   return device_error("cuTensorMapEncodeTiled refused a tensor of " + std::to_string(s.planes) + " x " +
                       std::to_string(s.rows) + " x " + std::to_string(s.columns) + " elements of " +
