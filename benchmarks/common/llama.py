@@ -89,6 +89,7 @@ class _Graph:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self.outputs: list[onnx.ValueInfoProto] = []
+        self.values: list[onnx.ValueInfoProto] = []
         self.inputs = [
             helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "tokens"]),
             helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["batch", "total"]),
@@ -103,7 +104,9 @@ class _Graph:
             offset += length
 
     def model(self) -> onnx.ModelProto:
-        graph = helper.make_graph(self.nodes, "llama", self.inputs, self.outputs, self.constants)
+        graph = helper.make_graph(
+            self.nodes, "llama", self.inputs, self.outputs, self.constants, value_info=self.values
+        )
         opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=9)
 
@@ -131,21 +134,27 @@ class _Graph:
         self.outputs.append(helper.make_tensor_value_info(f"present.{name}", self.type, grown))
         return f"past.{name}"
 
+    def tokens(self, name: str) -> str:
+        """States the type and the shape of a tensor of one vector a token."""
+        size = ["batch", "tokens", self.shape.hidden]
+        self.values.append(helper.make_tensor_value_info(name, self.type, size))
+        return name
+
     def layers(self, norm, attention) -> None:
         """What both spellings have in common."""
-        x = self.node("Gather", ["embedding", "input_ids"], "embedded")
+        x = self.tokens(self.node("Gather", ["embedding", "input_ids"], "embedded"))
         for i in range(self.shape.layers):
             qkv = self.node("MatMul", [norm(x, f"{i}.norm"), f"{i}.qkv"], f"{i}.qkv.out")
-            mixed = self.node("MatMul", [attention(i, qkv), f"{i}.o"], f"{i}.o.out")
-            x = self.node("Add", [x, mixed], f"{i}.x")
+            mixed = self.tokens(self.node("MatMul", [attention(i, qkv), f"{i}.o"], f"{i}.o.out"))
+            x = self.tokens(self.node("Add", [x, mixed], f"{i}.x"))
             normed = norm(x, f"{i}.mlp_norm")
             gate = self.node("MatMul", [normed, f"{i}.gate"], f"{i}.gate.out")
             up = self.node("MatMul", [normed, f"{i}.up"], f"{i}.up.out")
             sigmoid = self.node("Sigmoid", [gate], f"{i}.sigmoid")
             silu = self.node("Mul", [gate, sigmoid], f"{i}.silu")
             product = self.node("Mul", [silu, up], f"{i}.product")
-            down = self.node("MatMul", [product, f"{i}.down"], f"{i}.down.out")
-            x = self.node("Add", [x, down], f"{i}.out")
+            down = self.tokens(self.node("MatMul", [product, f"{i}.down"], f"{i}.down.out"))
+            x = self.tokens(self.node("Add", [x, down], f"{i}.out"))
         self.node("MatMul", [norm(x, "norm"), "lm_head"], "logits")
         size = ["batch", "tokens", self.shape.vocabulary]
         self.outputs.insert(0, helper.make_tensor_value_info("logits", self.type, size))

@@ -10,6 +10,7 @@ from ..dtypes import spec_name
 from ..report import ExportReport
 from .capacity import fix_capacity
 from .dense import to_dense
+from .into_products import into_products
 from .opset import lower_opset
 from .standard_ops import is_spelled_out, spell_out
 
@@ -21,6 +22,7 @@ def lower_for_tensorrt(model: ir.Model, report: ExportReport) -> None:
 
     Raises ExportError for what cannot be said there.
     """
+    into_products(model, report)
     to_dense(model, report)
     fix_capacity(model)
     common.RemoveUnusedNodesPass()(model)

@@ -1,0 +1,108 @@
+"""Norms and sums that products take over in the graph for TensorRT."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+from small_models import FLOAT, HIDDEN, decoder, node_named, save_folder
+
+from fdpp_ort.export import ExportReport, export_model
+
+SHAPE = ["batch", "tokens", HIDDEN]
+
+
+def with_norms() -> onnx.ModelProto:
+    """Two layers, a norm ahead of the first's three products, the last sum and the head's norm in one node."""
+    proto = decoder(layers=2, packed=False)
+    graph = proto.graph
+    for name in ("x.0", "x.1", "x.2"):
+        graph.value_info.append(helper.make_tensor_value_info(name, FLOAT, SHAPE))
+    random = np.random.default_rng(1)
+    for name in ("norm.0", "norm.2"):
+        graph.initializer.append(numpy_helper.from_array(random.standard_normal(HIDDEN, np.float32), name))
+    first = helper.make_node("SimplifiedLayerNormalization", ["x.0", "norm.0"], ["normed.0"], name="n0", epsilon=0.01)
+    names = [node.name for node in graph.node]
+    graph.node.insert(names.index("layers.0.q"), first)
+    for part in "qkv":
+        node_named(proto, f"layers.0.{part}").input[0] = "normed.0"
+    last = node_named(proto, "x.2")
+    last.op_type, last.domain = "SkipSimplifiedLayerNormalization", "com.microsoft"
+    last.input.append("norm.2")
+    last.output[:] = ["normed.2", "", "", "x.2"]
+    node_named(proto, "lm_head").input[0] = "normed.2"
+    return proto
+
+
+def export(proto: onnx.ModelProto, tmp_path: Path, library: str) -> tuple[ExportReport, onnx.GraphProto]:
+    folder = save_folder(proto, tmp_path / "in")
+    report = export_model(folder, tmp_path / "out", target="tensorrt", library=library)
+    assert report.verification.status == "passed"
+    return report, onnx.load(tmp_path / "out" / "model.onnx").graph
+
+
+def named(graph: onnx.GraphProto, name: str) -> dict[str, str]:
+    """The inputs of a product by the op's names."""
+    node = next(node for node in graph.node if node.name == name)
+    names = next(attribute.s for attribute in node.attribute if attribute.name == "inputs").decode()
+    return dict(zip(names.split(","), node.input, strict=True))
+
+
+def test_products_take_norms_and_sums(tmp_path: Path, library: str) -> None:
+    report, graph = export(with_norms(), tmp_path, library)
+    assert not {node.op_type for node in graph.node} & {"Add", "Sqrt"}
+    for part in "qkv":
+        inputs = named(graph, f"layers.0.{part}")
+        assert (inputs["A"], inputs["norm_weight"]) == ("x.0", "norm.0")
+    assert named(graph, "layers.0.o")["residual"] == "x.0"
+    assert named(graph, "layers.1.o")["residual"] == "x.1"
+    assert named(graph, "lm_head")["norm_weight"] == "norm.2"
+    counts = {kind: count for kind, count in report.rewritten.items() if kind.endswith("FdppFlatGemm")}
+    assert counts == {
+        "MatMul -> FdppFlatGemm": 9,
+        "SimplifiedLayerNormalization -> FdppFlatGemm": 1,
+        "SkipSimplifiedLayerNormalization -> FdppFlatGemm": 1,
+        "Add -> FdppFlatGemm": 2,
+    }
+
+
+def read_by_others(proto: onnx.ModelProto) -> None:
+    proto.graph.output.append(helper.make_tensor_value_info("normed.0", FLOAT, SHAPE))
+
+
+def of_another_length(proto: onnx.ModelProto) -> None:
+    """The weight is spread over the columns."""
+    weight = next(weight for weight in proto.graph.initializer if weight.name == "norm.0")
+    weight.CopyFrom(numpy_helper.from_array(np.ones(1, np.float32), "norm.0"))
+
+
+@pytest.mark.parametrize("change", [read_by_others, of_another_length])
+def test_other_norms_are_spelled_out(change, tmp_path: Path, library: str) -> None:
+    proto = with_norms()
+    change(proto)
+    report, graph = export(proto, tmp_path, library)
+    assert report.rewritten["SimplifiedLayerNormalization -> standard ops"] == 1
+    assert list(named(graph, "layers.0.q")) == ["A", "B"]
+
+
+def other_shape(proto: onnx.ModelProto) -> None:
+    """One row is added to all: as the residual it would lack the others."""
+    row = numpy_helper.from_array(np.ones((1, 1, HIDDEN), np.float32), "row")
+    proto.graph.initializer.append(row)
+    node_named(proto, "x.1").input[0] = "row"
+
+
+def two_readers(proto: onnx.ModelProto) -> None:
+    proto.graph.output.append(helper.make_tensor_value_info("layers.0.o.out", FLOAT, SHAPE))
+
+
+@pytest.mark.parametrize("change", [other_shape, two_readers])
+def test_other_sums_stay(change, tmp_path: Path, library: str) -> None:
+    proto = with_norms()
+    change(proto)
+    report, graph = export(proto, tmp_path, library)
+    assert report.rewritten["Add -> FdppFlatGemm"] == 1
+    assert [node.name for node in graph.node if node.op_type == "Add"] == ["x.1"]
