@@ -132,7 +132,7 @@ void measure(const nvinfer1::ICudaEngine& engine, nvinfer1::IExecutionContext& c
 }
 
 void measure_all(int argc, char** argv) {
-  LoggerFinder& finder = *new LoggerFinder;  // TensorRT logs until the process ends
+  LoggerFinder finder;
   load_plugins(argv[2], finder);
   const std::string plan = read_file(argv[1]);
   const std::unique_ptr<nvinfer1::IRuntime> runtime(nvinfer1::createInferRuntime(finder.logger));

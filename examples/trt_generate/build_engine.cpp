@@ -11,7 +11,7 @@ namespace {
 
 void build(int argc, char** argv) {
   const std::string model = argv[1], library = argv[2], engine = argv[3];
-  LoggerFinder& finder = *new LoggerFinder;  // TensorRT logs until the process ends
+  LoggerFinder finder;
   load_plugins(library, finder);
   const std::unique_ptr<nvinfer1::IBuilder> builder(nvinfer1::createInferBuilder(finder.logger));
   require(builder != nullptr, "making a builder");

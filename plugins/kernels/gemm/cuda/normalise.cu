@@ -4,12 +4,26 @@
 #include "kernels/common/overlapped_launch.h"
 #include "kernels/common/mma.cuh"
 #include "kernels/common/pipeline.cuh"
+#include "kernels/gemm/cuda/epilogue.cuh"
 
 namespace fdpp {
 namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
+constexpr int kVector = 8;  // elements in 16 bytes
+
+__device__ __forceinline__ float block_sum(float value) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
+  __shared__ float sums[kWarps];
+  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = value;
+  __syncthreads();
+  value = 0;
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) value += sums[w];
+  return value;
+}
 
 // A block a row: `a`, `y` [M, K].
 template <typename T>
@@ -24,16 +38,50 @@ __global__ void __launch_bounds__(kThreads)
     const float x = to_float(row[i]);
     squares = fmaf(x, x, squares);
   }
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) squares += __shfl_xor_sync(0xffffffffu, squares, offset);
-  __shared__ float sums[kWarps];
-  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = squares;
-  __syncthreads();
-  squares = 0;
-#pragma unroll
-  for (int w = 0; w < kWarps; ++w) squares += sums[w];
+  squares = block_sum(squares);
   const float factor = rsqrtf(squares / static_cast<float>(k) + epsilon);
   for (int i = threadIdx.x; i < k; i += kThreads) out[i] = from_float<T>(to_float(row[i]) * factor * to_float(weight[i]));
+}
+
+// The same where rows are whole vectors and lie in a block's registers: decoding waits for each of these kernels, so that
+// what counts is how long one row takes. The norm's weight is there before the row is.
+template <typename T, int Vectors>
+__global__ void __launch_bounds__(kThreads)
+    normalise_vectors_kernel(const uint4* a, const uint4* __restrict__ weight, uint4* y, int vectors, float epsilon) {
+  release_successor();
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * vectors;
+  uint4 w[Vectors], x[Vectors];
+#pragma unroll
+  for (int v = 0; v < Vectors; ++v) {
+    const int i = threadIdx.x + v * kThreads;
+    w[v] = i < vectors ? weight[i] : make_uint4(0, 0, 0, 0);
+  }
+  wait_for_predecessor();
+#pragma unroll
+  for (int v = 0; v < Vectors; ++v) {
+    const int i = threadIdx.x + v * kThreads;
+    x[v] = i < vectors ? a[first + i] : make_uint4(0, 0, 0, 0);
+  }
+  float squares = 0;
+#pragma unroll
+  for (int v = 0; v < Vectors; ++v) {
+    for (uint32_t pair : {x[v].x, x[v].y, x[v].z, x[v].w}) {
+      const float2 both = unpack2<T>(pair);
+      squares = fmaf(both.x, both.x, fmaf(both.y, both.y, squares));
+    }
+  }
+  const float factor = rsqrtf(block_sum(squares) / static_cast<float>(vectors * kVector) + epsilon);
+  const auto scaled = [factor](uint32_t pair, uint32_t by) {
+    const float2 values = unpack2<T>(pair), weights = unpack2<T>(by);
+    return pack2<T>(values.x * factor * weights.x, values.y * factor * weights.y);
+  };
+#pragma unroll
+  for (int v = 0; v < Vectors; ++v) {
+    const int i = threadIdx.x + v * kThreads;
+    if (i < vectors)
+      y[first + i] = make_uint4(scaled(x[v].x, w[v].x), scaled(x[v].y, w[v].y), scaled(x[v].z, w[v].z),
+                                scaled(x[v].w, w[v].w));
+  }
 }
 
 template <typename T>
@@ -41,6 +89,16 @@ Status launch(const GemmParams& p, void* y, cudaStream_t stream) {
   DeviceInfo device;
   FDPP_RETURN_IF_ERROR(current_gpu_device(&device));
   const OverlappedLaunch launched(p.problem.m, kThreads, 0, stream, device);
+  const int64_t vectors = p.problem.k / kVector;
+  if (rows_aligned_16(p.a, p.problem.k * 2) && rows_aligned_16(p.norm_weight, 0) && vectors <= 4 * kThreads) {
+    const auto kernel = vectors <= kThreads       ? normalise_vectors_kernel<T, 1>
+                        : vectors <= 2 * kThreads ? normalise_vectors_kernel<T, 2>
+                                                  : normalise_vectors_kernel<T, 4>;
+    return check_gpu(cudaLaunchKernelEx(&launched.config, kernel, static_cast<const uint4*>(p.a),
+                                        static_cast<const uint4*>(p.norm_weight), static_cast<uint4*>(y),
+                                        static_cast<int>(vectors), p.problem.norm_epsilon),
+                     "normalise");
+  }
   return check_gpu(cudaLaunchKernelEx(&launched.config, normalise_kernel<T>, static_cast<const T*>(p.a),
                                       static_cast<const T*>(p.norm_weight), static_cast<T*>(y),
                                       static_cast<int>(p.problem.k), p.problem.norm_epsilon),
