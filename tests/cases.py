@@ -425,6 +425,20 @@ def _gemm_single_row_cases(types: tuple[str, str]) -> list[GemmCase]:
     ]
 
 
+def _gemm_few_row_cases(types: tuple[str, str]) -> list[GemmCase]:
+    """int4 and up to 8 rows of A, K in whole parts of 256: rows of B that end within a tile or a step, K that takes the
+    warps of several blocks, parts that those have over, more tiles than run at once."""
+    shapes = (
+        *((2, 37, 256, 32, "none"), (8, 1000, 4096, 32, "relu"), (5, 1036, 1024, 64, "silu_mul")),
+        *((3, 520, 4608, 64, "none"), (8, 100, 11008, 128, "silu_mul"), (7, 40, 20480, 128, "none")),
+        *((4, 34000, 256, 32, "none"), (6, 200, 8192, 32, "gelu")),
+    )
+    return [
+        GemmCase(m, n, k, *types, block_size=size, activation=act, zero_points=step % 3 == 1, residual=step % 2 == 1)
+        for step, (m, n, k, size, act) in enumerate(shapes)
+    ]
+
+
 def _gemm_cases() -> list[GemmCase]:
     cases = []
     for offset, types in enumerate(GEMM_TYPES):
@@ -434,7 +448,7 @@ def _gemm_cases() -> list[GemmCase]:
                 cases.append(_gemm(step, types, m, n, k, accuracy_level))
         cases += _gemm_copy_cases(types)
         if types[1] == "uint8":
-            cases += _gemm_single_row_cases(types)
+            cases += _gemm_single_row_cases(types) + _gemm_few_row_cases(types)
     return list(dict.fromkeys(cases))
 
 

@@ -27,6 +27,7 @@ extern const AttentionVariant kCudaPrefillHopperAttention;
 extern const AttentionVariant kCudaPrefillAttention;
 extern const GemmVariant kCudaGemv;
 extern const GemmVariant kCudaFlatHopper;
+extern const GemmVariant kCudaFlatInt4;
 extern const GemmVariant kCudaFlatMma;
 extern const GemmVariant kCublasLt;
 #endif
@@ -66,6 +67,7 @@ const std::vector<const GemmVariant*>& gemm_variants() {
 #if FDPP_CUDA
       &kCudaGemv,
       &kCudaFlatHopper,
+      &kCudaFlatInt4,
       &kCudaFlatMma,
       &kCublasLt,
 #endif

@@ -165,6 +165,22 @@ __device__ __forceinline__ void cluster_wait() {
 #endif
 }
 
+// Which block of its cluster this is, and which cluster of the grid; 0 and the block's index without clusters.
+__device__ __forceinline__ int cluster_rank() {
+  int rank = 0;
+#if __CUDA_ARCH__ >= 900
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+#endif
+  return rank;
+}
+__device__ __forceinline__ int cluster_index() {
+  int index = static_cast<int>(blockIdx.x);
+#if __CUDA_ARCH__ >= 900
+  asm("mov.u32 %0, %%clusterid.x;" : "=r"(index));
+#endif
+  return index;
+}
+
 // The address in block `rank`'s shared memory of what lies at `p` in this block's.
 __device__ __forceinline__ uint32_t remote_address(const void* p, uint32_t rank) {
   uint32_t remote = 0;
@@ -189,6 +205,16 @@ __device__ __forceinline__ float load_remote(uint32_t address) {
   float v = 0;
 #if __CUDA_ARCH__ >= 900
   asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(v) : "r"(address) : "memory");
+#endif
+  return v;
+}
+__device__ __forceinline__ float4 load_remote_4(uint32_t address) {
+  float4 v = {};
+#if __CUDA_ARCH__ >= 900
+  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "r"(address)
+               : "memory");
 #endif
   return v;
 }

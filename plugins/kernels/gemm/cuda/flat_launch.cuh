@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/common/ceil_div.h"
+#include "kernels/common/overlapped_launch.h"
 #include "kernels/common/shared_memory_grant.h"
 #include "kernels/common/tensor_map.h"
 #include "kernels/gemm/cuda/flat_kernel.cuh"
@@ -100,22 +101,11 @@ Status launch_kernel(const GemmParams& params, const GemmSplit& split, const Dev
   static SharedMemoryGrant grant;
   const auto kernel = flat_kernel<T, kFormat, kTokenTiles, kRows, kFill, kPlain, kWgmma>;
   FDPP_RETURN_IF_ERROR(grant.ensure(reinterpret_cast<const void*>(kernel)));
-  cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim.x = args.cluster;
-  attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(clusters * args.cluster));
-  config.blockDim = dim3(kFlatThreads + kFlatFillers<kFill>);
-  config.dynamicSmemBytes = shape.shared_bytes(args.stages, args.cluster > 1);
-  config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = args.cluster > 1 ? 2 : hopper ? 1 : 0;
+  const OverlappedLaunch launched(int64_t{clusters} * args.cluster, kFlatThreads + kFlatFillers<kFill>,
+                                  shape.shared_bytes(args.stages, args.cluster > 1), stream, device, args.cluster);
   std::conditional_t<kFill == FlatFill::tensor, FlatMaps, NoFlatMaps> maps;
   if constexpr (kFill == FlatFill::tensor) FDPP_RETURN_IF_ERROR(make_maps(args, shape, &maps));
-  return check_gpu(cudaLaunchKernelEx(&config, kernel, args, maps), "the flat GEMM");
+  return check_gpu(cudaLaunchKernelEx(&launched.config, kernel, args, maps), "the flat GEMM");
 }
 
 // What `params` and the device allow, best first.

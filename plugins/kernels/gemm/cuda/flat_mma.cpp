@@ -10,10 +10,6 @@
 #include "kernels/gemm/variant.h"
 
 namespace fdpp {
-
-extern const FlatLaunch kFlatHalfInt8, kFlatHalfFp8, kFlatHalfInt4;
-extern const FlatLaunch kFlatBf16Int8, kFlatBf16Fp8, kFlatBf16Int4;
-
 namespace {
 
 bool supports(const GemmProblem& problem, const DeviceInfo& device, std::string* why) {

@@ -18,6 +18,7 @@
 #include "kernels/gemm/cuda/epilogue.cuh"
 #include "kernels/gemm/cuda/gemv_int4.h"
 #include "kernels/gemm/cuda/stream.cuh"
+#include "kernels/gemm/cuda/supports.h"
 #include "kernels/gemm/cuda/weights.cuh"
 
 namespace fdpp {
@@ -252,12 +253,8 @@ bool supports_gemv_int4(const GemmProblem& problem, std::string* why) {
     *why = "M is above 1 with int4 weights";
   } else if (problem.k > kMaxK) {
     *why = "K is above " + std::to_string(kMaxK) + " with int4 weights";
-  } else if (problem.block_size < 32 || problem.k % 32 != 0) {
-    *why = "int4 weights in blocks of 16, or K that is not a multiple of 32";
-  } else if (problem.blocks() % (problem.has_zero_points ? 8 : 2) != 0) {
-    *why = problem.has_zero_points ? "zero points whose rows are not whole words" : "an odd number of blocks in a row";
   } else {
-    return true;
+    return has_whole_vectors(problem, why);
   }
   return false;
 }

@@ -42,6 +42,18 @@ inline bool has_weights_of_a(const GemmProblem& problem, std::string* why) {
   return false;
 }
 
+// int4 for kernels that take 32 numbers of a row and its scales or zero points in words of four bytes.
+inline bool has_whole_vectors(const GemmProblem& problem, std::string* why) {
+  if (problem.block_size < 32 || problem.k % 32 != 0) {
+    *why = "int4 weights in blocks of 16, or K that is not a multiple of 32";
+  } else if (problem.blocks() % (problem.has_zero_points ? 8 : 2) != 0) {
+    *why = problem.has_zero_points ? "zero points whose rows are not whole words" : "an odd number of blocks in a row";
+  } else {
+    return true;
+  }
+  return false;
+}
+
 inline bool has_no_activation(const GemmProblem& problem, std::string* why) {
   if (problem.activation == Activation::none) return true;
   *why = std::string("it does not apply ") + activation_name(problem.activation);
