@@ -15,6 +15,7 @@ from .lower import (
     PROFILES_FILE,
     checked_library,
     engine_limits,
+    hint_next_weights,
     lower,
     lower_for_tensorrt,
     write_genai_config,
@@ -41,6 +42,7 @@ def export_model(
     weights: str = "keep",
     softmax: str = "lazy",
     verify: bool = True,
+    prefetch: bool = True,
     library: str | Path | None = None,
     overwrite: bool = False,
     max_batch: int | None = None,
@@ -53,6 +55,7 @@ def export_model(
     destination: a folder that does not exist; with `overwrite` also one that an earlier export wrote.
     target: one of TARGETS. weights: element type of the packed weights, one of WEIGHTS. softmax: one of SOFTMAX_MODES.
     verify: compare the logits of both graphs in ONNX Runtime.
+    prefetch: of the target onnxruntime alone, tell each product which weight the next one reads.
     library: the op library, for the target onnxruntime (which gets a copy) and for verify.
     max_batch, max_length: of the target tensorrt alone, the rows at once and the tokens in a row that engines are built
     for; None: 1, and the model's context length.
@@ -86,6 +89,8 @@ def export_model(
     if target == "tensorrt":
         lower_for_tensorrt(model, report)
         limits = engine_limits(model, found.genai_config, max_batch, max_length)
+    elif prefetch:
+        hint_next_weights(model, report)
     report.weight_bytes_after = weight_bytes(model)
 
     with staged(destination, overwrite) as folder:

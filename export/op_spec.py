@@ -98,6 +98,7 @@ _FLAT_GEMM_SPEC = {
         _port("bias", "T", optional=True),
         _port("residual", "T", optional=True),
         _port("norm_weight", "T", optional=True),
+        _port("next_weight", "W", optional=True),
     ],
     "outputs": [_port("Y", "T")],
     "attributes": [

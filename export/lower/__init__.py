@@ -4,6 +4,7 @@ TensorRT's parser takes and the shapes that its engines are built for."""
 from .genai_config import write_genai_config
 from .graph import lower
 from .library import checked_library
+from .next_weight import hint_next_weights
 from .profiles import PROFILES_FILE, engine_limits, write_profiles
 from .tensorrt import lower_for_tensorrt
 
@@ -11,6 +12,7 @@ __all__ = [
     "PROFILES_FILE",
     "checked_library",
     "engine_limits",
+    "hint_next_weights",
     "lower",
     "lower_for_tensorrt",
     "write_genai_config",

@@ -49,6 +49,12 @@ def _parser() -> argparse.ArgumentParser:
         help="compare the logits of both graphs in ONNX Runtime",
     )
     parser.add_argument(
+        "--prefetch",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="onnxruntime: tell each product which weight the next one reads, for a GPU to prefetch it into the L2",
+    )
+    parser.add_argument(
         "--max-batch", metavar="ROWS", type=int, help="tensorrt: rows at once that engines are built for (default 1)"
     )
     parser.add_argument(
@@ -80,6 +86,7 @@ def _export(options: argparse.Namespace) -> ExportReport:
             weights=options.weights,
             softmax=options.softmax,
             verify=options.verify,
+            prefetch=options.prefetch,
             library=fdpp_ort.library_path() if needs_library else None,
             overwrite=options.overwrite,
             max_batch=options.max_batch,

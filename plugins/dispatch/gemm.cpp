@@ -63,6 +63,10 @@ Status run_gemm(const GemmProblem& problem, const GemmPlan& plan, const TensorVi
   params.bias = inputs[kGemmBias].data;
   params.residual = inputs[kGemmResidual].data;
   params.norm_weight = inputs[kGemmNormWeight].data;
+  if (const TensorView& next = inputs[kGemmNextWeight]; next.present()) {
+    params.next_weight = next.data;
+    params.next_weight_bytes = next.elements() * static_cast<int64_t>(dtype_size(next.dtype));
+  }
   params.y = outputs[kGemmY].data;
   return plan.variant->run(params, plan.split, workspace, context);
 }

@@ -12,13 +12,13 @@ void place(const DenseInputs& dense, const TensorView* given, TensorView* inputs
 
 Status bad(const char* op, const std::string& what) { return invalid_argument(std::string(op) + ": " + what); }
 
-// B's bytes, of which words are given.
-Status unpack_weights(DType dtype, TensorView* b) {
-  if (b->dtype != DType::i32 || b->rank != 2)
-    return bad(gemm_spec().name, std::string("B is ") + dtype_name(b->dtype) + " " + shape_string(*b) +
-                                     ", expected int32 [rows, words] in the dense form");
-  b->dtype = dtype;
-  b->dims[1] *= 4;
+// The bytes of B or next_weight, of which words are given.
+Status unpack_weights(GemmInput input, DType dtype, TensorView* weights) {
+  if (weights->dtype != DType::i32 || weights->rank != 2)
+    return bad(gemm_spec().name, std::string(gemm_spec().inputs[input].name) + " is " + dtype_name(weights->dtype) + " " +
+                                     shape_string(*weights) + ", expected int32 [rows, words] in the dense form");
+  weights->dtype = dtype;
+  weights->dims[1] *= 4;
   return {};
 }
 
@@ -68,7 +68,9 @@ Status expand_gemm(const DenseInputs& dense, const GemmProblem& layout, const Te
   place(dense, given, inputs, kGemmInputCount);
   const DType dtype = weight_dtype(layout.weight_format);
   if (dtype_size(dtype) > 1) return {};
-  FDPP_RETURN_IF_ERROR(unpack_weights(dtype, &inputs[kGemmB]));
+  FDPP_RETURN_IF_ERROR(unpack_weights(kGemmB, dtype, &inputs[kGemmB]));
+  if (inputs[kGemmNextWeight].present())
+    FDPP_RETURN_IF_ERROR(unpack_weights(kGemmNextWeight, dtype, &inputs[kGemmNextWeight]));
   TensorView& zeros = inputs[kGemmZeroPoints];
   if (!zeros.present()) return {};
   const int64_t row_bytes = (layout.blocks() + 1) / 2, words = (layout.weight_rows() * row_bytes + 3) / 4;

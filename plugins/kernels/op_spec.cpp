@@ -74,6 +74,7 @@ const OpSpec& gemm_spec() {
           {"bias", "T", true, false},
           {"residual", "T", true, false},
           {"norm_weight", "T", true, false},
+          {"next_weight", "W", true, false},
       },
       {{"Y", "T", false, false}},
       {

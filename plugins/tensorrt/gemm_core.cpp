@@ -75,8 +75,9 @@ class GemmCore final : public PluginCore {
   }
   DType fixed_type(int input) const override {
     const DType weights = weight_dtype(layout_.weight_format);
-    if (input == kGemmZeroPoints || (input == kGemmB && dtype_size(weights) == 1)) return DType::i32;
-    return input == kGemmB ? weights : DType::undefined;
+    const bool is_weight = input == kGemmB || input == kGemmNextWeight;
+    if (input == kGemmZeroPoints || (is_weight && dtype_size(weights) == 1)) return DType::i32;
+    return is_weight ? weights : DType::undefined;
   }
 
  private:

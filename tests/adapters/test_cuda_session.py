@@ -56,6 +56,18 @@ def test_gemm(session, m, n, k, variant):
     assert last_variant("FdppFlatGemm") == variant
 
 
+@pytest.mark.parametrize("m", [1, 8, 130])
+def test_a_next_weight_changes_nothing(session, m):
+    rng = np.random.default_rng(0)
+    shapes = (m, 576), (1000, 576), (3000, 900)
+    a, b, next_weight = (rng.standard_normal(shape).astype(np.float16) for shape in shapes)
+    results = [
+        session(gemm_model(b, dtype="float16", constants=constants), CUDA).run(None, {"a": a})[0]
+        for constants in ({}, {"next_weight": next_weight})
+    ]
+    np.testing.assert_array_equal(*results)
+
+
 @pytest.mark.parametrize("m", [1, 8])
 def test_dense_gemm(session, m):
     """int8 weights in words give the bits that bytes give."""

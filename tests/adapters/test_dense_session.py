@@ -37,6 +37,7 @@ def test_product(session, dtype, m):
     rng = np.random.default_rng(1)
     narrow = np.dtype(dtype).itemsize == 1
     constants = {"scales": rng.uniform(0.01, 0.1, 33).astype(np.float32)} if narrow else {}
+    constants["next_weight"] = weight(dtype, 20, 64)
     model = gemm_model(weight(dtype, 33, 48), residual=True, rank=3, constants=constants)
     a, residual = (rng.standard_normal((1, m, columns), dtype=np.float32) for columns in (48, 33))
     assert_same(session, model, {"a": a, "residual": residual})

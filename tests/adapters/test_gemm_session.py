@@ -143,6 +143,22 @@ def test_leading_dimensions(session):
     assert_close(y, expected.reshape(1, 2, 3, 33), 47)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_next_weight_changes_nothing(session, dtype):
+    """Of whatever shape. No session takes one of another type than B's."""
+    a, b, expected = problem(3, 33, 47, dtype)
+    (plain,) = session(gemm_model(b)).run(None, {"a": a})
+    assert_close(plain, expected, 47)
+    for next_weight in (b[:1], b.reshape(-1), np.zeros((2, 5, 1), b.dtype), np.zeros((0, 5), b.dtype)):
+        (y,) = session(gemm_model(b, constants={"next_weight": next_weight})).run(None, {"a": a})
+        np.testing.assert_array_equal(y, plain)
+    with pytest.raises(Exception, match="(?i)type"):
+        session(gemm_model(b, constants={"next_weight": np.zeros((33, 47), np.int8)}))
+    scalar = gemm_model(b, constants={"next_weight": np.zeros((), b.dtype)})
+    with pytest.raises(Exception, match=r"next_weight is \w+ \[\], expected a tensor of"):
+        session(scalar).run(None, {"a": a})
+
+
 def test_no_rows(session):
     _, b, _ = problem(1, 33, 47, "float32")
     (y,) = session(gemm_model(b, rank=3)).run(None, {"a": np.zeros((0, 5, 47), np.float32)})

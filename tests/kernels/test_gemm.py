@@ -35,6 +35,14 @@ def test_every_case_is_taken() -> None:
     harness.check_every_case_is_taken(GEMM, GEMM_CASES, "W", "weight_dtype")
 
 
+# (14000, 256): more blocks than run at once.
+HINTED_CASES = [
+    GemmCase(m, n, k, *types, norm=m == 5, block_size=32 * (types[1] == "uint8"))
+    for types in GEMM_TYPES
+    for m, n, k in ((1, 14000, 256), (1, 33, 50), (5, 96, 512), (20, 40, 1024), (100, 72, 128))
+]
+
+
 @pytest.mark.parametrize(("variant", "case"), harness.parameters(GEMM, GEMM_CASES))
 def test_accuracy(variant: str, case: GemmCase) -> None:
     """Accurate and wholly written, whatever the number of threads; repeatable."""
@@ -63,6 +71,22 @@ def test_every_split_that_is_offered(variant: str, case: GemmCase) -> None:
         call = GemmCall(case, harness.gemm_tensors(case), device)
         assert call.run(variant, split=split)["split"] == split
         call.check(*harness.expected_gemm(case))
+
+
+@pytest.mark.parametrize(("variant", "case"), harness.parameters(GEMM, HINTED_CASES))
+def test_the_next_weight_changes_nothing(variant: str, case: GemmCase) -> None:
+    """Whatever its size, shape and address, also where it has no 16 bytes at a multiple of 16."""
+    call = GemmCall(case, harness.gemm_tensors(case), harness.device_of(variant))
+    call.run(variant)
+    expected = call.outputs["Y"].clone()
+    b = call.inputs["B"]
+    memory = b.flatten()
+    parts = [memory[first : first + count] for first in (0, 1, 3) for count in (0, 1, 7, 15, 33, 1000)]
+    for next_weight in (b, memory, b[None, :, :, None], memory[1:], *parts):
+        call.inputs["next_weight"] = next_weight
+        call.outputs["Y"].fill_(torch.nan)
+        call.run(variant)
+        assert harness.same_bits(call.outputs["Y"], expected), f"{next_weight.shape} at {next_weight.storage_offset()}"
 
 
 @pytest.mark.parametrize(("variant", "case"), harness.parameters(GEMM, CANCELLING_CASES))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import harness
 import pytest
@@ -215,6 +216,54 @@ def test_gemm_graph_replay(variant: str, case: GemmCase) -> None:
         graph.replay()
         torch.cuda.synchronize()
         call.check(*harness.expected_gemm(case))
+
+
+CHAIN_CASES = [
+    GemmCase(m, 2048, 2048, d, w, norm=norm, block_size=32 * (w == "uint8"))
+    for d, w in (("float16", "float16"), ("bfloat16", "bfloat16"), ("float16", "int8"), ("float16", "uint8"))
+    for m in (1, 8)
+    for norm in (False, True)
+]
+
+
+@pytest.mark.parametrize(("variant", "case"), gpu_variants(GEMM, CHAIN_CASES))
+def test_hints_in_a_graph(variant: str, case: GemmCase) -> None:
+    """Products that each read what the last one wrote and prefetch the next one's weight: a graph of them, replayed,
+    gives the bits that calls without hints give."""
+    device = harness.device_of(variant)
+    calls = [GemmCall(case, harness.gemm_tensors(case), device) for _ in range(6)]
+    for i, call in enumerate(calls):
+        call.inputs["B"] = call.inputs["B"].roll(i, 0).contiguous()
+    for call, following in itertools.pairwise(calls):
+        following.inputs["A"] = call.outputs["Y"]
+
+    def run_all() -> None:
+        stream = torch.cuda.current_stream().cuda_stream
+        for call in calls:
+            options = {"workspace": call.workspace, "stream": stream, "variant": variant}
+            _core.gemm(case.attributes(), call.inputs, call.outputs, **options)
+            y = call.outputs["Y"]
+            y.copy_(torch.nn.functional.rms_norm(y, y.shape[-1:]))  # or numbers would grow too large
+
+    for call in calls:
+        call.run(variant)  # for its workspace
+    run_all()
+    expected = [call.outputs["Y"].clone() for call in calls]
+    assert all(torch.isfinite(y).all() for y in expected)
+    for call, following in itertools.pairwise(calls):
+        call.inputs["next_weight"] = following.inputs["B"]
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph, stream=stream):
+        run_all()
+    for _ in range(3):
+        for call in calls:
+            call.outputs["Y"].fill_(torch.nan)
+        torch.cuda.synchronize()
+        graph.replay()
+        torch.cuda.synchronize()
+        for call, y in zip(calls, expected, strict=True):
+            assert harness.same_bits(call.outputs["Y"], y)
 
 
 @pytest.mark.parametrize("bad", [-5, CAPACITY, CAPACITY + 1000, 2**31 - 1])

@@ -34,6 +34,8 @@ def gemm_tensors(
         tensors.append(Tensor(dtype, (n,)))
     if more.get("residual"):
         tensors.append(Tensor(dtype, (1, rows, n), (1, 1, n)))
+    if more.get("next_weight"):
+        tensors.append(Tensor(tensors[1].type, (2 * n, k)))
     return [*tensors, Tensor(dtype, (1, rows, n), (1, 1, n))]
 
 

@@ -70,6 +70,7 @@ def gemm_layer(host: Host, case: GemmCase, **more) -> tuple[Layer, GemmCall]:
         inputs["B"] = words(inputs["B"])
     if inputs.get("zero_points") is not None:
         inputs["zero_points"] = words(inputs["zero_points"].flatten())
+    inputs["next_weight"] = inputs["B"]  # which changes nothing
     output = torch.full_like(call.outputs["Y"], torch.nan)
     attributes = {k: v for k, v in case.attributes().items() if v is not None}
     return Layer(host, "FdppFlatGemm", {**attributes, **more}, inputs, [output]), call

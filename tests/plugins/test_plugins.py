@@ -60,11 +60,11 @@ def test_fields_that_are_wrong(host: Host, op: str, fields: dict, message: str) 
 @pytest.mark.parametrize("weights", ["same", "int8", "fp8", "int4"])
 def test_types_of_a_product(host: Host, dtype: str, weights: str) -> None:
     weight_format = {"float16": "f16", "bfloat16": "bf16"}[dtype] if weights == "same" else weights
-    inputs = "A,B,bias" if weights == "same" else "A,B,scales,bias"
+    inputs = "A,B,bias,next_weight" if weights == "same" else "A,B,scales,bias,next_weight"
     plugin = host.create(
         GEMM, gemm_fields(weight_format=weight_format, inputs=inputs, block_size=32 * (weights == "int4"))
     )
-    tensors = gemm_tensors(dtype=dtype, weight_format=weight_format, bias=True)
+    tensors = gemm_tensors(dtype=dtype, weight_format=weight_format, bias=True, next_weight=True)
     check_types(plugin, tensors)
     assert plugin.output_types([t.type for t in tensors[:-1]]) == [dtype]
 

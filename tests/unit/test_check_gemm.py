@@ -83,6 +83,12 @@ VALUE_ERRORS = {
         r"residual is float32 \[4, 6\], expected float32 \[2, 4, 6\]",
     ),
     "residual_type": ({}, {"residual": torch.ones(2, M, N).half()}, "residual is float16"),
+    "next_weight_type": (
+        {},
+        {"next_weight": torch.ones(N, K).half()},
+        r"next_weight is float16 \[6, 10\], expected a tensor of float32 like B, of one dimension or more",
+    ),
+    "next_weight_scalar": ({}, {"next_weight": torch.ones(())}, r"next_weight is float32 \[\], expected a tensor of"),
 }
 
 

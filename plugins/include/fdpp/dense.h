@@ -4,7 +4,8 @@
 // A node of domain "fdpp.dense" has the op's attributes and one more, `inputs`: the names of those inputs that are there,
 // in the op's order, parted by commas. Its inputs are these alone, as the op has them but for
 //   total_sequence_length   any tensor whose last dimension is that number, such as an attention mask; its values are not read
-//   B of int8, fp8, int4    int32 [R, bytes of a row / 4]: the same bytes, in words, of which a row has whole ones
+//   B of int8, fp8, int4    int32 [R, bytes of a row / 4]: the same bytes, in words, of which a row has whole ones;
+//                           next_weight likewise
 //   zero_points             int32 [ceil(bytes / 4)]: the same bytes, rows side by side
 #pragma once
 

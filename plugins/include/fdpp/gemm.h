@@ -6,6 +6,9 @@
 // and Y [..., N]; norm_weight [K]. R is N, with silu_mul 2N. Y overlaps no input.
 //
 // B is a weight: on a GPU it may be read before the stream's preceding kernel has ended, so that kernel must not write it.
+//
+// next_weight, of B's element type and of one dimension or more, is the weight that a later product reads: a hint that
+// kernels may follow, by bringing its beginning into a cache, or ignore. No result depends on it.
 #pragma once
 
 #include <cstddef>

@@ -41,6 +41,7 @@ enum GemmInput : int {
   kGemmBias,
   kGemmResidual,
   kGemmNormWeight,
+  kGemmNextWeight,
   kGemmInputCount
 };
 enum GemmOutput : int { kGemmY, kGemmOutputCount };

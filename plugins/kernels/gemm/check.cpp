@@ -39,6 +39,12 @@ Status check_input(const TensorView* in, GemmInput input, const TensorView& expe
   return bad(std::string(gemm_spec().inputs[input].name) + " is " + typed(given) + ", expected " + typed(expected));
 }
 
+Status check_next_weight(const TensorView& next, DType weights) {
+  if (!next.present() || (next.dtype == weights && next.rank > 0)) return {};
+  return bad(std::string("next_weight is ") + typed(next) + ", expected a tensor of " + dtype_name(weights) +
+             " like B, of one dimension or more");
+}
+
 // B, scales and zero_points.
 Status check_weights(const TensorView* in, GemmProblem* p) {
   const TensorView& b = in[kGemmB];
@@ -165,6 +171,7 @@ Status check_gemm(const GemmAttributes& attributes, const TensorView* in, GemmPr
   FDPP_RETURN_IF_ERROR(check_input(in, kGemmBias, {nullptr, p.dtype, {p.weight_rows()}}));
   FDPP_RETURN_IF_ERROR(check_input(in, kGemmResidual, y));
   FDPP_RETURN_IF_ERROR(check_input(in, kGemmNormWeight, {nullptr, p.dtype, {p.k}}));
+  FDPP_RETURN_IF_ERROR(check_next_weight(in[kGemmNextWeight], weight_dtype(p.weight_format)));
   *problem = p;
   return {};
 }

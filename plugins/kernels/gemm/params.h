@@ -14,6 +14,8 @@ struct GemmParams {
   const void* bias = nullptr;         // dtype [R] or null
   const void* residual = nullptr;     // dtype [M, N] or null
   const void* norm_weight = nullptr;  // dtype [K] or null
+  const void* next_weight = nullptr;  // what a later product reads, or null: a hint
+  int64_t next_weight_bytes = 0;
   void* y = nullptr;                  // dtype [M, N]
 };
 

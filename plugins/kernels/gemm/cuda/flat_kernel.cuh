@@ -78,6 +78,7 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers<kFill>, 2)
       lower_registers<56>();
       fill_by_threads<W, Shape, kFill, kPlain>(args, shape, work, shared, full, empty);
     }
+    if (tid == kFlatThreads) prefetch(args.next);
     if (args.cluster > 1) {
       cluster_arrive_relaxed();
       cluster_wait();

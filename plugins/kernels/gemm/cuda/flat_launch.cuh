@@ -95,6 +95,7 @@ Status launch_kernel(const GemmParams& params, const GemmSplit& split, const Dev
   const int blocks = split.algorithm > 0 ? 2 : 1;  // of a multiprocessor
   const int clusters = std::min(tiles, flat_clusters(device, args.cluster) * blocks);
   args.tiles_each = tiles / clusters, args.tiles_over = tiles % clusters;
+  args.next = NextWeight(params, clusters * args.cluster);
   const Shape shape(args.block_log);
   args.stages = stages_of(shape, split, args.cluster > 1, device);
 

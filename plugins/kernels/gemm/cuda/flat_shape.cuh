@@ -4,6 +4,7 @@
 #include "kernels/common/pipeline.cuh"
 #include "kernels/common/wgmma.cuh"
 #include "kernels/gemm/cuda/epilogue.cuh"
+#include "kernels/gemm/cuda/prefetch.cuh"
 #include "kernels/gemm/cuda/weights.cuh"
 
 namespace fdpp {
@@ -27,6 +28,7 @@ struct FlatArgs {
   const T* scales;                   // of blocks of K, or null
   const unsigned char* zero_points;  // or null
   Epilogue<T> out;
+  NextWeight next;
   int64_t m, n;
   int k;
   int64_t row_bytes;  // of B

@@ -8,6 +8,7 @@
 #include "kernels/gemm/cuda/epilogue.cuh"
 #include "kernels/gemm/cuda/gemv_int4.h"
 #include "kernels/gemm/cuda/normalise.h"
+#include "kernels/gemm/cuda/prefetch.cuh"
 #include "kernels/gemm/cuda/stream.cuh"
 #include "kernels/gemm/cuda/supports.h"
 #include "kernels/gemm/variant.h"
@@ -24,6 +25,7 @@ constexpr int kVector = 8;  // elements in 16 bytes
 // side in K; the widest split serves small N, where thinner groups give every multiprocessor a block.
 constexpr int rows_of_warp(int splits) { return splits == kWarps ? 2 : 4; }
 constexpr int rows_of_block(int splits) { return rows_of_warp(splits) * (kWarps / splits); }
+constexpr int blocks_at_once(int m) { return m <= 2 ? 3 : 2; }  // on a multiprocessor, by their registers
 
 __device__ __forceinline__ float warp_sum(float v) {
 #pragma unroll
@@ -67,9 +69,9 @@ __device__ __forceinline__ void store_rows(const float (&acc)[M][Rows], float (&
 
 // A [M, vectors], B [n, vectors] in units of 16 bytes.
 template <typename T, int M, int Rows>
-__global__ void __launch_bounds__(kWarps* kWarp, M <= 2 ? 3 : 2)
+__global__ void __launch_bounds__(kWarps* kWarp, blocks_at_once(M))
     gemv_kernel(const uint4* a, const uint4* __restrict__ b, Epilogue<T> out, int n, int vectors,
-                int splits) {
+                int splits, NextWeight next) {
   // Steps of K in flight, so that a thread has 8 loads of B under way where registers allow.
   constexpr int kSteps = Rows == 4 || M > 2 ? 2 : 4;
   __shared__ float sums[kWarps][M * Rows];
@@ -97,6 +99,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, M <= 2 ? 3 : 2)
 #pragma unroll
       for (int r = 0; r < Rows; ++r)
         weights[s][r] = load_streamed_16(row[r] + v + s * stride, v + s * stride < vectors, policy);
+    if (threadIdx.x == 0 && v + kSteps * stride >= vectors) prefetch(next);
     if (v == begin) wait_for_predecessor();  // nobody writes weights, but A may still be on its way
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
@@ -150,11 +153,13 @@ template <typename T, int M>
 Status launch(const GemmParams& p, int splits, cudaStream_t stream) {
   DeviceInfo device;
   FDPP_RETURN_IF_ERROR(current_gpu_device(&device));
-  const OverlappedLaunch launched(ceil_div(p.problem.n, rows_of_block(splits)), kWarps * kWarp, 0, stream, device);
+  const int64_t blocks = ceil_div(p.problem.n, rows_of_block(splits));
+  const NextWeight next(p, blocks, int64_t{blocks_at_once(M)} * device.multiprocessors);
+  const OverlappedLaunch launched(blocks, kWarps * kWarp, 0, stream, device);
   const auto kernel = rows_of_warp(splits) == 2 ? gemv_kernel<T, M, 2> : gemv_kernel<T, M, 4>;
   return check_gpu(cudaLaunchKernelEx(&launched.config, kernel, static_cast<const uint4*>(p.a), static_cast<const uint4*>(p.b),
                                       Epilogue<T>(p), static_cast<int>(p.problem.n),
-                                      static_cast<int>(p.problem.k / kVector), splits),
+                                      static_cast<int>(p.problem.k / kVector), splits, next),
                    "cuda_gemv");
 }
 

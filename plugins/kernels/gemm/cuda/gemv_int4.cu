@@ -17,6 +17,7 @@
 #include "kernels/common/shared_memory_grant.h"
 #include "kernels/gemm/cuda/epilogue.cuh"
 #include "kernels/gemm/cuda/gemv_int4.h"
+#include "kernels/gemm/cuda/prefetch.cuh"
 #include "kernels/gemm/cuda/stream.cuh"
 #include "kernels/gemm/cuda/supports.h"
 #include "kernels/gemm/cuda/weights.cuh"
@@ -53,6 +54,7 @@ struct Int4Args {
   int steps;  // of a row
   int blocks, block_log;
   int splits;
+  NextWeight next;
 };
 
 int row_steps(const GemmProblem& p) { return static_cast<int>(ceil_div(p.k >> kVectorLog, kVectors)); }
@@ -115,7 +117,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce)
         cp_async_4(&ring.zeros[next.slot][tid], next.zeros + (block & ~7) / 2, 2 * t < left);
       }
       next.vector += stride, next.weights += stride, next.scales += block_stride;
-      if (next.vector >= args.steps * kVectors) go_to(next.tile + tiles_at_once);
+      if (next.vector >= args.steps * kVectors) {
+        go_to(next.tile + tiles_at_once);
+        if (tid == 0 && next.tile >= tiles) prefetch(args.next);  // no warp of the block has more tiles
+      }
     }
     if (++next.slot == kDepth) next.slot = 0;
     cp_async_commit();
@@ -242,6 +247,7 @@ Status launch(const GemmParams& params, const GemmSplit& split, cudaStream_t str
   const int bytes = shared_bytes(p);
   const int64_t at_once = blocks_at_once(bytes, device);
   const int64_t blocks = std::min(at_once, ceil_div(p.n, kRows * (kWarps / args.splits)));
+  args.next = NextWeight(params, blocks);
   const OverlappedLaunch launched(blocks, kThreads, static_cast<size_t>(bytes), stream, device);
   return check_gpu(cudaLaunchKernelEx(&launched.config, kernel, args, Epilogue<T>(params)), "cuda_gemv (int4)");
 }
