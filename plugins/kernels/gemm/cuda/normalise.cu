@@ -5,6 +5,7 @@
 #include "kernels/common/mma.cuh"
 #include "kernels/common/pipeline.cuh"
 #include "kernels/gemm/cuda/epilogue.cuh"
+#include "kernels/gemm/cuda/stream.cuh"
 
 namespace fdpp {
 namespace {
@@ -47,14 +48,15 @@ __global__ void __launch_bounds__(kThreads)
 // what counts is how long one row takes. The norm's weight is there before the row is.
 template <typename T, int Vectors>
 __global__ void __launch_bounds__(kThreads)
-    normalise_vectors_kernel(const uint4* a, const uint4* __restrict__ weight, uint4* y, int vectors, float epsilon) {
+    normalise_vectors_kernel(const uint4* a, const uint4* weight, uint4* y, int vectors, float epsilon) {
   release_successor();
   const int64_t first = static_cast<int64_t>(blockIdx.x) * vectors;
+  const uint64_t policy = evict_first_policy();
   uint4 w[Vectors], x[Vectors];
 #pragma unroll
   for (int v = 0; v < Vectors; ++v) {
     const int i = threadIdx.x + v * kThreads;
-    w[v] = i < vectors ? weight[i] : make_uint4(0, 0, 0, 0);
+    w[v] = load_streamed_16(weight + i, i < vectors, policy);
   }
   wait_for_predecessor();
 #pragma unroll
