@@ -17,6 +17,7 @@
 #include "kernels/gemm/cuda/epilogue.cuh"
 #include "kernels/gemm/cuda/flat_mma.h"
 #include "kernels/gemm/cuda/normalise.h"
+#include "kernels/gemm/cuda/prefetch.cuh"
 #include "kernels/gemm/cuda/stream.cuh"
 #include "kernels/gemm/cuda/supports.h"
 #include "kernels/gemm/cuda/weights.cuh"
@@ -66,6 +67,7 @@ struct FlatInt4Args {
   int tile_rows;               // of N: 16, of gated products 8
   int tiles_each, tiles_over;  // so many for each cluster, and one more for the first few
   int cluster;                 // blocks in one
+  NextWeight next;
 };
 
 // How a product is shared out.
@@ -172,6 +174,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 1)
       const int rows = kStepTiles * args.tile_rows;
       next.row += rows, next.scales += rows * args.blocks;
       if constexpr (kZeros) next.zeros += rows * (args.blocks / 2);
+      if (tid == 0 && next.row >= end_row) prefetch(args.next);
     }
     if (++next.slot == kDepth) next.slot = 0;
     cp_async_commit();
@@ -439,6 +442,7 @@ Status launch(const GemmParams& params, const Shares& shares, const DeviceInfo& 
   args.upper = gated(p) ? args.n : kRows;
   args.tiles_each = shares.tiles / shares.clusters, args.tiles_over = shares.tiles % shares.clusters;
   args.cluster = shares.cluster;
+  args.next = NextWeight(params, int64_t{shares.clusters} * shares.cluster);
 
   CUtensorMap map;
   FDPP_RETURN_IF_ERROR(make_map(params, &map));

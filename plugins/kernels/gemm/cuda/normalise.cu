@@ -5,7 +5,6 @@
 #include "kernels/common/mma.cuh"
 #include "kernels/common/pipeline.cuh"
 #include "kernels/gemm/cuda/epilogue.cuh"
-#include "kernels/gemm/cuda/stream.cuh"
 
 namespace fdpp {
 namespace {
@@ -44,6 +43,13 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = threadIdx.x; i < k; i += kThreads) out[i] = from_float<T>(to_float(row[i]) * factor * to_float(weight[i]));
 }
 
+// A load that stays ahead of the wait for the predecessor: the compiler moves those through the read-only cache behind it.
+__device__ __forceinline__ uint4 load_in_order(const uint4* at) {
+  uint4 v;
+  asm volatile("ld.global.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(at) : "memory");
+  return v;
+}
+
 // The same where rows are whole vectors and lie in a block's registers: decoding waits for each of these kernels, so that
 // what counts is how long one row takes. The norm's weight is there before the row is.
 template <typename T, int Vectors>
@@ -51,12 +57,11 @@ __global__ void __launch_bounds__(kThreads)
     normalise_vectors_kernel(const uint4* a, const uint4* weight, uint4* y, int vectors, float epsilon) {
   release_successor();
   const int64_t first = static_cast<int64_t>(blockIdx.x) * vectors;
-  const uint64_t policy = evict_first_policy();
   uint4 w[Vectors], x[Vectors];
 #pragma unroll
   for (int v = 0; v < Vectors; ++v) {
     const int i = threadIdx.x + v * kThreads;
-    w[v] = load_streamed_16(weight + i, i < vectors, policy);
+    w[v] = i < vectors ? load_in_order(weight + i) : make_uint4(0, 0, 0, 0);
   }
   wait_for_predecessor();
 #pragma unroll
