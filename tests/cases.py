@@ -6,7 +6,7 @@ A selection rather than the full product: each axis cycles with its own period, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 HEAD_SIZES = (32, 64, 80, 96, 128, 192, 256)
 GROUPS = (1, 2, 3, 4, 6, 7, 8, 12, 16)
@@ -221,7 +221,8 @@ class AttentionCase:
 class GemmCase:
     """One call of FdppFlatGemm: Y [M, N] = act(norm(A [M, K]) · Bᵀ (+ bias)) (+ residual [M, N]).
 
-    ``weight_dtype``: B's element type, uint8 for int4. ``one_scale``: all rows of B share one (fp8).
+    ``weight_dtype``: B's element type, uint8 for int4. ``one_scale``: all rows of B share one (fp8). ``row_gap``:
+    elements of something else before each row of A.
     """
 
     m: int
@@ -237,6 +238,7 @@ class GemmCase:
     zero_points: bool = False
     one_scale: bool = False
     accuracy_level: int = 0
+    row_gap: int = field(default=0, repr=False)  # tensors are drawn by the repr: where A lies does not change them
 
     @property
     def weight_format(self) -> str:
@@ -273,6 +275,7 @@ class GemmCase:
         marks += [f"b{self.block_size}"] * (self.block_size > 0) + ["zero_points"] * self.zero_points
         marks += ["one_scale"] * self.one_scale + [f"accuracy{self.accuracy_level}"] * (self.accuracy_level > 0)
         marks += ["norm"] * self.norm + [self.activation] * (self.activation != "none")
+        marks += [f"gap{self.row_gap}"] * (self.row_gap > 0)
         return "-".join(marks + ["bias"] * self.bias + ["residual"] * self.residual)
 
     def attributes(self) -> dict[str, object]:
@@ -439,6 +442,18 @@ def _gemm_few_row_cases(types: tuple[str, str]) -> list[GemmCase]:
     ]
 
 
+def _gemm_strided_cases(types: tuple[str, str]) -> list[GemmCase]:
+    """Rows of A that are parts of wider ones: at multiples of 16 bytes, in each of the ways that a GPU copies those,
+    and elsewhere."""
+    block_size = 32 if types[1] == "uint8" else 0
+    shapes = ((4, 100, 256, 64), (17, 72, 256, 8), (65, 40, 200, 24), (3, 40, 192, 3), (33, 24, 96, 13))
+    cases = [GemmCase(m, n, k, *types, block_size=block_size, row_gap=gap) for m, n, k, gap in shapes]
+    cases += [GemmCase(9, 40, 128, *types, norm=True, block_size=block_size, row_gap=gap) for gap in (8, 11)]
+    if types == ("float32", "uint8"):
+        cases += [replace(case, accuracy_level=4) for case in cases]
+    return cases
+
+
 def _gemm_cases() -> list[GemmCase]:
     cases = []
     for offset, types in enumerate(GEMM_TYPES):
@@ -446,7 +461,7 @@ def _gemm_cases() -> list[GemmCase]:
             for step, m in enumerate(GEMM_ROWS + GEMM_ROWS[:10] + GEMM_ROWS[:5]):
                 n, k = GEMM_WEIGHTS[(step + 5 * offset) % len(GEMM_WEIGHTS)]
                 cases.append(_gemm(step, types, m, n, k, accuracy_level))
-        cases += _gemm_copy_cases(types)
+        cases += _gemm_copy_cases(types) + _gemm_strided_cases(types)
         if types[1] == "uint8":
             cases += _gemm_single_row_cases(types) + _gemm_few_row_cases(types)
     return list(dict.fromkeys(cases))

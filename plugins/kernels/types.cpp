@@ -1,6 +1,15 @@
 #include "fdpp/types.h"
 
 namespace fdpp {
+namespace {
+
+std::string list_string(const int64_t* values, int count) {
+  std::string text = "[";
+  for (int i = 0; i < count; ++i) text += (i ? ", " : "") + std::to_string(values[i]);
+  return text + "]";
+}
+
+}  // namespace
 
 size_t dtype_size(DType dtype) {
   switch (dtype) {
@@ -32,10 +41,10 @@ const char* dtype_name(DType dtype) {
   return "undefined";
 }
 
-std::string shape_string(const TensorView& tensor) {
-  std::string text = "[";
-  for (int i = 0; i < tensor.rank; ++i) text += (i ? ", " : "") + std::to_string(tensor.dims[i]);
-  return text + "]";
+std::string shape_string(const TensorView& tensor) { return list_string(tensor.dims, tensor.rank); }
+
+std::string layout_string(const TensorView& tensor) {
+  return shape_string(tensor) + " with strides " + list_string(tensor.strides, tensor.rank);
 }
 
 }  // namespace fdpp

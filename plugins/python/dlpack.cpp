@@ -1,5 +1,6 @@
 #include "dlpack.h"
 
+#include <algorithm>
 #include <string>
 #include <utility>
 
@@ -23,18 +24,6 @@ DType dtype_of(const DLDataType& type) {
     case kDlUInt: return type.bits == 8 ? DType::u8 : DType::undefined;
     default: return DType::undefined;
   }
-}
-
-bool is_dense(const DLTensor& tensor) {
-  if (tensor.strides == nullptr) return true;
-  int64_t expected = 1;
-  bool dense = true;
-  for (int i = tensor.ndim - 1; i >= 0; --i) {
-    if (tensor.shape[i] == 0) return true;
-    if (tensor.shape[i] != 1 && tensor.strides[i] != expected) dense = false;
-    expected *= tensor.shape[i];
-  }
-  return dense;
 }
 
 DLManagedTensor* take_capsule(const std::string& name, const py::handle& object) {
@@ -66,9 +55,9 @@ TensorView view_of(const std::string& name, const DLTensor& tensor) {
     throw py::value_error(name + " has rank " + std::to_string(tensor.ndim) + ", expected at most " +
                           std::to_string(TensorView::kMaxRank));
   view.rank = tensor.ndim;
-  for (int i = 0; i < tensor.ndim; ++i) view.dims[i] = tensor.shape[i];
-  if (!is_dense(tensor))
-    throw py::value_error(name + " " + shape_string(view) + " is strided, expected a dense row-major tensor");
+  std::copy_n(tensor.shape, tensor.ndim, view.dims);
+  view.has_strides = tensor.strides != nullptr;
+  if (view.has_strides) std::copy_n(tensor.strides, tensor.ndim, view.strides);
   view.data = tensor.data == nullptr ? nullptr : static_cast<char*>(tensor.data) + tensor.byte_offset;
   return view;
 }

@@ -48,7 +48,7 @@ inline constexpr int32_t kDlCuda = 2;
 // A tensor that stays alive, uncopied, as long as this object. Made and destroyed with the GIL held.
 class BorrowedTensor {
  public:
-  // Raises ValueError, naming the tensor `name`, where `object` is no dense row-major tensor of a known element type.
+  // Raises ValueError, naming the tensor `name`, where `object` is no tensor of a known element type.
   BorrowedTensor(const std::string& name, const pybind11::handle& object);
   ~BorrowedTensor();
   BorrowedTensor(BorrowedTensor&& other) noexcept;

@@ -72,6 +72,11 @@ Tensors borrow(const std::string& op, const std::vector<PortSpec>& ports, const 
   return tensors;
 }
 
+void expect_dense(const std::string& name, const TensorView& view) {
+  if (!view.is_dense())
+    throw py::value_error(name + " is " + layout_string(view) + ", expected a dense row-major tensor");
+}
+
 void expect_output(const OpSpec& spec, const Tensors& outputs, int index, const TensorView& expected) {
   const TensorView& view = outputs.views[index];
   const std::string name = std::string(spec.name) + ": " + spec.outputs[index].name;
@@ -79,6 +84,7 @@ void expect_output(const OpSpec& spec, const Tensors& outputs, int index, const 
   if (view.dtype != expected.dtype || shape_string(view) != shape_string(expected))
     throw py::value_error(name + " is " + dtype_name(view.dtype) + " " + shape_string(view) + ", expected " +
                           dtype_name(expected.dtype) + " " + shape_string(expected));
+  expect_dense(name, view);
 }
 
 // ---- the two ops behind one interface ----
@@ -232,6 +238,7 @@ class Workspace {
       const BorrowedTensor& tensor = tensor_.emplace("workspace", given);
       std::optional<DLDevice> common = device;
       join_device("workspace", tensor.device(), &common);
+      expect_dense("workspace", tensor.view());
       const size_t size = static_cast<size_t>(tensor.view().elements()) * dtype_size(tensor.view().dtype);
       if (size < bytes)
         throw py::value_error("workspace has " + std::to_string(size) + " bytes, expected at least " +
@@ -374,9 +381,10 @@ py::dict gpu(int ordinal) {
 
 constexpr const char* kRunHelp = R"(Check, plan and run on the device that the tensors lie on.
 
-`inputs` and `outputs` map the names of the op's spec to dense row-major tensors that speak DLPack; None and left-out
-names are absent; total_sequence_length may be an int. All outputs are the caller's (pass one tensor as past and present
-to append in place). `workspace`: on a GPU a uint8 tensor of at least the plan's workspace_bytes; on the CPU not needed.
+`inputs` and `outputs` map the names of the op's spec to dense row-major tensors that speak DLPack (a product's A may be
+a view whose rows lie one distance apart); None and left-out names are absent; total_sequence_length may be an int. All
+outputs are the caller's (pass one tensor as past and present to append in place). `workspace`: on a GPU a uint8 tensor of
+at least the plan's workspace_bytes; on the CPU not needed.
 `stream`: the CUDA stream's handle as an int. `variant` names the variant for this call; `split` stands in for the
 variant's own choice of {pieces, cluster, blocks_per_multiprocessor}, for a product of {pieces, rows, stages, algorithm};
 `threads` sets the number of CPU threads; `fault` receives what only the GPU can see. `counter` counts the query rows of

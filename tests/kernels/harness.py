@@ -25,11 +25,19 @@ def dtype_of(name: str) -> torch.dtype:
     return torch.float8_e4m3fn if name == "float8e4m3fn" else getattr(torch, name)
 
 
-def poisoned(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> torch.Tensor:
+def poisoned(shape: tuple[int, ...], dtype: torch.dtype, device: str | torch.device) -> torch.Tensor:
     """Memory that must not be read: NaN, of int8 a large number."""
     if dtype == torch.int8:
         return torch.full(shape, 113, dtype=dtype, device=device)
     return torch.full(shape, torch.nan, device=device).to(dtype)
+
+
+def part_of_wider_rows(rows: torch.Tensor, gap: int) -> torch.Tensor:
+    """The same rows, each after `gap` elements of poison; the memory ends where the last row does."""
+    m, k = rows.shape
+    wide = poisoned((m, gap + k), rows.dtype, rows.device)
+    wide[:, gap:] = rows
+    return wide[:, gap:]
 
 
 def random(case: object, *shapes: tuple[int, ...] | None) -> list[torch.Tensor | None]:
@@ -53,10 +61,11 @@ def shapes_only(case: AttentionCase | GemmCase) -> dict[str, object]:
     t = dtype_of(case.dtype)
     if isinstance(case, GemmCase):
         types = {"B": dtype_of(case.weight_dtype), "zero_points": torch.uint8}
-        return {
+        inputs = {
             name: None if shape is None else torch.empty(shape, dtype=types.get(name, t))
             for name, shape in case.shapes().items()
         }
+        return inputs | {"A": part_of_wider_rows(inputs["A"], case.row_gap)}
     heads = case.kv_heads * case.head_size
     past = None
     if case.cache != "none":
@@ -381,6 +390,7 @@ class GemmCall:
     def __init__(self, case: GemmCase, tensors: dict[str, torch.Tensor | None], device: str):
         self.case = case
         self.inputs = {name: None if x is None else x.to(device) for name, x in tensors.items()}
+        self.inputs["A"] = part_of_wider_rows(self.inputs["A"], case.row_gap)
         self.outputs = {"Y": torch.full((case.m, case.n), torch.nan, dtype=dtype_of(case.dtype), device=device)}
 
     def run(self, variant: str | None = None, threads: int | None = None, **options: object) -> dict[str, object]:

@@ -266,6 +266,29 @@ def test_hints_in_a_graph(variant: str, case: GemmCase) -> None:
             assert harness.same_bits(call.outputs["Y"], y)
 
 
+@pytest.mark.parametrize(
+    ("variant", "case"),
+    gpu_variants(
+        GEMM,
+        [
+            GemmCase(m, 64, 128, "float16", weights, norm=norm)
+            for m, weights, norm in (
+                (3, "float16", False),
+                (17, "float16", False),
+                (17, "int8", False),
+                (17, "float16", True),
+            )
+        ],
+    ),
+)
+def test_rows_of_a_beyond_2_31_elements(variant: str, case: GemmCase) -> None:
+    far = dataclasses.replace(case, row_gap=2**31 // (case.m - 1))
+    call = GemmCall(far, harness.gemm_tensors(case), harness.device_of(variant))
+    assert call.inputs["A"][-1].storage_offset() >= 2**31
+    call.run(variant)
+    call.check(*harness.expected_gemm(case))
+
+
 @pytest.mark.parametrize("bad", [-5, CAPACITY, CAPACITY + 1000, 2**31 - 1])
 @pytest.mark.parametrize(("variant", "case"), gpu_variants(ATTENTION, DECODE_CASES))
 def test_bad_lengths_on_the_device(variant: str, case: AttentionCase, bad: int) -> None:

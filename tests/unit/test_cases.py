@@ -72,6 +72,8 @@ def test_gemm_axes(types: tuple[str, str]) -> None:
     assert {(c.bias, c.residual) for c in cases} == {(x, y) for x in both for y in both}
     assert {(c.activation, c.norm) for c in cases} == {(x, y) for x in GEMM_ACTIVATIONS for y in both}
     assert any(c.activation == "silu_mul" and c.bias and c.residual for c in cases)
+    for norm in both:
+        assert {c.row_gap % 8 == 0 for c in cases if c.row_gap > 0 and c.norm == norm} == set(both)
     if types[1] == "float8e4m3fn":
         assert {c.one_scale for c in cases} == set(both)
     if types[1] == "uint8":

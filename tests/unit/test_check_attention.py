@@ -115,6 +115,11 @@ VALUE_ERRORS = {
         "cos_cache is float16, expected float32",
     ),
     "query_rank": ({}, {"query": torch.zeros(B, S, HQ, D)}, r"query has shape \[2, 3, 6, 16\], expected rank 3"),
+    "query_strided": (
+        {},
+        {"query": torch.zeros(B, S, 2 * HQ * D)[:, :, : HQ * D]},
+        r"query is \[2, 3, 96\] with strides \[576, 192, 1\], expected a dense row-major tensor",
+    ),
     "query_columns": (
         {},
         {"query": torch.zeros(B, S, HQ * D + 1)},
@@ -392,7 +397,10 @@ def test_nothing_to_do_is_no_error(batch: int, tokens: int) -> None:
             {"present_key": torch.zeros(B, HKV, L + 1, D)},
             r"present_key is float32 \[2, 2, 13, 16\], expected float32 \[2, 2, 12, 16\]",
         ),
-        ({"present_value": torch.zeros(B, L, HKV, D).transpose(1, 2)}, r"present_value \[2, 2, 12, 16\] is strided"),
+        (
+            {"present_value": torch.zeros(B, L, HKV, D).transpose(1, 2)},
+            r"present_value is \[2, 2, 12, 16\] with strides",
+        ),
         ({"presents": torch.zeros(1)}, 'unknown tensor "presents"'),
     ],
 )

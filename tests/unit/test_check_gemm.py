@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -27,6 +29,59 @@ def test_leading_dimensions() -> None:
     y = torch.full((2, M, N), torch.nan)
     _core.gemm(attributes(), inputs(residual=torch.ones(2, M, N)), {"Y": y})
     assert (y == K + 1).all()
+
+
+STRIDED_A = {
+    "last_position": lambda: torch.randn(3, 5, K)[:, -1],
+    "last_position_kept": lambda: torch.randn(3, 5, K)[:, -1:],
+    "part_of_packed_rows": lambda: torch.randn(2, M, 3 * K)[:, :, K : 2 * K],
+    "every_other_row": lambda: torch.randn(2 * M, K)[::2],
+    "rows_of_one_dimension": lambda: torch.randn(M, 2 * K).as_strided((1, 2, 1, 2, K), (7, 4 * K, 9, 2 * K, 1)),
+    "one_row": lambda: torch.randn(2 * K).as_strided((1, 1, K), (1, 2, 1)),
+}
+
+
+@pytest.mark.parametrize("make", STRIDED_A.values(), ids=STRIDED_A)
+@pytest.mark.parametrize("norm", [False, True])
+def test_strided_a(make: Callable[[], torch.Tensor], norm: bool) -> None:
+    """A view gives the bits of its dense copy."""
+    a = make()
+    more = {"B": torch.randn(N, K), "norm_weight": torch.randn(K) if norm else None}
+    results = []
+    for rows in (a, a.contiguous()):
+        y = torch.full((*a.shape[:-1], N), torch.nan)
+        _core.gemm(attributes(), inputs(A=rows, **more), {"Y": y})
+        results.append(y)
+    assert torch.equal(*results)
+
+
+def test_strided_a_of_one_column() -> None:
+    a = torch.randn(M, 7)[:, 3:4]
+    y = torch.full((M, N), torch.nan)
+    _core.gemm(attributes(K=1), inputs(A=a, B=torch.ones(N, 1)), {"Y": y})
+    assert torch.equal(y, a.expand(M, N))
+
+
+def test_describes_strided_a() -> None:
+    def described(a: torch.Tensor) -> str:
+        plan(attributes(), inputs(A=a))
+        return next(r["problem"] for r in _core.last_plans() if (r["op"], r["node"]) == ("FdppFlatGemm", ""))
+
+    wide = torch.ones(M, K + 3)
+    assert described(wide[:, 3:]) == "M=4 N=6 K=10 (rows of A 13 apart) float32 weights f32"
+    assert described(wide[:1, 3:]) == "M=1 N=6 K=10 float32 weights f32"
+
+
+@pytest.mark.parametrize(
+    ("gap", "norm", "taken"), [(0, False, True), (3, False, False), (3, True, True)], ids=["dense", "strided", "norm"]
+)
+def test_the_runtimes_product_takes_dense_rows(gap: int, norm: bool, taken: bool) -> None:
+    """It knows no strides; rows that were normalised are dense."""
+    given = inputs(A=torch.ones(M, K + gap)[:, gap:], norm_weight=torch.ones(K) if norm else None)
+    device = _core.cpu_device() | {"host_gemm": True}
+    answer, why = _core.supports("FdppFlatGemm", attributes(), given, "cpu_runtime_gemm", device)
+    assert answer == taken
+    assert taken or why.endswith("(rows of A 13 apart) float32 weights f32: takes rows of A that are neighbours")
 
 
 VALUE_ERRORS = {
@@ -89,6 +144,39 @@ VALUE_ERRORS = {
         r"next_weight is float16 \[6, 10\], expected a tensor of float32 like B, of one dimension or more",
     ),
     "next_weight_scalar": ({}, {"next_weight": torch.ones(())}, r"next_weight is float32 \[\], expected a tensor of"),
+    "a_transposed": (
+        {},
+        {"A": torch.ones(K, M).T},
+        r"A is \[4, 10\] with strides \[1, 4\], expected a stride of 1 in the last dimension",
+    ),
+    "a_every_other_column": (
+        {},
+        {"A": torch.ones(1, 2 * K)[:, ::2]},
+        r"A is \[1, 10\] with strides \[20, 2\], expected a stride of 1 in the last dimension",
+    ),
+    "a_rows_at_two_distances": (
+        {},
+        {"A": torch.ones(3, M + 1, K)[:, 1:]},
+        r"A is \[3, 4, 10\] with strides \[50, 10, 1\], "
+        "expected one distance between all rows: a stride of 40 in dimension 0",
+    ),
+    "a_overlapping_rows": (
+        {},
+        {"A": torch.ones(2 * K).as_strided((M, K), (2, 1))},
+        r"A is \[4, 10\] with strides \[2, 1\], expected rows at least K = 10 apart",
+    ),
+    "a_repeated_row": ({}, {"A": torch.ones(K).expand(M, K)}, "A is .*, expected rows at least K = 10 apart"),
+    "b_strided": (
+        {},
+        {"B": torch.ones(K, N).T},
+        r"B is \[6, 10\] with strides \[1, 6\], expected a dense row-major tensor",
+    ),
+    "bias_strided": ({}, {"bias": torch.ones(N, 2)[:, 0]}, r"bias is \[6\] with strides \[2\], expected a dense"),
+    "residual_strided": (
+        {},
+        {"residual": torch.ones(2, M, 2 * N)[:, :, :N]},
+        r"residual is \[2, 4, 6\] with strides \[48, 12, 1\], expected a dense",
+    ),
 }
 
 
@@ -209,3 +297,7 @@ def test_no_rows_is_no_error() -> None:
 def test_output() -> None:
     with pytest.raises(ValueError, match=r"FdppFlatGemm: Y is float32 \[8, 6\], expected float32 \[2, 4, 6\]"):
         _core.gemm(attributes(), inputs(), {"Y": torch.ones(2 * M, N)})
+    with pytest.raises(
+        ValueError, match=r"FdppFlatGemm: Y is \[2, 4, 6\] with strides \[48, 12, 1\], expected a dense"
+    ):
+        _core.gemm(attributes(), inputs(), {"Y": torch.ones(2, M, 2 * N)[:, :, :N]})

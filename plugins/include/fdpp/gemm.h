@@ -3,7 +3,8 @@
 //   check_gemm()  ->  plan_gemm()  ->  run_gemm(), with the roles of attention.h
 //
 // Layouts (row-major): A [..., K], flattened to M rows; B of R rows, in the layouts of WeightFormat; bias [R]; residual
-// and Y [..., N]; norm_weight [K]. R is N, with silu_mul 2N. Y overlaps no input.
+// and Y [..., N]; norm_weight [K]. R is N, with silu_mul 2N. Y overlaps no input. All are dense but A, which may be a part
+// of a wider tensor: a row's elements are neighbours, and all rows lie one distance apart, K elements or more.
 //
 // B is a weight: on a GPU it may be read before the stream's preceding kernel has ended, so that kernel must not write it.
 //
@@ -59,6 +60,7 @@ struct GemmProblem {
   int64_t m = 0;
   int64_t n = 0;
   int64_t k = 0;
+  int64_t a_row_stride = 0;               // elements from one row of A to the next: K where they are neighbours
   DType dtype = DType::undefined;         // of all but B and zero_points
   WeightFormat weight_format = WeightFormat::f32;
   int64_t block_size = 0;                 // of int4; 0 in other formats

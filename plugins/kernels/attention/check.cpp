@@ -200,6 +200,9 @@ Status parse_cache_quantization(const char* attribute, const std::string& text, 
 Status check_attention(const AttentionAttributes& attributes, const TensorView* in, AttentionProblem* problem) {
   AttentionProblem p;
   FDPP_RETURN_IF_ERROR(check_presence(in));
+  for (int i = 0; i < kAttnInputCount; ++i)
+    if (!in[i].is_dense())
+      return bad(std::string(input_name(i)) + " is " + layout_string(in[i]) + ", expected a dense row-major tensor");
 
   p.q_heads = attributes.num_heads;
   p.kv_heads = attributes.kv_num_heads;

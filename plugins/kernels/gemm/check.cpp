@@ -45,6 +45,28 @@ Status check_next_weight(const TensorView& next, DType weights) {
              " like B, of one dimension or more");
 }
 
+// What lies between A's rows: all of its dimensions but the last are to be one.
+Status find_row_stride(const TensorView& a, GemmProblem* p) {
+  if (a.is_dense()) return {};
+  const auto bad_layout = [&a](const std::string& expected) {
+    return bad("A is " + layout_string(a) + ", expected " + expected);
+  };
+  const int last = a.rank - 1;
+  if (a.dims[last] != 1 && a.strides[last] != 1) return bad_layout("a stride of 1 in the last dimension");
+  int64_t rows = 1;
+  for (int i = last - 1; i >= 0; --i) {
+    if (a.dims[i] == 1) continue;
+    if (rows == 1) p->a_row_stride = a.strides[i];
+    const int64_t stride = rows * p->a_row_stride;
+    if (a.strides[i] != stride)
+      return bad_layout("one distance between all rows: a stride of " + std::to_string(stride) + " in dimension " +
+                        std::to_string(i));
+    rows *= a.dims[i];
+  }
+  if (p->a_row_stride < p->k) return bad_layout("rows at least K = " + std::to_string(p->k) + " apart");
+  return {};
+}
+
 // B, scales and zero_points.
 Status check_weights(const TensorView* in, GemmProblem* p) {
   const TensorView& b = in[kGemmB];
@@ -122,7 +144,7 @@ bool GemmProblem::rounds_a() const { return weight_format == WeightFormat::int4 
 
 Status check_gemm_attributes(const GemmAttributes& attributes, GemmProblem* p) {
   p->n = attributes.n;
-  p->k = attributes.k;
+  p->k = p->a_row_stride = attributes.k;
   if (p->n <= 0 || p->k <= 0)
     return bad("N is " + std::to_string(p->n) + " and K is " + std::to_string(p->k) + ", expected positive numbers");
   FDPP_RETURN_IF_ERROR(
@@ -153,6 +175,10 @@ Status check_gemm(const GemmAttributes& attributes, const TensorView* in, GemmPr
   FDPP_RETURN_IF_ERROR(check_gemm_attributes(attributes, &p));
   for (int i : {kGemmA, kGemmB})
     if (!in[i].present()) return bad(std::string(gemm_spec().inputs[i].name) + " is missing");
+  for (int i = 0; i < kGemmInputCount; ++i)
+    if (i != kGemmA && !in[i].is_dense())
+      return bad(std::string(gemm_spec().inputs[i].name) + " is " + layout_string(in[i]) +
+                 ", expected a dense row-major tensor");
 
   const TensorView& a = in[kGemmA];
   p.dtype = a.dtype;
@@ -161,6 +187,7 @@ Status check_gemm(const GemmAttributes& attributes, const TensorView* in, GemmPr
   if (a.rank < 1 || a.dims[a.rank - 1] != p.k)
     return bad("A has shape " + shape_string(a) + ", expected a last dimension of K = " + std::to_string(p.k));
   p.m = a.elements() / p.k;
+  FDPP_RETURN_IF_ERROR(find_row_stride(a, &p));
   FDPP_RETURN_IF_ERROR(check_weights(in, &p));
 
   TensorView y = a;
@@ -177,8 +204,9 @@ Status check_gemm(const GemmAttributes& attributes, const TensorView* in, GemmPr
 }
 
 std::string describe(const GemmProblem& p) {
-  std::string text = "M=" + std::to_string(p.m) + " N=" + std::to_string(p.n) + " K=" + std::to_string(p.k) + " " +
-                     dtype_name(p.dtype) + " weights " + weight_format_name(p.weight_format);
+  std::string text = "M=" + std::to_string(p.m) + " N=" + std::to_string(p.n) + " K=" + std::to_string(p.k);
+  if (p.a_row_stride != p.k) text += " (rows of A " + std::to_string(p.a_row_stride) + " apart)";
+  text += std::string(" ") + dtype_name(p.dtype) + " weights " + weight_format_name(p.weight_format);
   if (p.block_size != 0) text += "/" + std::to_string(p.block_size);
   if (p.has_zero_points) text += " +zero_points";
   if (p.accuracy_level != 0) text += " accuracy " + std::to_string(p.accuracy_level);

@@ -7,7 +7,7 @@ namespace fdpp {
 
 struct GemmParams {
   GemmProblem problem;
-  const void* a = nullptr;            // dtype [M, K]
+  const void* a = nullptr;            // dtype [M, K], rows a_row_stride apart
   const void* b = nullptr;            // R rows as weight_format says, R = weight_rows()
   const void* scales = nullptr;       // dtype [R], [1] or [R, blocks]; null for weights that are not quantised
   const void* zero_points = nullptr;  // two of int4's a byte, [R, (blocks + 1) / 2], or null
@@ -18,6 +18,9 @@ struct GemmParams {
   int64_t next_weight_bytes = 0;
   void* y = nullptr;                  // dtype [M, N]
 };
+
+// From one row to the next of what is multiplied: A, or its normalised rows, which are neighbours.
+inline int64_t product_row_stride(const GemmProblem& p) { return p.has_norm ? p.k : p.a_row_stride; }
 
 // From one row of B to the next.
 inline int64_t weight_row_bytes(const GemmProblem& p) {

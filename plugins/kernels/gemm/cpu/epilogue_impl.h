@@ -17,7 +17,7 @@ inline void normalise(const GemmParams& params, float* to, const HostRuntime* ho
   const GemmProblem& p = params.problem;
   const float* weight = static_cast<const float*>(params.norm_weight);
   parallel_for(host, static_cast<size_t>(p.m), static_cast<double>(p.m) * static_cast<double>(p.k), [&](size_t row) {
-    const float* x = static_cast<const float*>(params.a) + static_cast<int64_t>(row) * p.k;
+    const float* x = static_cast<const float*>(params.a) + static_cast<int64_t>(row) * p.a_row_stride;
     float* y = to + static_cast<int64_t>(row) * p.k;
     Vec squares = set(0);
     each_vector(p.k, [&](int64_t i, auto lanes) {

@@ -116,6 +116,7 @@ inline GemmParams with_norm(const GemmParams& params, const GemmScratch& scratch
   if (params.problem.has_norm) {
     normalise(params, scratch.a, host);
     normed.a = scratch.a;
+    normed.problem.a_row_stride = params.problem.k;
   }
   return normed;
 }

@@ -16,6 +16,10 @@ bool supports(const GemmProblem& p, const DeviceInfo& device, std::string* why) 
     *why = "the calling runtime lends no matrix product";
     return false;
   }
+  if (product_row_stride(p) != p.k) {
+    *why = "takes rows of A that are neighbours";
+    return false;
+  }
   return takes_dtype(p, why);
 }
 

@@ -45,14 +45,16 @@ class PlainWeights {
 
   explicit PlainWeights(const GemmParams& params)
       : a_(static_cast<const float*>(params.a)), b_(static_cast<const W*>(params.b)),
-        scales_(static_cast<const float*>(params.scales)), one_scale_(params.problem.one_scale), k_(params.problem.k) {}
+        scales_(static_cast<const float*>(params.scales)), one_scale_(params.problem.one_scale), k_(params.problem.k),
+        a_stride_(params.problem.a_row_stride) {}
 
   int64_t row_bytes() const { return k_ * static_cast<int64_t>(sizeof(W)); }
 
   // out[m][n] = A's row first + m times B's row rows[n], for M rows of A and N of B.
   template <int M, int N>
   void products(int64_t first, const int64_t* rows, float (*out)[4]) const {
-    const float* a = a_ + first * k_;
+    const int64_t a_stride = a_stride_;  // a copy of its own stays in a register
+    const float* a = a_ + first * a_stride;
     const W* b[N];
     for (int n = 0; n < N; ++n) b[n] = b_ + rows[n] * k_;
     Vec sums[M][N];
@@ -63,7 +65,7 @@ class PlainWeights {
       for (int n = 0; n < N; ++n) w[n] = lanes.load(b[n] + i);
 #pragma GCC unroll 16
       for (int m = 0; m < M; ++m) {
-        Vec x = lanes.load(a + m * k_ + i);
+        Vec x = lanes.load(a + m * a_stride + i);
         keep_in_register(x);
 #pragma GCC unroll 16
         for (int n = 0; n < N; ++n) sums[m][n] = fma(x, w[n], sums[m][n]);
@@ -100,6 +102,7 @@ class PlainWeights {
   const float* scales_;
   bool one_scale_;
   int64_t k_;
+  int64_t a_stride_;  // from row to row
 };
 
 // A row of int4 weights.
@@ -146,13 +149,15 @@ class Int4Weights {
   static constexpr bool kApart = false;
 
   explicit Int4Weights(const GemmParams& params)
-      : a_(static_cast<const float*>(params.a)), b_(params), k_(params.problem.k) {}
+      : a_(static_cast<const float*>(params.a)), b_(params), k_(params.problem.k),
+        a_stride_(params.problem.a_row_stride) {}
 
   int64_t row_bytes() const { return b_.row_bytes(); }
 
   template <int M, int N>
   void products(int64_t first, const int64_t* rows, float (*out)[4]) const {
-    const float* a = a_ + first * k_;
+    const int64_t a_stride = a_stride_;  // as above
+    const float* a = a_ + first * a_stride;
     Int4Row b[N];
     for (int n = 0; n < N; ++n) b[n] = b_.row(rows[n]);
     Vec sums[M][N];
@@ -162,7 +167,7 @@ class Int4Weights {
       for (int n = 0; n < N; ++n) {
         const Vec w = decode(values[n], b[n].words, i);
 #pragma GCC unroll 16
-        for (int m = 0; m < M; ++m) sums[m][n] = fma(lanes.load(a + m * k_ + i), w, sums[m][n]);
+        for (int m = 0; m < M; ++m) sums[m][n] = fma(lanes.load(a + m * a_stride + i), w, sums[m][n]);
       }
     };
     for (int64_t block = 0, begin = 0; begin < k_; ++block, begin += b_.block()) {
@@ -193,6 +198,7 @@ class Int4Weights {
   const float* a_;
   Int4Matrix b_;
   int64_t k_;
+  int64_t a_stride_;  // from row to row
 };
 
 // int4 weights and A rounded to 8-bit integers. A block's product is
@@ -265,7 +271,7 @@ class Int4WeightsInt8 {
 // Rounds row m of A to integers, each block to its own largest magnitude.
 inline void round_row(const GemmParams& params, const GemmScratch& to, int64_t m) {
   const GemmProblem& p = params.problem;
-  const float* a = static_cast<const float*>(params.a) + m * p.k;
+  const float* a = static_cast<const float*>(params.a) + m * p.a_row_stride;
   Int8* integers = to.integers + m * to.padded;
   float* worth = to.word_scales + m * (to.padded / 8);
   float* sums = to.block_sums + m * to.padded_blocks;

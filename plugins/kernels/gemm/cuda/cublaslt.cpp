@@ -51,7 +51,8 @@ Alignments alignments(const GemmParams& p) {
 }
 
 // Everything that a choice of algorithm depends on.
-using Key = std::tuple<int, int64_t, int64_t, int64_t, DType, bool, bool, uint32_t, uint32_t, uint32_t, uint32_t, int>;
+using Key = std::tuple<int, int64_t, int64_t, int64_t, int64_t, DType, bool, bool, uint32_t, uint32_t, uint32_t,
+                       uint32_t, int>;
 
 // What one product is, in the library's objects. They are host memory only and cheap next to a launch.
 struct Call {
@@ -68,15 +69,15 @@ Call empty_call(const Library& lt) {
 Status describe_call(const Library& lt, const GemmParams& params, int64_t m, Call* call) {
   const GemmProblem& p = params.problem;
   const cudaDataType_t type = p.dtype == DType::f16 ? CUDA_R_16F : CUDA_R_16BF;
-  const auto layout = [&](int64_t rows, int64_t columns, Owned<cublaslt::Layout>* out) -> Status {
+  const auto layout = [&](int64_t rows, int64_t columns, int64_t stride, Owned<cublaslt::Layout>* out) -> Status {
     cublaslt::Layout raw = nullptr;
-    FDPP_LT(lt.layout_create(&raw, type, static_cast<uint64_t>(rows), static_cast<uint64_t>(columns), rows));
+    FDPP_LT(lt.layout_create(&raw, type, static_cast<uint64_t>(rows), static_cast<uint64_t>(columns), stride));
     out->reset(raw);
     return {};
   };
-  FDPP_RETURN_IF_ERROR(layout(p.k, p.n, &call->a));
-  FDPP_RETURN_IF_ERROR(layout(p.k, m, &call->b));
-  FDPP_RETURN_IF_ERROR(layout(p.n, m, &call->y));
+  FDPP_RETURN_IF_ERROR(layout(p.k, p.n, p.k, &call->a));
+  FDPP_RETURN_IF_ERROR(layout(p.k, m, p.a_row_stride, &call->b));
+  FDPP_RETURN_IF_ERROR(layout(p.n, m, p.n, &call->y));
 
   cublaslt::Operation operation = nullptr;
   FDPP_LT(lt.operation_create(&operation, cublaslt::kComputeF32, CUDA_R_32F));
@@ -145,8 +146,8 @@ Status prepare(const Library& lt, const GemmParams& params, const Call& call, in
   FDPP_GPU(cudaGetDevice(&device));
   const GemmProblem& p = params.problem;
   const Alignments align = alignments(params);
-  const Key key(device, p.m, p.n, p.k, p.dtype, params.bias != nullptr, params.residual != nullptr, align.a, align.b,
-                align.c, align.d, wanted);
+  const Key key(device, p.m, p.n, p.k, p.a_row_stride, p.dtype, params.bias != nullptr, params.residual != nullptr,
+                align.a, align.b, align.c, align.d, wanted);
 
   Cache& known = cache();
   const std::lock_guard<std::mutex> lock(known.mutex);
@@ -177,9 +178,9 @@ bool supports(const GemmProblem& problem, const DeviceInfo& device, std::string*
     *why = "its weights take more than " + std::to_string(kMostDequantised >> 20) + " MiB when they are not quantised";
     return false;
   }
-  if (problem.n % 8 != 0 || problem.k % 8 != 0) {
+  if (problem.n % 8 != 0 || problem.k % 8 != 0 || product_row_stride(problem) % 8 != 0) {
     // cuBLASLt's kernels for such rows round the product before they add bias and residual.
-    *why = "takes N and K that are multiples of 8";
+    *why = "takes N, K and distances of A's rows that are multiples of 8";
     return false;
   }
   return cublaslt::library(why) != nullptr;

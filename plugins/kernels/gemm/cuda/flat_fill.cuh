@@ -201,12 +201,12 @@ __device__ __forceinline__ void fill_by_threads(const FlatArgs<T>& args, const S
       const int v = filler % kTokenVectors + vector_pass * kFillers;
       const int element = at.slice * Shape::kSlice + v * 8;
       const bool inside = element < args.k;
-      const T* const from = args.a + (first + fill_token) * args.k + (inside ? element : 0);
+      const T* const from = args.a + (first + fill_token) * args.a_row_stride + (inside ? element : 0);
 #pragma unroll
       for (int pass = 0; pass * kTokensAtOnce < kTokens; ++pass) {
         const int token = fill_token + pass * kTokensAtOnce;
         if (token >= count) break;
-        const T* const vector = from + static_cast<int64_t>(pass) * kTokensAtOnce * args.k;
+        const T* const vector = from + static_cast<int64_t>(pass) * kTokensAtOnce * args.a_row_stride;
         if constexpr (kAligned) {
           cp_async_16(to + Shape::token_place(token, v), vector, inside);
         } else {

@@ -17,6 +17,8 @@ bool supports(const GemmProblem& p, const DeviceInfo& d, std::string* why) {
     *why = "M is below " + std::to_string(kLeastM);
   } else if (p.k % kPanelColumns != 0) {
     *why = "takes K that is a multiple of 64";
+  } else if (product_row_stride(p) % 8 != 0) {
+    *why = "takes rows of A that lie a multiple of 8 elements apart";
   } else {
     return true;
   }

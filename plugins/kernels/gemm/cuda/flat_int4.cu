@@ -61,7 +61,7 @@ struct FlatInt4Args {
   const T* a;
   const T* scales;
   const unsigned char* zero_points;
-  int m, n, k;
+  int m, n, k, a_row_stride;   // elements
   int blocks;                  // of a row
   int upper;                   // rows of B from a step's first 16 to its other 16: 16, of gated products N
   int tile_rows;               // of N: 16, of gated products 8
@@ -186,7 +186,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 1)
   release_successor();
   wait_for_predecessor();  // nobody writes weights, but A may still be on its way
   uint32_t x[kVectors][4];
-  const T* const tokens = args.a + static_cast<int64_t>(g) * args.k + (part << kPartLog) + 8 * t;
+  const T* const tokens = args.a + static_cast<int64_t>(g) * args.a_row_stride + (part << kPartLog) + 8 * t;
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
     const bool there = g < args.m && part_there;
@@ -408,6 +408,8 @@ bool supports(const GemmProblem& p, const DeviceInfo& d, std::string* why) {
     *why = "takes compute capability 9.0 or later";
   } else if (p.k % (1 << kPartLog) != 0) {
     *why = "K is not a multiple of " + std::to_string(1 << kPartLog);
+  } else if (product_row_stride(p) % 8 != 0) {
+    *why = "takes rows of A that lie a multiple of 8 elements apart";
   } else if (has_whole_vectors(p, why)) {
     if (visit_shares(p, d, [](const Shares&) { return true; })) return true;
     *why = "K is more than a cluster's warps have registers for, or N more than a block keeps sums of";
@@ -437,6 +439,7 @@ Status launch(const GemmParams& params, const Shares& shares, const DeviceInfo& 
   FlatInt4Args<T> args{static_cast<const T*>(params.a), static_cast<const T*>(params.scales),
                        static_cast<const unsigned char*>(params.zero_points)};
   args.m = static_cast<int>(p.m), args.k = static_cast<int>(p.k), args.n = static_cast<int>(p.n);
+  args.a_row_stride = static_cast<int>(p.a_row_stride);
   args.blocks = static_cast<int>(p.blocks());
   args.tile_rows = tile_rows(p);
   args.upper = gated(p) ? args.n : kRows;

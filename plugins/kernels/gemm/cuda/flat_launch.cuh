@@ -50,7 +50,7 @@ Status make_maps(const FlatArgs<T>& args, const Shape& shape, FlatMaps* maps) {
                                         .columns = kPanelColumns,
                                         .rows = args.m,
                                         .planes = args.k / kPanelColumns,
-                                        .row_stride = args.k * 2,
+                                        .row_stride = int64_t{args.a_row_stride} * 2,
                                         .plane_stride = kPanelRowBytes,
                                         .box_columns = kPanelColumns,
                                         .box_rows = Shape::kTokens,
@@ -82,6 +82,7 @@ Status launch_kernel(const GemmParams& params, const GemmSplit& split, const Dev
                    static_cast<const unsigned char*>(params.zero_points),
                    Epilogue<T>(params)};
   args.m = p.m, args.n = p.n, args.k = static_cast<int>(p.k);
+  args.a_row_stride = static_cast<int>(p.a_row_stride);
   args.row_bytes = weight_row_bytes(p);
   args.blocks = static_cast<int>(p.blocks());
   args.block_log = block_log(p);
@@ -114,8 +115,8 @@ inline FlatFill fill_of(const GemmParams& params, const DeviceInfo& device) {
   const GemmProblem& p = params.problem;
   const auto at_16 = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
   const int64_t row_bytes = weight_row_bytes(p);
-  if (!at_16(params.a) || !at_16(params.b) || !at_16(params.scales) || p.k % 8 != 0 || row_bytes % 16 != 0 ||
-      reinterpret_cast<uintptr_t>(params.zero_points) % 4 != 0)
+  if (!at_16(params.a) || !at_16(params.b) || !at_16(params.scales) || p.k % 8 != 0 || p.a_row_stride % 8 != 0 ||
+      row_bytes % 16 != 0 || reinterpret_cast<uintptr_t>(params.zero_points) % 4 != 0)
     return FlatFill::stores;
   const bool plain = p.blocks() == 0 || (params.zero_points == nullptr && p.block_size >= 32 && p.blocks() % 8 == 0);
   const bool panels = row_bytes % kPanelRowBytes == 0 && p.k % kPanelColumns == 0;

@@ -30,7 +30,7 @@ struct FlatArgs {
   Epilogue<T> out;
   NextWeight next;
   int64_t m, n;
-  int k;
+  int k, a_row_stride;  // elements
   int64_t row_bytes;  // of B
   int blocks;         // of a row of B, in formats that have them
   int block_log;      // the binary logarithm of the block size

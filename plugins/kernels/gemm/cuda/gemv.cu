@@ -67,10 +67,10 @@ __device__ __forceinline__ void store_rows(const float (&acc)[M][Rows], float (&
   out.store(m, row, sum);
 }
 
-// A [M, vectors], B [n, vectors] in units of 16 bytes.
+// A [M, vectors], B [n, vectors] in units of 16 bytes; rows of A are `a_stride` of them apart.
 template <typename T, int M, int Rows>
 __global__ void __launch_bounds__(kWarps* kWarp, blocks_at_once(M))
-    gemv_kernel(const uint4* a, const uint4* __restrict__ b, Epilogue<T> out, int n, int vectors,
+    gemv_kernel(const uint4* a, int a_stride, const uint4* __restrict__ b, Epilogue<T> out, int n, int vectors,
                 int splits, NextWeight next) {
   // Steps of K in flight, so that a thread has 8 loads of B under way where registers allow.
   constexpr int kSteps = Rows == 4 || M > 2 ? 2 : 4;
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, blocks_at_once(M))
 #pragma unroll
       for (int m = 0; m < M; ++m) {
         const int i = v + s * stride;
-        unpack<T>(i < vectors ? a[static_cast<int64_t>(m) * vectors + i] : make_uint4(0, 0, 0, 0), x[m]);
+        unpack<T>(i < vectors ? a[static_cast<int64_t>(m) * a_stride + i] : make_uint4(0, 0, 0, 0), x[m]);
       }
 #pragma unroll
       for (int r = 0; r < Rows; ++r) {
@@ -127,8 +127,8 @@ __global__ void __launch_bounds__(kWarps* kWarp, blocks_at_once(M))
 // Rows that do not start at 16 bytes: one warp a row, element by element.
 template <typename T>
 __global__ void __launch_bounds__(kWarps* kWarp)
-    gemv_unaligned_kernel(const T* __restrict__ a, const T* __restrict__ b, Epilogue<T> out, int m_count, int n,
-                          int k) {
+    gemv_unaligned_kernel(const T* __restrict__ a, int a_stride, const T* __restrict__ b, Epilogue<T> out,
+                          int m_count, int n, int k) {
   const int lane = threadIdx.x % kWarp;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
   if (row >= n) return;
@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(kWarps* kWarp)
     const float weight = to_float(w[i]);
 #pragma unroll
     for (int m = 0; m < kMaxM; ++m)
-      if (m < m_count) acc[m] = fmaf(weight, to_float(a[static_cast<int64_t>(m) * k + i]), acc[m]);
+      if (m < m_count) acc[m] = fmaf(weight, to_float(a[static_cast<int64_t>(m) * a_stride + i]), acc[m]);
   }
 #pragma unroll
   for (int m = 0; m < kMaxM; ++m) {
@@ -157,19 +157,20 @@ Status launch(const GemmParams& p, int splits, cudaStream_t stream) {
   const NextWeight next(p, blocks, int64_t{blocks_at_once(M)} * device.multiprocessors);
   const OverlappedLaunch launched(blocks, kWarps * kWarp, 0, stream, device);
   const auto kernel = rows_of_warp(splits) == 2 ? gemv_kernel<T, M, 2> : gemv_kernel<T, M, 4>;
-  return check_gpu(cudaLaunchKernelEx(&launched.config, kernel, static_cast<const uint4*>(p.a), static_cast<const uint4*>(p.b),
-                                      Epilogue<T>(p), static_cast<int>(p.problem.n),
+  return check_gpu(cudaLaunchKernelEx(&launched.config, kernel, static_cast<const uint4*>(p.a),
+                                      static_cast<int>(p.problem.a_row_stride / kVector),
+                                      static_cast<const uint4*>(p.b), Epilogue<T>(p), static_cast<int>(p.problem.n),
                                       static_cast<int>(p.problem.k / kVector), splits, next),
                    "cuda_gemv");
 }
 
 template <typename T>
 Status run_typed(const GemmParams& p, int splits, cudaStream_t stream) {
-  if (!rows_aligned_16(p.a, p.problem.k * 2) || !rows_aligned_16(p.b, p.problem.k * 2)) {
+  if (!rows_aligned_16(p.a, p.problem.a_row_stride * 2) || !rows_aligned_16(p.b, p.problem.k * 2)) {
     const int n = static_cast<int>(p.problem.n);
     gemv_unaligned_kernel<T><<<(n + kWarps - 1) / kWarps, kWarps * kWarp, 0, stream>>>(
-        static_cast<const T*>(p.a), static_cast<const T*>(p.b), Epilogue<T>(p), static_cast<int>(p.problem.m), n,
-        static_cast<int>(p.problem.k));
+        static_cast<const T*>(p.a), static_cast<int>(p.problem.a_row_stride), static_cast<const T*>(p.b),
+        Epilogue<T>(p), static_cast<int>(p.problem.m), n, static_cast<int>(p.problem.k));
     return check_launch("cuda_gemv (unaligned rows)");
   }
   switch (p.problem.m) {

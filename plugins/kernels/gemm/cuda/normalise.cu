@@ -25,13 +25,13 @@ __device__ __forceinline__ float block_sum(float value) {
   return value;
 }
 
-// A block a row: `a`, `y` [M, K].
+// A block a row: `a`, `y` [M, K], rows of `a` `a_stride` apart.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    normalise_kernel(const T* a, const T* __restrict__ weight, T* y, int k, float epsilon) {
+    normalise_kernel(const T* a, int64_t a_stride, const T* __restrict__ weight, T* y, int k, float epsilon) {
   release_successor();
   wait_for_predecessor();
-  const T* const row = a + static_cast<int64_t>(blockIdx.x) * k;
+  const T* const row = a + blockIdx.x * a_stride;
   T* const out = y + static_cast<int64_t>(blockIdx.x) * k;
   float squares = 0;
   for (int i = threadIdx.x; i < k; i += kThreads) {
@@ -54,9 +54,11 @@ __device__ __forceinline__ uint4 load_in_order(const uint4* at) {
 // what counts is how long one row takes. The norm's weight is there before the row is.
 template <typename T, int Vectors>
 __global__ void __launch_bounds__(kThreads)
-    normalise_vectors_kernel(const uint4* a, const uint4* weight, uint4* y, int vectors, float epsilon) {
+    normalise_vectors_kernel(const uint4* a, int64_t a_stride, const uint4* weight, uint4* y, int vectors,
+                             float epsilon) {
   release_successor();
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * vectors;
+  const uint4* const row = a + blockIdx.x * a_stride;
+  uint4* const out = y + static_cast<int64_t>(blockIdx.x) * vectors;
   uint4 w[Vectors], x[Vectors];
 #pragma unroll
   for (int v = 0; v < Vectors; ++v) {
@@ -67,7 +69,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int v = 0; v < Vectors; ++v) {
     const int i = threadIdx.x + v * kThreads;
-    x[v] = i < vectors ? a[first + i] : make_uint4(0, 0, 0, 0);
+    x[v] = i < vectors ? row[i] : make_uint4(0, 0, 0, 0);
   }
   float squares = 0;
 #pragma unroll
@@ -86,8 +88,8 @@ __global__ void __launch_bounds__(kThreads)
   for (int v = 0; v < Vectors; ++v) {
     const int i = threadIdx.x + v * kThreads;
     if (i < vectors)
-      y[first + i] = make_uint4(scaled(x[v].x, w[v].x), scaled(x[v].y, w[v].y), scaled(x[v].z, w[v].z),
-                                scaled(x[v].w, w[v].w));
+      out[i] = make_uint4(scaled(x[v].x, w[v].x), scaled(x[v].y, w[v].y), scaled(x[v].z, w[v].z),
+                          scaled(x[v].w, w[v].w));
   }
 }
 
@@ -97,18 +99,20 @@ Status launch(const GemmParams& p, void* y, cudaStream_t stream) {
   FDPP_RETURN_IF_ERROR(current_gpu_device(&device));
   const OverlappedLaunch launched(p.problem.m, kThreads, 0, stream, device);
   const int64_t vectors = p.problem.k / kVector;
-  if (rows_aligned_16(p.a, p.problem.k * 2) && rows_aligned_16(p.norm_weight, 0) && vectors <= 4 * kThreads) {
+  if (rows_aligned_16(p.a, p.problem.a_row_stride * 2) && rows_aligned_16(p.norm_weight, p.problem.k * 2) &&
+      vectors <= 4 * kThreads) {
     const auto kernel = vectors <= kThreads       ? normalise_vectors_kernel<T, 1>
                         : vectors <= 2 * kThreads ? normalise_vectors_kernel<T, 2>
                                                   : normalise_vectors_kernel<T, 4>;
     return check_gpu(cudaLaunchKernelEx(&launched.config, kernel, static_cast<const uint4*>(p.a),
+                                        p.problem.a_row_stride / kVector,
                                         static_cast<const uint4*>(p.norm_weight), static_cast<uint4*>(y),
                                         static_cast<int>(vectors), p.problem.norm_epsilon),
                      "normalise");
   }
   return check_gpu(cudaLaunchKernelEx(&launched.config, normalise_kernel<T>, static_cast<const T*>(p.a),
-                                      static_cast<const T*>(p.norm_weight), static_cast<T*>(y),
-                                      static_cast<int>(p.problem.k), p.problem.norm_epsilon),
+                                      p.problem.a_row_stride, static_cast<const T*>(p.norm_weight),
+                                      static_cast<T*>(y), static_cast<int>(p.problem.k), p.problem.norm_epsilon),
                    "normalise");
 }
 
@@ -129,6 +133,7 @@ Status normalise(const GemmParams& params, void** workspace, cudaStream_t stream
   out->a = *workspace;
   out->norm_weight = nullptr;
   out->problem.has_norm = false;
+  out->problem.a_row_stride = out->problem.k;
   *workspace = static_cast<char*>(*workspace) + bytes;
   return {};
 }

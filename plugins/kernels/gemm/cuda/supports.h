@@ -5,7 +5,7 @@
 #include <limits>
 #include <string>
 
-#include "fdpp/gemm.h"
+#include "kernels/gemm/params.h"
 
 namespace fdpp {
 
@@ -28,8 +28,8 @@ inline bool supports_half_gemm(const GemmProblem& problem, const DeviceInfo& dev
   }
   // Kernels count columns in 32 bits, with room for a tile past the end.
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - 2048;
-  if (problem.weight_rows() > kMost || problem.k > kMost) {
-    *why = "K or the rows of B are above " + std::to_string(kMost);
+  if (problem.weight_rows() > kMost || problem.k > kMost || product_row_stride(problem) > kMost) {
+    *why = "K, the distance of A's rows or the rows of B are above " + std::to_string(kMost);
     return false;
   }
   return true;
