@@ -434,7 +434,7 @@ def _gemm_few_row_cases(types: tuple[str, str]) -> list[GemmCase]:
     shapes = (
         *((2, 37, 256, 32, "none"), (8, 1000, 4096, 32, "relu"), (5, 1036, 1024, 64, "silu_mul")),
         *((3, 520, 4608, 64, "none"), (8, 100, 11008, 128, "silu_mul"), (7, 40, 20480, 128, "none")),
-        *((4, 34000, 256, 32, "none"), (6, 200, 8192, 32, "gelu")),
+        *((4, 34000, 256, 32, "none"), (5, 200, 8192, 32, "gelu")),
     )
     return [
         GemmCase(m, n, k, *types, block_size=size, activation=act, zero_points=step % 3 == 1, residual=step % 2 == 1)
