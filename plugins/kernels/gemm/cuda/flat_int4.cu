@@ -35,8 +35,8 @@ constexpr int kRows = 16;      // of a tile
 constexpr int kStepTiles = 2;  // that a warp multiplies between two barriers
 constexpr int kStepRows = kStepTiles * kRows;
 constexpr int kPartLog = 8;    // a warp's part of K: 256 elements, of a row 128 bytes of B: 8 vectors of 32 elements
-constexpr int kVectors = 8;
 constexpr int kVectorLog = 5;
+constexpr int kVectors = 1 << (kPartLog - kVectorLog);
 constexpr int kDepth = 2;      // steps: the one at hand, and those of which copies are under way
 constexpr int kTurns = 3;      // steps whose sums wait for being added up
 
@@ -107,6 +107,7 @@ bool share(const GemmProblem& p, const DeviceInfo& d, int cluster, Shares* out) 
 template <typename T, int kBlockLog, bool kZeros>
 __global__ void __launch_bounds__(kMaxWarps* kWarp, 1)
     flat_int4_kernel(const FlatInt4Args<T> args, const Epilogue<T> out, const __grid_constant__ CUtensorMap weights_map) {
+#if __CUDA_ARCH__ >= 900
   using W = Weights<T, WeightFormat::int4>;
   constexpr int kBlocks = 1 << (kPartLog - kBlockLog);          // of a row in a part
   constexpr int kBlockVectors = 1 << (kBlockLog - kVectorLog);  // of a block
@@ -364,6 +365,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 1)
     cluster_arrive_relaxed();
     cluster_wait();
   }
+#endif
 }
 
 // In microseconds on an H200, but for what all shares have in common: a multiprocessor reads a part in 0.07, a warp works through
