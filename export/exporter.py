@@ -42,7 +42,7 @@ def export_model(
     weights: str = "keep",
     softmax: str = "lazy",
     verify: bool = True,
-    prefetch: bool = True,
+    prefetch: bool = False,
     library: str | Path | None = None,
     overwrite: bool = False,
     max_batch: int | None = None,

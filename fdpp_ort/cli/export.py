@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--prefetch",
         action=argparse.BooleanOptionalAction,
-        default=True,
+        default=False,
         help="onnxruntime: tell each product which weight the next one reads, for a GPU to prefetch it into the L2",
     )
     parser.add_argument(

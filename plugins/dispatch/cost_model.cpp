@@ -37,9 +37,11 @@ double gpu_cost(GemmKind kind, const GemmProblem& p, const DeviceInfo& d) {
                                         : 15.4e-6 + share / 1.43e10;
         return passes * pass;
       }
+      // Products of warpgroups: the library's best algorithm is no faster, the one that it recommends first often slower.
+      const bool warpgroups = d.compute_capability == 90 && weight_dtype(p.weight_format) == p.dtype;
       const double pass = p.m <= 8    ? std::max(1.6e-6 + 1.075 * read, 2.8e-6 + 0.8 * read)
                           : p.m <= 16 ? 2.4e-6 + 1.09 * read
-                                      : 4.5e-6 + 1.05 * read;
+                                      : (warpgroups ? 3.3e-6 : 4.5e-6) + 1.05 * read;
       return passes * pass;
     }
     case GemmKind::large:

@@ -45,7 +45,6 @@ def test_folder_for_onnxruntime(model_folder: Path, stand_in: Path, tmp_path: Pa
         "GroupQueryAttention -> FdppAttention": 1,
         "MatMul -> FdppFlatGemm": 3,
         "Gather(Transpose) -> Gather of the packed weight": 1,
-        "FdppFlatGemm -> with the next weight as a hint": 2,
     }
     assert written["left"] == [] and written["verification"]["status"] == "not verified"
     assert written["weight_bytes_before"] == written["weight_bytes_after"] > 0

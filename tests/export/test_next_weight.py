@@ -93,7 +93,7 @@ def test_the_order_is_the_runtimes(packed: bool, tmp_path: Path, library: str) -
     for layer in range(3):
         with_gates(proto, layer)
     folder = save_folder(proto, tmp_path / "in")
-    report = export_model(folder, tmp_path / "out", library=library)
+    report = export_model(folder, tmp_path / "out", prefetch=True, library=library)
     assert report.verification.status == "passed"
     path = tmp_path / "out" / "model.onnx"
     options = onnxruntime.SessionOptions()
@@ -110,8 +110,8 @@ def test_the_order_is_the_runtimes(packed: bool, tmp_path: Path, library: str) -
     assert hints(onnx.load(path).graph) == dict(pairwise(ran))
 
 
-def test_switched_off(model_folder: Path, stand_in: Path, tmp_path: Path) -> None:
-    report = export_model(model_folder, tmp_path / "out", verify=False, prefetch=False, library=stand_in)
+def test_off_by_default(model_folder: Path, stand_in: Path, tmp_path: Path) -> None:
+    report = export_model(model_folder, tmp_path / "out", verify=False, library=stand_in)
     assert KIND not in report.rewritten
     assert hints(onnx.load(tmp_path / "out" / "model.onnx").graph) == {}
 
@@ -124,7 +124,7 @@ def test_option(option: str, count: int, model_folder: Path, tmp_path: Path) -> 
 
 def test_none_for_tensorrt(model_folder: Path, tmp_path: Path) -> None:
     """It may copy constants, and then the hint names memory that nobody reads."""
-    report = export_model(model_folder, tmp_path / "out", target="tensorrt", verify=False)
+    report = export_model(model_folder, tmp_path / "out", target="tensorrt", verify=False, prefetch=True)
     assert KIND not in report.rewritten
     for node in onnx.load(tmp_path / "out" / "model.onnx").graph.node:
         if node.op_type == "FdppFlatGemm":

@@ -1,6 +1,7 @@
 // Large M through NVIDIA's cuBLASLt. Row-major Y = A · Bᵀ is column-major Yᵀ = B · Aᵀ, so the library's first matrix is
 // B, and a bias along N lies along the rows of its result, where its bias epilogue wants it.
 #include <algorithm>
+#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -181,6 +182,12 @@ bool supports(const GemmProblem& problem, const DeviceInfo& device, std::string*
   if (problem.n % 8 != 0 || problem.k % 8 != 0 || product_row_stride(problem) % 8 != 0) {
     // cuBLASLt's kernels for such rows round the product before they add bias and residual.
     *why = "takes N, K and distances of A's rows that are multiples of 8";
+    return false;
+  }
+  // Beyond that cuBLASLt's kernels read where nothing is (CUDA 13, H200).
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  if (product_row_stride(problem) > (kMost - problem.k) / std::max<int64_t>(problem.m - 1, 1)) {
+    *why = "takes an A that spans less than 2^31 elements";
     return false;
   }
   return cublaslt::library(why) != nullptr;

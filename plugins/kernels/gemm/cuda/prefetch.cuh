@@ -10,8 +10,9 @@
 
 namespace fdpp {
 
-// Bytes, of all blocks and of one: the instruction has 16 bits for units of 16.
-constexpr int64_t kMostPrefetched = 32 << 20, kMostOfBlock = 256 << 10;
+// Bytes, of all blocks and of one: more than that delays the product's own reads by more than it spares the next one's on
+// an H200; and the instruction has 16 bits for units of 16.
+constexpr int64_t kMostPrefetched = 4 << 20, kMostOfBlock = 256 << 10;
 
 // How it is shared out. A grid of more blocks than run at once leaves it to the last ones: until those run, the product
 // still reads its own weight.
