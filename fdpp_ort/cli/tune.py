@@ -26,7 +26,7 @@ from fdpp_ort.tuning import (
 from fdpp_ort.tuning.analysis import best_of
 from fdpp_ort.tuning.attention import CACHE_DTYPES
 from fdpp_ort.tuning.plot import check_plots, plot
-from fdpp_ort.tuning.products import DTYPES, EPILOGUES
+from fdpp_ort.tuning.products import BLOCK_SIZES, DTYPES, EPILOGUES
 from fdpp_ort.tuning.tuner import make_timer
 
 PROGRAM = "fdpp-tune"
@@ -56,6 +56,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--epilogue",
         choices=list(EPILOGUES),
         help="of --shapes: with a bias or residual, or without (default: both; a missing one is as the other)",
+    )
+    parser.add_argument(
+        "--block-size", type=int, choices=BLOCK_SIZES, help="of --shapes with int4 weights (default: 32)"
     )
     parser.add_argument(
         "--cache-dtype",
@@ -104,7 +107,8 @@ def _products(options: argparse.Namespace, backend: str) -> list[Product]:
     if options.model is not None:
         return from_model(options.model, backend, options.dtype)
     epilogues = [options.epilogue] if options.epilogue else EPILOGUES
-    return from_text(options.shapes or [], backend, options.dtype or ("f32" if backend == "cpu" else "f16"), epilogues)
+    weights = options.dtype or ("f32" if backend == "cpu" else "f16")
+    return from_text(options.shapes or [], backend, weights, epilogues, options.block_size or 0)
 
 
 def _attention(options: argparse.Namespace, backend: str) -> list[AttentionShape]:

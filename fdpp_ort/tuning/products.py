@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from fdpp_ort.errors import FdppError
@@ -19,6 +19,7 @@ DTYPES = {
     "int4": "uint8",
 }
 QUANTISED = ("int8", "fp8", "int4")
+BLOCK_SIZES = (16, 32, 64, 128)
 _BLOCK_SIZE = 32  # of int4 weights that come from no model
 EPILOGUES = ("plain", "added")  # nothing beyond the store; bias or residual
 
@@ -33,7 +34,7 @@ class Product:
     weight_format: str  # "f16"
     epilogue: str = "plain"
     accuracy_level: int = 0  # 4: the CPU's kernels may round A to int8
-    block_size: int = field(default=0, compare=False)  # of int4: what it is timed with; an entry is for all of them
+    block_size: int = 0  # of int4
 
     @property
     def weights(self) -> str:
@@ -111,15 +112,18 @@ def _product(
 
 
 def from_text(
-    texts: list[str], backend: str, weight_format: str, epilogues: Sequence[str] = EPILOGUES
+    texts: list[str], backend: str, weight_format: str, epilogues: Sequence[str] = EPILOGUES, block_size: int = 0
 ) -> list[Product]:
-    """Products "N,K", each with these epilogues."""
+    """Products "N,K", each with these epilogues; `block_size`: of int4 weights, 0: 32."""
     products = []
     for text in texts:
         numbers = text.split(",")
         if len(numbers) != 2 or not all(number.isdecimal() and int(number) > 0 for number in numbers):
             raise FdppError(f"shape is {text!r}, expected N,K, two positive whole numbers")
-        products += [_product(backend, *map(int, numbers), weight_format, epilogue) for epilogue in epilogues]
+        shape = [int(number) for number in numbers]
+        products += [
+            _product(backend, *shape, weight_format, epilogue, block_size=block_size) for epilogue in epilogues
+        ]
     return list(dict.fromkeys(products))
 
 

@@ -46,6 +46,7 @@ def _entry(product: Product, times: dict) -> dict:
         "dtype": product.dtype,
         "weight_format": product.weight_format,
         "epilogue": product.epilogue,
+        **({"block_size": product.block_size} if product.block_size else {}),
         # Without it the default: what knows nothing of levels reads the table too.
         **({"accuracy_level": product.accuracy_level} if product.accuracy_level else {}),
         "m1": inflection.m1,

@@ -21,13 +21,13 @@ struct GemmKey {
   WeightFormat weight_format = WeightFormat::f32;
   EpilogueClass epilogue = EpilogueClass::plain;
   int accuracy_level = 0;  // where A is rounded by it: other kernels then, or the same ones in another way
+  int64_t block_size = 0;  // of int4; 0 in other formats, and in a table's entry for all sizes
 
-  // int4's block_size is no part of it: what is best hardly depends on that.
   bool same_types(const GemmKey& o) const {
     return dtype == o.dtype && weight_format == o.weight_format && accuracy_level == o.accuracy_level;
   }
   bool operator==(const GemmKey& o) const {
-    return n == o.n && k == o.k && same_types(o) && epilogue == o.epilogue;
+    return n == o.n && k == o.k && same_types(o) && epilogue == o.epilogue && block_size == o.block_size;
   }
 };
 
@@ -38,7 +38,8 @@ inline GemmKey key_of(const GemmProblem& p) {
           p.dtype,
           p.weight_format,
           p.has_bias || p.has_residual ? EpilogueClass::added : EpilogueClass::plain,
-          p.rounds_a() && p.dtype == DType::f32 ? p.accuracy_level : 0};
+          p.rounds_a() && p.dtype == DType::f32 ? p.accuracy_level : 0,
+          p.block_size};
 }
 
 inline double weight_bytes(const GemmProblem& p) {
@@ -68,7 +69,7 @@ inline AttentionKey key_of(const AttentionProblem& p) {
 // Of the fields of both keys.
 struct KeyHash {
   size_t operator()(const GemmKey& k) const {
-    return mix({k.n, k.k, int64_t(k.dtype), int64_t(k.weight_format), int64_t(k.epilogue), k.accuracy_level});
+    return mix({k.n, k.k, int64_t(k.dtype), int64_t(k.weight_format), int64_t(k.epilogue), k.accuracy_level, k.block_size});
   }
   size_t operator()(const AttentionKey& k) const {
     return mix({k.q_heads, k.kv_heads, k.head_size, int64_t(k.dtype), int64_t(k.cache_dtype)});

@@ -10,6 +10,13 @@ namespace {
 // of those within a factor of 2, M1 and M2 of an H200's table lost 3.9 % on average, the model 2.8 %.
 constexpr double kNear = 0.3;
 
+// How far an entry's size of blocks is from another one, 0 for the same.
+double blocks_apart(int64_t entry, int64_t wanted) {
+  if (entry == wanted) return 0;
+  if (entry == 0) return 1;
+  return 1 + std::fabs(std::log2(static_cast<double>(entry) / static_cast<double>(wanted)));
+}
+
 }  // namespace
 
 bool DeviceKey::matches(const DeviceInfo& d) const {
@@ -40,13 +47,15 @@ bool Table::add(GemmEntry entry) {
 const GemmEntry* Table::nearest(const GemmKey& key) const {
   const double log2_n = std::log2(static_cast<double>(key.n)), log2_k = std::log2(static_cast<double>(key.k));
   const GemmEntry* best = nullptr;
-  double least = kNear;
+  double least = std::nextafter(kNear, 1.0);  // of equals the first is taken
   for (const GemmEntry& e : gemm) {
     if (!e.key.same_types(key)) continue;
-    // The epilogue matters least: it decides among equals.
+    // The size of blocks matters little and the epilogue least: they decide among equals. An entry for all sizes comes
+    // before those of others.
     const double apart = std::fabs(e.log2_n - log2_n) + std::fabs(e.log2_k - log2_k);
-    const double distance = apart + (e.key.epilogue == key.epilogue ? 0 : 1e-6);
-    if (distance <= least) {
+    const double blocks = blocks_apart(e.key.block_size, key.block_size);
+    const double distance = apart + 1e-5 * blocks + (e.key.epilogue == key.epilogue ? 0 : 1e-6);
+    if (distance < least) {
       least = distance;
       best = &e;
     }

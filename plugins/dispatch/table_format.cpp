@@ -175,6 +175,7 @@ class TableReader {
           {"dtype", [&] { return read_name("dtype", kFloats, dtype_name, &e.key.dtype); }},
           {"weight_format",
            [&] { return read_name("weight_format", kWeightFormats, weight_format_name, &e.key.weight_format); }},
+          {"block_size", [&] { return json_.integer(16, 128, &e.key.block_size); }, false},
           {"accuracy_level", [&] { return read_int(0, 4, &e.key.accuracy_level); }, false},
           {"epilogue",
            [&] {
@@ -185,6 +186,8 @@ class TableReader {
           {"m2", [&] { return json_.integer(1, kMost, &e.m2); }},
           {"ranges", [&] { return json_.array([&] { return read_range(&e); }); }},
       }));
+      if (e.key.block_size != 0 && e.key.weight_format != WeightFormat::int4)
+        return json_.bad("block_size is of int4 weights alone");
       if (e.m1 > e.m2)
         return json_.bad("m1 is " + std::to_string(e.m1) + ", expected at most m2 = " + std::to_string(e.m2));
       if (e.ranges.empty()) return json_.bad("ranges is empty");

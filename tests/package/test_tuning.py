@@ -223,16 +223,18 @@ def test_quantised_products_of_a_model(tmp_path) -> None:
     path = write_quantised_model(tmp_path / "model.onnx")
     titles = [
         "N=64 K=48 int4/16",
-        "N=64 K=48 int4/128 accuracy 4",  # an entry is for all sizes of blocks: the first one's is timed
+        "N=64 K=48 int4/32 accuracy 4",
+        "N=64 K=48 int4/128 accuracy 4",
         "N=80 K=48 int8 + residual",
         "N=192 K=48 fp8",
     ]
     on_cpu, on_gpu = from_model(path, "cpu"), from_model(path, "cuda")
     assert [p.title for p in on_cpu] == titles
     assert {p.dtype for p in on_cpu} == {"float32"}
-    assert [p.title for p in on_gpu] == ["N=64 K=48 int4/128", *titles[2:]], "a GPU's kernels know no accuracy_level"
-    assert [p.dtype for p in on_gpu] == ["float16", "float16", "bfloat16"]
-    assert {p.block_size for p in from_model(path, "cuda", "int4")} == {128, 32}
+    blocks = [f"N=64 K=48 int4/{size}" for size in (16, 32, 128)]
+    assert [p.title for p in on_gpu] == [*blocks, *titles[3:]], "a GPU's kernels know no accuracy_level"
+    assert [p.dtype for p in on_gpu] == [*["float16"] * 4, "bfloat16"]
+    assert {p.block_size for p in from_model(path, "cuda", "int4")} == {16, 32, 128}
     assert {p.dtype for p in from_model(path, "cuda", "bf16")} == {"bfloat16"}
 
 
@@ -619,7 +621,10 @@ def test_tune_a_model_of_int4_weights(command, tmp_path) -> None:
     assert done.returncode == 0, done.stderr
     assert "int4/128 accuracy 4" in done.stdout
     entries = json.loads((tmp_path / TABLE_NAME).read_text())["gemm"]
-    assert [(e["n"], e.get("accuracy_level")) for e in entries] == [(64, None), (64, 4), (80, 4), (192, None)]
+    assert [(e["n"], e["block_size"], e.get("accuracy_level")) for e in entries] == [
+        *((64, 16, None), (64, 32, 4), (64, 128, 4)),
+        *((80, 32, 4), (192, 32, None)),
+    ]
     fdpp_ort.load_table(tmp_path / TABLE_NAME)
     for level in (0, 4):
         assert plan_int4(2, 64, 48, accuracy_level=level)["reason"] == f"tuned: {tmp_path / TABLE_NAME}"

@@ -191,9 +191,38 @@ def test_quantised_weights(load, weight_format: str) -> None:
 
 
 @pytest.mark.parametrize("block_size", [16, 32, 64, 128])
-def test_an_entry_is_for_all_sizes_of_blocks(load, block_size: int) -> None:
+def test_an_entry_without_a_size_of_blocks_is_for_all(load, block_size: int) -> None:
     path = load(quantised("int4"))
     assert plan_quantised("int4", 1, block_size)["reason"] == f"tuned: {path}"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "taken"),
+    [
+        ((32, 128), {16: 32, 32: 32, 64: 32, 128: 128}),
+        ((128, 0), {16: 0, 32: 0, 64: 0, 128: 128}),
+    ],
+)
+def test_the_entry_with_the_nearest_size_of_blocks_is_taken(load, sizes: tuple[int, ...], taken: dict) -> None:
+    """Its own, else the one for all, else the nearest, the first of two. Splits tell the entries apart."""
+    table = quantised("int4")
+    (entry,) = table["gemm"]
+    table["gemm"] = []
+    for size in sizes:
+        ranges = [entry["ranges"][0] | {"split": {"pieces": 2 + sizes.index(size)}}, *entry["ranges"][1:]]
+        table["gemm"].append(entry | {"ranges": ranges} | ({"block_size": size} if size else {}))
+    path = load(table)
+    for block_size, size in taken.items():
+        plan = plan_quantised("int4", 1, block_size)
+        assert plan["reason"] == f"tuned: {path}"
+        assert plan["split"]["pieces"] == 2 + sizes.index(size)
+
+
+def test_a_size_of_blocks_is_of_int4_alone(load) -> None:
+    table = quantised("int8")
+    table["gemm"][0]["block_size"] = 32
+    with pytest.raises(ValueError, match="block_size is of int4 weights alone"):
+        load(table)
 
 
 def test_an_entry_is_for_its_accuracy_level(load) -> None:

@@ -72,14 +72,13 @@ struct FlatInt4Args {
 
 // How a product is shared out.
 struct Shares {
-  int cluster;   // blocks
-  int warps;     // of a block
-  int per_sm;    // blocks of a multiprocessor
-  int clusters;  // at once, no more than tiles
+  int cluster;      // blocks
+  int warps;        // of a block
+  int per_sm;       // blocks of a multiprocessor
+  int clusters;     // at once, no more than tiles
   int tiles;
+  int most_tiles;   // of a cluster
   int shared_bytes;
-
-  int most_tiles() const { return static_cast<int>(ceil_div(tiles, clusters)); }  // of a cluster
 };
 
 bool gated(const GemmProblem& p) { return p.activation == Activation::silu_mul; }
@@ -93,11 +92,13 @@ bool share(const GemmProblem& p, const DeviceInfo& d, int cluster, Shares* out) 
   if (s.warps > kMaxWarps || s.warps * (cluster - 1) >= parts) return false;
   s.tiles = static_cast<int>(ceil_div(p.n, tile_rows(p)));
   constexpr int kReserved = 1024;  // of a block
+  const int fixed = s.warps * (kDepth * stage_bytes(p) + kTurns * kStepTiles * kSumsBytes) +
+                    2 * kTurns * static_cast<int>(sizeof(Barrier));
   for (s.per_sm = kWarpsAtOnce / s.warps; s.per_sm > 0; --s.per_sm) {
     s.clusters = std::min(s.tiles, flat_clusters(d, cluster) * s.per_sm);
     if (s.clusters == 0) return false;
-    s.shared_bytes = s.warps * (kDepth * stage_bytes(p) + kTurns * kStepTiles * kSumsBytes) + s.most_tiles() * kSumsBytes +
-                     2 * kTurns * static_cast<int>(sizeof(Barrier));
+    s.most_tiles = static_cast<int>(ceil_div(s.tiles, s.clusters));
+    s.shared_bytes = fixed + s.most_tiles * kSumsBytes;
     if (s.per_sm * (s.shared_bytes + kReserved) <= d.shared_memory_per_block + kReserved) break;
   }
   *out = s;
@@ -371,7 +372,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 1)
 // In microseconds on an H200, but for what all shares have in common: a multiprocessor reads a part in 0.07, a warp works through
 // its ring at 0.33 a part.
 double cost(const Shares& s) {
-  return s.most_tiles() * std::max(0.07 * s.warps * s.per_sm, 0.33) + (s.cluster > 1 ? 0.6 : 0);
+  return s.most_tiles * std::max(0.07 * s.warps * s.per_sm, 0.33) + (s.cluster > 1 ? 0.6 : 0);
 }
 
 // Visits all numbers of blocks in a cluster that do, until a visit returns true; whether one did.
@@ -387,23 +388,28 @@ void splits(const GemmProblem& p, const DeviceInfo& d, std::vector<GemmSplit>* o
   visit_shares(p, d, [out](const Shares& s) { return out->push_back({s.cluster}), false; });
 }
 
+// More than twice as many blocks as have to be only wait for each other.
 GemmSplit split(const GemmProblem& p, const DeviceInfo& d) {
   GemmSplit best;
+  int fewest = 0;
   double least = std::numeric_limits<double>::infinity();
   visit_shares(p, d, [&](const Shares& s) {
+    if (fewest == 0) fewest = s.cluster;
     if (cost(s) < least) best.pieces = s.cluster, least = cost(s);
-    return false;
+    return s.cluster >= 2 * fewest;
   });
   return best;
 }
 
 // What an H200 liked: weights large enough to make up for the start.
-bool suits(const GemmProblem& p, const DeviceInfo&) { return p.weight_rows() * p.k >= int64_t{1} << 26; }
+bool suits(const GemmProblem& p, const DeviceInfo&) {
+  return p.weight_format == WeightFormat::int4 && p.weight_rows() * p.k >= int64_t{1} << 26;
+}
 
 bool supports(const GemmProblem& p, const DeviceInfo& d, std::string* why) {
   if (!supports_half_gemm(p, d, why)) return false;
   if (p.weight_format != WeightFormat::int4) {
-    *why = std::string("weights are ") + weight_format_name(p.weight_format) + ", expected int4";
+    *why = "takes int4 only";  // of all calls: short enough for no allocation
   } else if (p.m > kTokens) {
     *why = "M is above " + std::to_string(kTokens);
   } else if (d.compute_capability < 90) {
