@@ -21,7 +21,7 @@ from .lower import (
     write_genai_config,
     write_profiles,
 )
-from .normalise import Source, canonicalise, find_source, load
+from .normalise import Source, canonicalise, context_length, find_source, load, to_grouped_query
 from .normalise.source import GENAI_CONFIG, side_files
 from .progress import Progress
 from .report import REPORT_FILE, ExportReport, Verification
@@ -57,8 +57,9 @@ def export_model(
     verify: compare the logits of both graphs in ONNX Runtime.
     prefetch: of the target onnxruntime alone, tell each product which weight the next one reads.
     library: the op library, for the target onnxruntime (which gets a copy) and for verify.
-    max_batch, max_length: of the target tensorrt alone, the rows at once and the tokens in a row that engines are built
-    for; None: 1, and the model's context length.
+    max_batch: of the target tensorrt alone, the rows at once that engines are built for; None: 1.
+    max_length: tokens in a row that engines are built for, and that rotary tables which the graph does not have itself
+    are made for; None: the model's context length.
     progress: called during long steps.
 
     Raises ExportError, and then leaves nothing behind, for input that cannot be exported, if no attention could be
@@ -68,9 +69,11 @@ def export_model(
     for name, (value, allowed) in options.items():
         if value not in allowed:
             raise ExportError(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
+    if max_batch is not None and target != "tensorrt":
+        raise ExportError(f"max_batch is of the target tensorrt alone; the target is {target}")
     for name, value in (("max_batch", max_batch), ("max_length", max_length)):
-        if value is not None and target != "tensorrt":
-            raise ExportError(f"{name} is of the target tensorrt alone; the target is {target}")
+        if value is not None and value < 1:
+            raise ExportError(f"{name} is {value}, expected at least 1")
     destination = Path(destination)
     check_destination(destination, overwrite)
     library = Path(library) if library is not None else None
@@ -83,6 +86,7 @@ def export_model(
         raise ExportError(f"{found.model} already has ops of domain {op_spec.DOMAIN}: it was exported before")
     report.weight_bytes_before = weight_bytes(model)
     canonicalise(model)
+    to_grouped_query(model, max_length or context_length(found), report)
     fuse(model, weights, report)
     _require_rewrites(model, found.model, weights, report)
     lower(model, softmax)
@@ -108,7 +112,7 @@ def export_model(
 
 def _require_rewrites(model: ir.Model, path: Path, weights: str, report: ExportReport) -> None:
     ours = {node.op_type for node in model.graph.all_nodes() if node.domain == op_spec.DOMAIN}
-    attentions = [left for left in report.left if left.op.endswith("Attention")]
+    attentions = [left for left in report.left if left.op.endswith(("Attention", "Softmax"))]
     if op_spec.ATTENTION not in ours:
         why = "; ".join(f"{left.node}: {left.reason}" for left in attentions) or "it has no attention node"
         raise ExportError(f"{path}: no attention was rewritten: {why}")

@@ -42,7 +42,7 @@ def rewrite(model: ir.Model, report: ExportReport) -> None:
     for node in model.graph.all_nodes():
         if node.domain == op_spec.DOMAIN or not node.op_type.endswith("Attention"):
             continue
-        reason = _refusal(node)
+        reason = refusal(node)
         if reason is not None:
             report.leave(node, reason)
             continue
@@ -57,7 +57,7 @@ def rewrite(model: ir.Model, report: ExportReport) -> None:
         report.rewrote(f"GroupQueryAttention -> {op_spec.ATTENTION}")
 
 
-def _refusal(node: ir.Node) -> str | None:
+def refusal(node: ir.Node) -> str | None:
     """Why `node` cannot run on our kernels; None: it can."""
     if (node.domain, node.op_type) != ("com.microsoft", "GroupQueryAttention"):
         return "only com.microsoft::GroupQueryAttention is rewritten"

@@ -54,9 +54,6 @@ class Limits:
 def engine_limits(model: ir.Model, config: dict[str, Any] | None, batch: int | None, length: int | None) -> Limits:
     """What the user asks for; otherwise a batch of 1 and the context length of `config` (genai_config.json), or 2048,
     as far as the rotary embedding has positions."""
-    for name, value in (("max_batch", batch), ("max_length", length)):
-        if value is not None and value < 1:
-            raise ExportError(f"{name} is {value}, expected at least 1")
     positions = _positions(model)
     if length is None:
         length = (config or {}).get("model", {}).get("context_length", _USUAL_LENGTH)

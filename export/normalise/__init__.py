@@ -1,7 +1,9 @@
-"""From a path to a graph in canonical spelling: finds the files, checks them, loads lazily."""
+"""From a path to a graph in canonical spelling: finds the files, checks them, loads lazily, rewrites the dialects."""
 
+from .attention import to_grouped_query
 from .canonical import canonicalise
+from .context_length import context_length
 from .load import load
 from .source import Source, find_source
 
-__all__ = ["Source", "canonicalise", "find_source", "load"]
+__all__ = ["Source", "canonicalise", "context_length", "find_source", "load", "to_grouped_query"]

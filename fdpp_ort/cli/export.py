@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         "--max-length",
         metavar="TOKENS",
         type=int,
-        help="tensorrt: tokens in a row that engines and caches are built for (default: the model's context length)",
+        help="tokens in a row that engines and rotary tables that IN lacks are made for (default: the context length)",
     )
     parser.add_argument("--report", metavar="FILE", type=Path, help="write the report there as JSON, too")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if fdpp-export wrote it")

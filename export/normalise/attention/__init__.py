@@ -1,0 +1,46 @@
+"""Brings every other spelling of causal attention with a cache into com.microsoft::GroupQueryAttention.
+
+A dialect finds the heart of an attention (its `core`); the parts around it, rotary embedding, mask and cache, are the
+same for all dialects and are found from there. docs/dialects.md shows what matches.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from ...report import ExportReport
+from . import spelled_out, standard_attention
+from .declined import Declined
+from .decoder import Decoder
+from .grouped_query import rewrite
+from .room import make_room
+from .tidy import tidy
+
+_DIALECTS = (spelled_out, standard_attention)
+
+
+def to_grouped_query(model: ir.Model, positions: int, report: ExportReport) -> None:
+    """Changes `model` in place; what stays, and why, goes to `report`.
+
+    positions: how many tokens a row may have, for the tables of rotary embeddings.
+    """
+    if not any(dialect.found(node) for node in model.graph for dialect in _DIALECTS):
+        return
+    tidy(model)
+    decoder = Decoder(model, positions)
+    for node in list(model.graph):
+        for dialect in _DIALECTS:
+            named = dialect.found(node)
+            if named is None:
+                continue
+            try:
+                rewrite(node, dialect.core(node, decoder.structural), decoder)
+                report.rewrote(f"{dialect.NAME} -> GroupQueryAttention")
+            except Declined as reason:
+                report.leave(named, str(reason))
+    common.RemoveUnusedNodesPass()(model)
+    make_room(decoder)
+    common.RemoveUnusedNodesPass()(model)
+    model.graph.sort()
+    model.opset_imports.setdefault("com.microsoft", 1)

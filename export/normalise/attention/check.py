@@ -1,0 +1,132 @@
+"""Whether GroupQueryAttention computes what the nodes that it replaces compute: both are run on random numbers.
+
+The patterns of the dialects only find the parts of an attention. That all nodes in between mean what a decoder's nodes
+usually mean (the order of heads and of dimensions, which key a group reads, which columns rotate) is established here.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from .core import Core
+from .declined import Declined
+from .decoder import Decoder
+from .mask import Mask, causal_mask
+from .parts import Heads, Layout, Parts
+from .rotary import Tables
+from .samples import SAMPLES, Sample
+
+_TOLERANCE = {ir.DataType.FLOAT: 1e-4, ir.DataType.FLOAT16: 1e-2, ir.DataType.BFLOAT16: 1e-1}
+
+
+def interleaved(
+    core: Core, parts: Parts, tables: Tables | None, mask: Mask, bias: ir.Value | None, decoder: Decoder
+) -> int:
+    """The value of rotary_interleaved with which both agree. Raises Declined if there is none."""
+    dtype = parts.key_cache.past.dtype
+    if dtype not in _TOLERANCE:
+        raise Declined(f"its cache is of {dtype}")
+    left = list(tables.interleaved if tables is not None else (0,))
+    for number, sample in enumerate(SAMPLES):
+        given = _random(parts, sample, np.random.default_rng(number))
+        wanted = decoder.evaluate([parts.output, parts.key_cache.present, parts.value_cache.present], sample, given)
+        added = decoder.evaluate([bias], sample)[0].astype(np.float32) if bias is not None else np.zeros(1)
+        bounds = np.where(causal_mask(sample, mask.window), added, -np.inf)
+        real = sample.mask()[:, sample.past :].astype(bool)
+        left = [
+            choice
+            for choice in left
+            if all(
+                _close(want[where], got[where], _TOLERANCE[dtype])
+                for want, got, where in zip(
+                    [_tokens_first(wanted[0]), *wanted[1:]],
+                    _attention(core, parts, tables, bounds, choice, sample, given, decoder),
+                    (real, ..., ...),
+                    strict=True,
+                )
+            )
+        ]
+    if not left:
+        raise Declined("what its nodes compute is not what GroupQueryAttention computes of the same queries and keys")
+    return left[0]
+
+
+def _random(parts: Parts, sample: Sample, random: np.random.Generator) -> dict[ir.Value, np.ndarray]:
+    """Values for what goes into the attention."""
+    given = {}
+    for part in (parts.query, parts.key, parts.value):
+        given[part.value] = {
+            Layout.MERGED: [sample.batch, sample.tokens, part.count * parts.head_size],
+            Layout.TOKENS_FIRST: [sample.batch, sample.tokens, part.count, parts.head_size],
+            Layout.HEADS_FIRST: [sample.batch, part.count, sample.tokens, parts.head_size],
+        }[part.layout]
+    for cache in (parts.key_cache, parts.value_cache):
+        given[cache.past] = [sample.batch, parts.key.count, sample.past, parts.head_size]
+    dtype = parts.key_cache.past.dtype.numpy()
+    return {value: random.standard_normal(shape, np.float32).astype(dtype) for value, shape in given.items()}
+
+
+def _tokens_first(output: np.ndarray) -> np.ndarray:
+    """[B, S, Hq · D] of the attention's output, whose heads may stand apart."""
+    if output.ndim == 4:
+        output = output.swapaxes(1, 2)
+    return output.reshape(*output.shape[:2], -1)
+
+
+def _attention(
+    core: Core,
+    parts: Parts,
+    tables: Tables | None,
+    bias: np.ndarray,
+    interleaved: int,
+    sample: Sample,
+    given: dict[ir.Value, np.ndarray],
+    decoder: Decoder,
+) -> list[np.ndarray]:
+    """Output [B, S, Hq · D] and present keys and values by the definition of GroupQueryAttention, in float32."""
+    query, key, value = (
+        _heads_first(given[part.value].astype(np.float32), part) for part in (parts.query, parts.key, parts.value)
+    )
+    if tables is not None:
+        ids = sample.places()
+        if tables.position_ids is not None:
+            ids = decoder.evaluate([tables.position_ids], sample)[0]
+        cos, sin = (table.const_value.numpy()[ids][:, None].astype(np.float32) for table in (tables.cos, tables.sin))
+        query, key = (_rotated(part, cos, sin, interleaved) for part in (query, key))
+    keys, values = (
+        np.concatenate([given[cache.past].astype(np.float32), new], axis=2)
+        for cache, new in ((parts.key_cache, key), (parts.value_cache, value))
+    )
+    group = parts.query.count // parts.key.count
+    scores = parts.scale * query @ np.repeat(keys, group, axis=1).swapaxes(2, 3)
+    if core.softcap:
+        scores = core.softcap * np.tanh(scores / core.softcap)
+    scores = scores + bias
+    with np.errstate(invalid="ignore"):  # of queries that see nothing
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        output = weights / weights.sum(axis=-1, keepdims=True) @ np.repeat(values, group, axis=1)
+    return [output.swapaxes(1, 2).reshape(sample.batch, sample.tokens, -1), keys, values]
+
+
+def _heads_first(array: np.ndarray, part: Heads) -> np.ndarray:
+    """[B, H, S, D]"""
+    if part.layout is Layout.HEADS_FIRST:
+        return array
+    return array.reshape(*array.shape[:2], part.count, -1).swapaxes(1, 2)
+
+
+def _rotated(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, interleaved: int) -> np.ndarray:
+    half = cos.shape[-1]
+    x = x.copy()
+    first, second = (
+        (slice(0, 2 * half, 2), slice(1, 2 * half, 2)) if interleaved else (slice(0, half), slice(half, 2 * half))
+    )
+    a, b = x[..., first].copy(), x[..., second].copy()
+    x[..., first], x[..., second] = a * cos - b * sin, b * cos + a * sin
+    return x
+
+
+def _close(want: np.ndarray, got: np.ndarray, tolerance: float) -> bool:
+    want = want.astype(np.float32)
+    return want.shape == got.shape and np.allclose(want, got, rtol=tolerance, atol=tolerance)

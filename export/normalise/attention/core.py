@@ -1,0 +1,24 @@
+"""The heart of an attention, whatever its spelling: softmax(scale · Q·Kᵀ + mask)·V."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+
+@dataclass(frozen=True)
+class Core:
+    """query [B, Hq, S, D], key and value [B, Hkv or Hq, T, D] (key perhaps transposed), output [B, Hq, S, D].
+
+    Any of them may have its heads merged instead, [B, S, H · D]. mask: bool (true: visible) or added to the scores,
+    broadcast to [B, Hq, S, T]; None: there is none. softcap: 0: none.
+    """
+
+    query: ir.Value
+    key: ir.Value
+    value: ir.Value
+    output: ir.Value
+    mask: ir.Value | None
+    scale: float
+    softcap: float = 0.0

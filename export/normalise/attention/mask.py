@@ -1,0 +1,130 @@
+"""What a mask hides, found by evaluating it at samples, and what FdppAttention gets in its place.
+
+Attention of the op is causal by itself and knows windows. A mask that hides padding besides becomes a bias from
+attention_mask; any other causal one, with slopes say, is added to the scores as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from .declined import Declined
+from .decoder import Decoder
+from .samples import MASK, SAMPLES, Sample
+
+# Scores that differ by that much leave no weight: numbers of float16 reach no further than -65504.
+_HIDDEN = -1e4
+
+
+@dataclass(frozen=True)
+class Mask:
+    """window: tokens that a query sees, its own included; -1: all. padding: attention_mask hides some.
+
+    own: the value to add as it is, where the rest does not say what is hidden."""
+
+    window: int = -1
+    padding: bool = False
+    own: ir.Value | None = None
+
+
+def mask_of(value: ir.Value | None, decoder: Decoder) -> Mask:
+    """What the mask `value` is; None: there is none. Raises Declined if a query sees later tokens."""
+    if value is None:
+        raise Declined("it has no mask: a query sees later tokens")
+    if value not in decoder.masks:
+        decoder.masks[value] = _mask_of(value, decoder)
+    return decoder.masks[value]
+
+
+def _mask_of(value: ir.Value, decoder: Decoder) -> Mask:
+    # Rows as long as they get, so that a window shows, and where it ends for each of several tokens.
+    longest = Sample(2, 3, decoder.positions - 3, 1)
+    seen = [_Seen(value, sample, decoder) for sample in (*SAMPLES, longest)]
+    last = seen[-1].visible[0, 0, -1]
+    window = int(last.sum()) if not last.all() else -1
+    for padding in (False, True):
+        if all(look.is_plain(window, padding) for look in seen) and not (padding and decoder.input(MASK) is None):
+            return Mask(window, padding)
+    return Mask(own=value)
+
+
+class _Seen:
+    """The mask `value` at a sample. Raises Declined if it lets a query see later tokens."""
+
+    def __init__(self, value: ir.Value, sample: Sample, decoder: Decoder) -> None:
+        array = decoder.evaluate([value], sample)[0]
+        visible, self.added = _split(array)
+        self.sample, causal = sample, causal_mask(sample)
+        try:
+            self.visible = np.broadcast_to(visible, np.broadcast_shapes(visible.shape, causal.shape))
+        except ValueError as error:
+            raise Declined(f"its mask has shape {list(array.shape)} for {sample.tokens} of {sample.total}") from error
+        if np.any(self.visible & ~causal):
+            raise Declined("its mask lets a query see later tokens: it is not causal")
+
+    def is_plain(self, window: int, padding: bool) -> bool:
+        """Whether it hides what lies outside the window, padding if `padding`, and does nothing else."""
+        hidden = causal_mask(self.sample, window)
+        real = np.ones(1, bool)
+        if padding:
+            mask = self.sample.mask().astype(bool)
+            hidden = hidden & mask[:, None, None]
+            real = mask[:, None, self.sample.past :, None]  # what padding sees reaches nobody
+        return not np.any(self.added) and bool(np.all((self.visible == hidden) | ~real))
+
+
+def causal_mask(sample: Sample, window: int = -1) -> np.ndarray:
+    """bool [batch, 1, tokens, total]: which keys come no later than a query, and within its window."""
+    distance = sample.places()[:, :, None] - np.arange(sample.total)
+    visible = (distance >= 0) & ((distance < window) | (window < 0))
+    return visible[:, None]
+
+
+def _split(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which scores `mask` leaves visible, and what it adds to those."""
+    if mask.dtype == bool:
+        return mask, np.zeros(1)
+    visible = mask.astype(np.float32) > _HIDDEN
+    return visible, np.where(visible, mask.astype(np.float32), 0)
+
+
+def bias(mask: Mask, dtype: ir.DataType, node: ir.Node, decoder: Decoder) -> ir.Value | None:
+    """attention_bias in the element type `dtype`, made ahead of `node` or of all nodes; None: none is needed."""
+    if mask.own is not None:
+        return _own(mask.own, dtype, node, decoder)
+    return _padding(dtype, decoder) if mask.padding else None
+
+
+def _padding(dtype: ir.DataType, decoder: Decoder) -> ir.Value:
+    """[B, 1, S, T] from attention_mask [B, T]."""
+    int64, kind = ir.DataType.INT64, dtype.name.lower()
+    visible = decoder.add("Cast", [decoder.input(MASK)], "fdpp.visible", ir.DataType.BOOL, to=ir.DataType.BOOL)
+    numbers = decoder.add("Where", [visible, *_zero_and_lowest(dtype, decoder)], f"fdpp.padding.{kind}", dtype)
+    row = decoder.add("Unsqueeze", [numbers, decoder.ints(1, 2)], f"fdpp.padding_row.{kind}", dtype)
+    count = decoder.add("Shape", [decoder.tokens()], "fdpp.tokens", int64, start=1, end=2)
+    shape = [decoder.ints(1, 1), count, decoder.ints(1)]
+    shape = decoder.add("Concat", shape, "fdpp.bias_shape", int64, axis=0)
+    return decoder.add("Expand", [row, shape], f"fdpp.attention_bias.{kind}", dtype)
+
+
+def _own(mask: ir.Value, dtype: ir.DataType, node: ir.Node, decoder: Decoder) -> ir.Value:
+    """`mask` itself, or numbers for a bool one."""
+    for sample in SAMPLES:
+        shape = decoder.evaluate([mask], sample)[0].shape
+        if len(shape) != 4 or shape[2:] != (sample.tokens, sample.total):
+            raise Declined(f"its mask has shape {list(shape)}, expected [batch, heads, tokens, total tokens]")
+    if mask.dtype == dtype:
+        return mask
+    if mask.dtype != ir.DataType.BOOL:
+        raise Declined(f"its mask is of {mask.dtype}, its keys are of {dtype}")
+    return decoder.add_before(node, "Where", [mask, *_zero_and_lowest(dtype, decoder)], f"{mask.name}.bias", dtype)
+
+
+def _zero_and_lowest(dtype: ir.DataType, decoder: Decoder) -> list[ir.Value]:
+    return [
+        decoder.constant(np.array(number, dtype.numpy()), f"fdpp.{name}.{dtype.name.lower()}")
+        for name, number in (("zero", 0), ("lowest", -np.inf))
+    ]

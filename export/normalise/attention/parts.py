@@ -1,0 +1,150 @@
+"""The parts of one attention between the products that make its queries, keys and values and the one that reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import onnx_ir as ir
+
+from .core import Core
+from .declined import Declined
+from .rotary import Rotation, rotation
+from .samples import is_past
+from .walk import LAYOUT, scalar, standard, unscaled
+
+
+@dataclass(frozen=True)
+class Cache:
+    """`present` is `past` and then `new` tokens, all of [B, Hkv, tokens, D]."""
+
+    past: ir.Value
+    new: ir.Value
+    present: ir.Value
+
+
+class Layout(Enum):
+    """Where the heads are."""
+
+    MERGED = "[B, S, H * D]"
+    TOKENS_FIRST = "[B, S, H, D]"
+    HEADS_FIRST = "[B, H, S, D]"
+
+
+@dataclass(frozen=True)
+class Heads:
+    """`value` holds `count` heads of each token."""
+
+    value: ir.Value
+    layout: Layout
+    count: int
+
+
+@dataclass(frozen=True)
+class Parts:
+    """query, key and value are those before rotation.
+
+    output: [B, S, Hq · D]."""
+
+    query: Heads
+    key: Heads
+    value: Heads
+    key_cache: Cache
+    value_cache: Cache
+    query_rotation: Rotation | None
+    key_rotation: Rotation | None
+    scale: float
+    output: ir.Value
+    head_size: int
+
+
+def parts(core: Core, structural: set[ir.Value]) -> Parts:
+    """Of the attention around `core`. Raises Declined where one of them is not what a decoder with a cache has."""
+    key_cache, key_scale = _cache(core.key)
+    value_cache, value_scale = _cache(core.value)
+    if value_scale != 1:
+        raise Declined("its values are scaled")
+    query, query_scale = unscaled(core.query, {"Identity"})
+    query_rotation, key_rotation = rotation(query, structural), rotation(key_cache.new, structural)
+    if (query_rotation is None) != (key_rotation is None):
+        raise Declined("of its queries and keys only one has a rotary embedding")
+    _, kv_heads, _, head_size = key_cache.past.shape
+    query, key, value = (
+        _heads(part.source if part is not None else plain, count, head_size, structural)
+        for part, plain, count in (
+            (query_rotation, query, None),
+            (key_rotation, key_cache.new, kv_heads),
+            (None, value_cache.new, kv_heads),
+        )
+    )
+    scale = core.scale * key_scale * query_scale
+    rotations = (query_rotation, key_rotation)
+    return Parts(query, key, value, key_cache, value_cache, *rotations, scale, _merged_output(core.output), head_size)
+
+
+def _cache(used: ir.Value) -> tuple[Cache, float]:
+    """The cache that `used` comes from, repeated for the groups of queries perhaps, and a factor of its own."""
+    present, factor = unscaled(used, LAYOUT)
+    concat = standard(present, "Concat")
+    if concat is None or len(concat.inputs) != 2 or concat.attributes.get_int("axis", 0) not in (-2, 2):
+        raise Declined("its keys or values are not past and new ones: it has no cache, or attends to something else")
+    past, new = concat.inputs
+    if not present.is_graph_output():
+        raise Declined(f"past and new keys or values ({present.name}) are not an output of the graph")
+    if not past.is_graph_input() or not is_past(past):
+        raise Declined(f"its past ({past.name}) is not an input of the graph with known heads and head size")
+    return Cache(past, new, present), factor
+
+
+def _heads(value: ir.Value, count: int | None, head_size: int, structural: set[ir.Value]) -> Heads:
+    """The heads that `value` holds, if possible as they were before they were split off and put first.
+
+    count: how many; None: it is to be found out."""
+    layout = Layout.HEADS_FIRST
+    transpose = standard(value, "Transpose")
+    if transpose is not None and tuple(transpose.attributes.get_ints("perm", ())) == (0, 2, 1, 3):
+        value, layout = transpose.inputs[0], Layout.TOKENS_FIRST
+        reshape = standard(value, "Reshape")
+        if reshape is not None and _rank(reshape.inputs[0]) == 3:
+            value = reshape.inputs[0]
+    if _rank(value) == 3:
+        layout = Layout.MERGED
+    elif _rank(value) != 4:
+        raise Declined(f"the rank of {value.name} is not known to be 3 or 4")
+    return Heads(value, layout, count if count is not None else _count(value, head_size, structural))
+
+
+def _count(value: ir.Value, head_size: int, structural: set[ir.Value]) -> int:
+    """How many heads `value` holds: by the columns that they have, merged, in `value` or where it comes from."""
+    stack, seen = [value], set()
+    while stack:
+        value = stack.pop()
+        if _rank(value) == 3 and isinstance(value.shape[2], int) and value.shape[2] % head_size == 0:
+            return value.shape[2] // head_size
+        node = value.producer()
+        if node is not None and node not in seen and node.op_type != "MatMul":
+            seen.add(node)
+            stack += [source for source in node.inputs if source is not None and source not in structural]
+    raise Declined(f"the number of its query heads is not known from the shape of {value.name}")
+
+
+def _rank(value: ir.Value) -> int | None:
+    return None if value.shape is None else len(value.shape)
+
+
+def _merged_output(output: ir.Value) -> ir.Value:
+    """[B, S, Hq · D] made of `output`."""
+    value = output
+    while _rank(value) != 3:
+        users = [use.node for use in value.uses() if use.node.op_type != "Shape"]
+        if len(users) != 1 or not _hands_on(users[0], value) or value.is_graph_output():
+            raise Declined("what becomes of its output is not that the heads are put together")
+        value = users[0].outputs[0]
+    return value
+
+
+def _hands_on(node: ir.Node, value: ir.Value) -> bool:
+    """Whether `node` only moves the elements of `value`, or puts 0 in the place of some (queries that see nothing)."""
+    if node.op_type == "Where":
+        return node.inputs[2] is value and scalar(node.inputs[1]) == 0
+    return node.op_type in LAYOUT

@@ -1,0 +1,128 @@
+"""A small decoder layer in standard ops, as text, so that tests can change a line of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+HEADS, KV_HEADS, HEAD_SIZE = 4, 2, 8
+_HIDDEN, _VOCABULARY = HEADS * HEAD_SIZE, 50
+
+GRAPH = """
+<ir_version: 8, opset_import: ["" : 18]>
+decoder (int64[batch, tokens] input_ids, int64[batch, total] attention_mask,
+         float[batch, 2, past, 8] past_key, float[batch, 2, past, 8] past_value)
+     => (float[batch, tokens, 32] hidden,
+         float[batch, 2, longer, 8] present_key, float[batch, 2, longer, 8] present_value)
+{
+  x = Gather(embedding, input_ids)
+  q3 = MatMul(x, wq)
+  k3 = MatMul(x, wk)
+  v3 = MatMul(x, wv)
+  q4 = Reshape(q3, q_shape)
+  k4 = Reshape(k3, kv_shape)
+  v4 = Reshape(v3, kv_shape)
+  q = Transpose<perm = [0, 2, 1, 3]>(q4)
+  k = Transpose<perm = [0, 2, 1, 3]>(k4)
+  v = Transpose<perm = [0, 2, 1, 3]>(v4)
+
+  past1 = Shape<start = 2, end = 3>(past_key)
+  new1 = Shape<start = 1, end = 2>(input_ids)
+  total1 = Add(past1, new1)
+  past0 = Squeeze(past1)
+  total0 = Squeeze(total1)
+  places = Range(past0, total0, one)
+  column = Unsqueeze(places, axis1)
+  numbers = Cast<to = 1>(column)
+  angles = Mul(numbers, frequencies)
+  angles2 = Concat<axis = -1>(angles, angles)
+  cos = Cos(angles2)
+  sin = Sin(angles2)
+  q_left = Slice(q, i0, i4, i3)
+  q_right = Slice(q, i4, i8, i3)
+  q_minus = Neg(q_right)
+  q_turned = Concat<axis = -1>(q_minus, q_left)
+  q_cos = Mul(q, cos)
+  q_sin = Mul(q_turned, sin)
+  query = Add(q_cos, q_sin)
+  k_left = Slice(k, i0, i4, i3)
+  k_right = Slice(k, i4, i8, i3)
+  k_minus = Neg(k_right)
+  k_turned = Concat<axis = -1>(k_minus, k_left)
+  k_cos = Mul(k, cos)
+  k_sin = Mul(k_turned, sin)
+  key = Add(k_cos, k_sin)
+
+  present_key = Concat<axis = 2>(past_key, key)
+  present_value = Concat<axis = 2>(past_value, v)
+  keys5 = Unsqueeze(present_key, axis2)
+  keys_all = Expand(keys5, groups)
+  keys = Reshape(keys_all, all_shape)
+  values5 = Unsqueeze(present_value, axis2)
+  values_all = Expand(values5, groups)
+  values = Reshape(values_all, all_shape)
+
+  every = Range(zero, total0, one)
+  row = Unsqueeze(every, axis0)
+  causal = LessOrEqual(row, column)
+  wide = Unsqueeze(attention_mask, axis12)
+  real = Cast<to = 9>(wide)
+  visible = And(causal, real)
+  mask = Where(visible, zero_f, lowest)
+
+  keys_t = Transpose<perm = [0, 1, 3, 2]>(keys)
+  scores = MatMul(query, keys_t)
+  scaled = Mul(scores, scale)
+  masked = Add(scaled, mask)
+  weights = Softmax<axis = -1>(masked)
+  heads = MatMul(weights, values)
+  heads_last = Transpose<perm = [0, 2, 1, 3]>(heads)
+  merged = Reshape(heads_last, merged_shape)
+  hidden = MatMul(merged, wo)
+}
+"""
+
+
+def decoder(*changes: tuple[str, str]) -> onnx.ModelProto:
+    """The layer with each of the lines `changes` (old, new) in place of another."""
+    text = GRAPH
+    for old, new in changes:
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    model = onnx.parser.parse_model(text)
+    random = np.random.default_rng(0)
+    constants = {
+        "embedding": random.standard_normal((_VOCABULARY, _HIDDEN), np.float32),
+        "frequencies": (0.1 ** np.arange(HEAD_SIZE // 2)).astype(np.float32),
+        "slopes": np.array([0.5, 0.25, 0.125, 0.0625], np.float32).reshape(4, 1, 1),
+        "scale": np.float32(0.3),
+        "zero_f": np.float32(0),
+        "lowest": np.float32(np.finfo(np.float32).min),
+        "zero": np.int64(0),
+        "one": np.int64(1),
+        "window": np.int64(3),
+        "two": np.float32(2),
+        "q_shape": np.array([0, 0, HEADS, HEAD_SIZE]),
+        "kv_shape": np.array([0, 0, KV_HEADS, HEAD_SIZE]),
+        "groups": np.array([1, 1, HEADS // KV_HEADS, 1, 1]),
+        "other_groups": np.array([1, HEADS // KV_HEADS, 1, 1, 1]),
+        "all_shape": np.array([0, HEADS, -1, HEAD_SIZE]),
+        "merged_shape": np.array([0, 0, _HIDDEN]),
+        "pairs": np.array([0, 0, 0, HEAD_SIZE]),
+        "angle_pairs": np.array([0, HEAD_SIZE]),
+        "axis_last": np.array([-1]),
+        "axis0": np.array([0]),
+        "axis1": np.array([1]),
+        "axis2": np.array([2]),
+        "axis12": np.array([1, 2]),
+        **{f"i{number}": np.array([number]) for number in (0, 1, 2, 3, 4, 8)},
+    }
+    for name, columns in {"wq": _HIDDEN, "wk": _HIDDEN // 2, "wv": _HIDDEN // 2, "wo": _HIDDEN}.items():
+        constants[name] = random.standard_normal((_HIDDEN, columns), np.float32) / 4
+    used = {name for node in model.graph.node for name in node.input}
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(values), name) for name, values in constants.items() if name in used
+    )
+    onnx.checker.check_model(model)
+    return model

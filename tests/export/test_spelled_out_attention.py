@@ -1,0 +1,245 @@
+"""Attention in standard ops -> GroupQueryAttention: what is taken, and what stays as it is and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from spelled_out_models import decoder
+
+import fdpp_ort
+from fdpp_ort.export import ExportError, export_model
+from fdpp_ort.export.fuse import attention
+from fdpp_ort.export.lower import lower
+from fdpp_ort.export.normalise import to_grouped_query
+from fdpp_ort.export.report import ExportReport
+
+_POSITIONS = 64
+
+
+def rewrite(proto: onnx.ModelProto, report: ExportReport) -> onnx.ModelProto:
+    model = ir.from_proto(proto)
+    to_grouped_query(model, _POSITIONS, report)
+    attention.rewrite(model, report)
+    lower(model, "lazy")
+    return ir.to_proto(model)
+
+
+def run(proto: onnx.ModelProto) -> list[np.ndarray]:
+    """Hidden states of the tokens that are no padding, and caches: of a prompt, three tokens and single ones."""
+    options = onnxruntime.SessionOptions()
+    fdpp_ort.register(options)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    random, results = np.random.default_rng(0), []
+    past = {name: np.zeros((2, 2, 0, 8), np.float32) for name in ("past_key", "past_value")}
+    mask = np.zeros((2, 0), np.int64)
+    for tokens in (5, 3, 1, 1):
+        real = np.ones((2, tokens), np.int64)
+        real[1, : 0 if mask.size else 2] = 0
+        mask = np.concatenate([mask, real], axis=1)
+        feeds = {"input_ids": random.integers(0, 50, (2, tokens)), "attention_mask": mask, **past}
+        feeds["encoder"] = np.ones((2, 4, 32), np.float32)
+        wanted = {item.name for item in session.get_inputs()}
+        hidden, *present = session.run(None, {name: value for name, value in feeds.items() if name in wanted})
+        results += [hidden[real.astype(bool)], *present]
+        past = dict(zip(past, present, strict=True))
+    return results
+
+
+def assert_same(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
+    for want, got in zip(run(before), run(after), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+def attributes(proto: onnx.ModelProto) -> dict[str, object]:
+    node = next(node for node in proto.graph.node if node.op_type == "FdppAttention")
+    return {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+
+
+WINDOW = (
+    "visible = And(causal, real)",
+    """border = Sub(column, window)
+    near = Greater(row, border)
+    seen = And(causal, near)
+    visible = And(seen, real)""",
+)
+TAKEN = {
+    "as it is": (),
+    "queries scaled": (
+        ("scores = MatMul(query, keys_t)", "small = Mul(query, scale)\nscores = MatMul(small, keys_t)"),
+        ("scaled = Mul(scores, scale)", "scaled = Identity(scores)"),
+    ),
+    "hidden by Where": (
+        ("masked = Add(scaled, mask)", "masked = Where(visible, scaled, lowest)"),
+        ("mask = Where(visible, zero_f, lowest)", ""),
+    ),
+    "softcap": (
+        (
+            "masked = Add(scaled, mask)",
+            """divided = Div(scaled, two)
+            capped = Tanh(divided)
+            back = Mul(capped, two)
+            masked = Add(back, mask)""",
+        ),
+    ),
+    "window": (WINDOW,),
+    "slopes": (
+        (
+            "masked = Add(scaled, mask)",
+            """places_f = Cast<to = 1>(row)
+            sloping = Mul(places_f, slopes)
+            both = Add(mask, sloping)
+            masked = Add(scaled, both)""",
+        ),
+    ),
+    "pairs rotated": (
+        (
+            "angles2 = Concat<axis = -1>(angles, angles)",
+            """each = Unsqueeze(angles, axis_last)
+            twice = Concat<axis = -1>(each, each)
+            angles2 = Reshape(twice, angle_pairs)""",
+        ),
+        *(
+            (
+                f"{x}_turned = Concat<axis = -1>({x}_minus, {x}_left)",
+                f"""{x}_even = Slice({x}, i0, i8, i3, i2)
+                {x}_odd = Slice({x}, i1, i8, i3, i2)
+                {x}_odd_minus = Neg({x}_odd)
+                {x}_a = Unsqueeze({x}_odd_minus, axis_last)
+                {x}_b = Unsqueeze({x}_even, axis_last)
+                {x}_ab = Concat<axis = -1>({x}_a, {x}_b)
+                {x}_turned = Reshape({x}_ab, pairs)""",
+            )
+            for x in "qk"
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TAKEN)
+def test_is_taken(case: str, report: ExportReport) -> None:
+    before = decoder(*TAKEN[case])
+    after = rewrite(before, report)
+    assert report.left == []
+    assert report.rewritten == {
+        "MatMul, Softmax, MatMul -> GroupQueryAttention": 1,
+        "GroupQueryAttention -> FdppAttention": 1,
+    }
+    gone = {"Softmax", "Tanh", "Cos", "Transpose"} | (set() if case == "slopes" else {"Range"})
+    assert not gone & {node.op_type for node in after.graph.node}
+    found = attributes(after)
+    assert (found["num_heads"], found["kv_num_heads"]) == (4, 2)
+    assert found["scale"] == pytest.approx(0.3)
+    assert found["softcap"] == (2 if case == "softcap" else 0)
+    assert found["local_window_size"] == (3 if case == "window" else -1)
+    assert found["rotary_interleaved"] == (case == "pairs rotated")
+    assert_same(before, after)
+
+
+def test_tables_have_the_positions_asked_for(report: ExportReport) -> None:
+    after = rewrite(decoder(), report)
+    tables = {tensor.name: tensor.dims for tensor in after.graph.initializer if "_cache" in tensor.name}
+    assert tables == {"fdpp.cos_cache.0": [_POSITIONS, 4], "fdpp.sin_cache.0": [_POSITIONS, 4]}
+
+
+ENCODER = (
+    "int64[batch, total] attention_mask,",
+    "int64[batch, total] attention_mask, float[batch, there, 32] encoder,",
+)
+LEFT = {
+    "not causal": (
+        "its mask lets a query see later tokens",
+        (("visible = And(causal, real)", "visible = Or(causal, real)"),),
+    ),
+    "no mask": (
+        "it has no mask: a query sees later tokens",
+        (("masked = Add(scaled, mask)", "masked = Identity(scaled)"),),
+    ),
+    "mask by tokens": (
+        "what is added to its scores follows from the tokens",
+        (
+            (
+                "masked = Add(scaled, mask)",
+                """first = ReduceMax<keepdims = 0>(x)
+                by_tokens = Add(mask, first)
+                masked = Add(scaled, by_tokens)""",
+            ),
+        ),
+    ),
+    "cross attention": (
+        "its keys or values are not past and new ones",
+        (
+            ENCODER,
+            (
+                "keys5 = Unsqueeze(present_key, axis2)",
+                """there3 = MatMul(encoder, wk)
+                there4 = Reshape(there3, kv_shape)
+                there = Transpose<perm = [0, 2, 1, 3]>(there4)
+                keys5 = Unsqueeze(there, axis2)""",
+            ),
+            (
+                "values5 = Unsqueeze(present_value, axis2)",
+                """worth3 = MatMul(encoder, wv)
+                worth4 = Reshape(worth3, kv_shape)
+                worth = Transpose<perm = [0, 2, 1, 3]>(worth4)
+                values5 = Unsqueeze(worth, axis2)""",
+            ),
+            ("masked = Add(scaled, mask)", "masked = Identity(scaled)"),
+        ),
+    ),
+    "other groups": (
+        "what its nodes compute is not what GroupQueryAttention computes",
+        tuple(
+            line
+            for x in ("keys", "values")
+            for line in (
+                (f"{x}5 = Unsqueeze(present_{x[:-1]}, axis2)", f"{x}5 = Unsqueeze(present_{x[:-1]}, axis1)"),
+                (f"{x}_all = Expand({x}5, groups)", f"{x}_all = Expand({x}5, other_groups)"),
+            )
+        ),
+    ),
+    "keys alone rotated": (
+        "of its queries and keys only one has a rotary embedding",
+        (("query = Add(q_cos, q_sin)", "query = Identity(q)"),),
+    ),
+    "a cache that is cut": (
+        "are not an output of the graph",
+        (
+            (
+                "present_key = Concat<axis = 2>(past_key, key)",
+                "whole_key = Concat<axis = 2>(past_key, key)\npresent_key = Slice(whole_key, i0, i8, i2)",
+            ),
+            ("keys5 = Unsqueeze(present_key, axis2)", "keys5 = Unsqueeze(whole_key, axis2)"),
+        ),
+    ),
+    "softmax over queries": (
+        "its softmax is not over the last dimension",
+        (("weights = Softmax<axis = -1>(masked)", "weights = Softmax<axis = 2>(masked)"),),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LEFT)
+def test_is_left(case: str, report: ExportReport) -> None:
+    reason, changes = LEFT[case]
+    before = decoder(*changes)
+    after = rewrite(before, report)
+    assert report.rewritten == {}
+    (left,) = report.left
+    assert left.op == "Softmax" and reason in left.reason
+    before_types, after_types = ([node.op_type for node in proto.graph.node] for proto in (before, after))
+    for op in ("MatMul", "Softmax"):
+        assert after_types.count(op) == before_types.count(op)
+    assert "GroupQueryAttention" not in after_types
+    if case != "a cache that is cut":  # which fits no mask on the second step
+        assert_same(before, after)
+
+
+def test_nothing_to_rewrite_is_an_error(tmp_path: Path, stand_in: Path) -> None:
+    onnx.save(decoder(*LEFT["not causal"][1]), tmp_path / "in.onnx")
+    with pytest.raises(ExportError, match="no attention was rewritten: .*: its mask lets a query see later tokens"):
+        export_model(tmp_path / "in.onnx", tmp_path / "out", verify=False, library=stand_in)

@@ -1,0 +1,106 @@
+"""Graphs of torch.onnx and transformers, exported and run beside the original in ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch_models as models
+
+import fdpp_ort
+from fdpp_ort.export import export_model
+from fdpp_ort.export.normalise.attention import spelled_out, standard_attention
+
+Graph = Callable[[Path], Path]
+
+
+def torch_onnx(kind: str, opset: int, attention: str = "sdpa", **options: bool) -> Graph:
+    return lambda folder: models.to_onnx(
+        models.model(kind, attention), folder / "decoder.onnx", opset=opset, **({"position_ids": False} | options)
+    )
+
+
+# The dialect that each is to match. Tracing for today's exporter takes ten times as long as for optimum's.
+GRAPHS = {
+    "llama, torch.onnx, opset 18": (spelled_out, torch_onnx("llama", 18, position_ids=True)),
+    "qwen2, torch.onnx, opset 23": (standard_attention, torch_onnx("qwen2", 23, position_ids=True)),
+    "llama, transformers": (
+        spelled_out,
+        lambda folder: models.with_transformers(models.model("llama"), folder / "llama"),
+    ),
+    "qwen2, optimum": (spelled_out, torch_onnx("qwen2", 17, dynamo=False)),
+    "qwen3, optimum": (spelled_out, torch_onnx("qwen3", 17, position_ids=True, dynamo=False)),
+    "phi3, optimum": (spelled_out, torch_onnx("phi3", 17, position_ids=True, dynamo=False)),
+    "gemma2, optimum, eager": (spelled_out, torch_onnx("gemma2", 17, "eager", dynamo=False)),
+    "opt, optimum": (spelled_out, torch_onnx("opt", 17, dynamo=False)),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch's tracer
+@pytest.mark.parametrize("name", GRAPHS)
+def test_same_logits(name: str, tmp_path: Path, library: str) -> None:
+    dialect, make = GRAPHS[name]
+    source = make(tmp_path)
+    report = export_model(source, tmp_path / "out", library=library, max_length=256)
+    assert report.rewritten[f"{dialect.NAME} -> GroupQueryAttention"] == models.LAYERS
+    assert report.rewritten["GroupQueryAttention -> FdppAttention"] == models.LAYERS
+    assert report.verification.status == "passed"
+    assert {left.op for left in report.left} <= {"Gemm"}
+    for phase in report.verification.phases:
+        assert phase.relative_error < 1e-5 and phase.top1_agreement == 1
+
+    original = source if source.suffix == ".onnx" else source / "model.onnx"
+    exported = onnx.load(tmp_path / "out" / "model.onnx")
+    before = onnx.load(original, load_external_data=False)
+    for side in ("input", "output"):
+        names = [[value.name for value in getattr(model.graph, side)] for model in (before, exported)]
+        assert names[0] == names[1]
+    ops = {node.op_type for node in exported.graph.node}
+    assert not ops & {"Softmax", "Attention", "RotaryEmbedding", "Cos", "Sin", "Range", "GatherND"}
+
+    want = run_padded(session(original))
+    exported = session(tmp_path / "out" / "model.onnx")
+    for got in (run_padded(exported), run_padded(exported, room=32)):
+        for step, (a, b) in enumerate(zip(want, got, strict=True)):
+            np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5, err_msg=f"step {step}")
+
+
+def session(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    fdpp_ort.register(options)
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def run_padded(decoder: onnxruntime.InferenceSession, room: int = 0) -> list[np.ndarray]:
+    """Logits of the tokens that are no padding, of a prompt, three tokens at once and four single ones.
+
+    The second row has three tokens of padding on the left. room: tokens that the caches have room for; 0: they grow."""
+    random = np.random.default_rng(0)
+    # What is not in use may hold anything.
+    past = {
+        item.name: np.full((2, int(item.shape[1]), room, int(item.shape[3])), 7, np.float32)
+        for item in decoder.get_inputs()
+        if len(item.shape) == 4
+    }
+    presents = [output.name for output in decoder.get_outputs() if output.name != "logits"]
+    mask, results = np.zeros((2, 0), np.int64), []
+    for tokens in (9, 3, 1, 1, 1, 1):
+        real = np.ones((2, tokens), np.int64)
+        if not mask.size:
+            real[1, :3] = 0
+        mask = np.concatenate([mask, real], axis=1)
+        feeds = {
+            "input_ids": random.integers(1, models.VOCABULARY, (2, tokens)),
+            "attention_mask": mask,
+            "position_ids": np.maximum(mask.cumsum(axis=1) - 1, 0)[:, -tokens:],
+            **past,
+        }
+        wanted = {item.name for item in decoder.get_inputs()}
+        logits, *present = decoder.run(["logits", *presents], {k: v for k, v in feeds.items() if k in wanted})
+        results.append(logits[real.astype(bool)])
+        past = dict(zip(past, present, strict=True))
+    return results

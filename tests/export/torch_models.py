@@ -1,0 +1,109 @@
+"""Small random decoders of transformers, made ONNX in the ways in which people do it, with free batch and lengths."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+
+VOCABULARY, LAYERS, HEADS, HEAD_SIZE = 96, 2, 4, 16
+_HIDDEN = HEADS * HEAD_SIZE
+_USUAL = {
+    "hidden_size": _HIDDEN,
+    "intermediate_size": 96,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": 2,
+    "head_dim": HEAD_SIZE,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+}
+# What differs from the usual.
+_MODELS = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {},
+    "phi3": {"partial_rotary_factor": 0.5},
+    "gemma2": {"sliding_window": 6, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 20},
+    "opt": {"ffn_dim": 96, "word_embed_proj_dim": _HIDDEN, "num_key_value_heads": HEADS},
+}
+
+
+def model(kind: str, attention: str = "sdpa") -> torch.nn.Module:
+    """A model of the architecture `kind`, always the same numbers. attention: transformers' implementation."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **(_USUAL | _MODELS[kind]))
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+
+
+class _Decoder(torch.nn.Module):
+    """The model with tensors alone as inputs and outputs, in optimum's order."""
+
+    def __init__(self, inner: torch.nn.Module, position_ids: bool) -> None:
+        super().__init__()
+        self.inner, self.position_ids = inner, position_ids
+
+    def forward(self, input_ids, attention_mask, *rest):
+        position_ids, past = (rest[0], rest[1:]) if self.position_ids else (None, rest)
+        cache = DynamicCache()
+        for layer in range(LAYERS):
+            cache.update(*past[2 * layer : 2 * layer + 2], layer)
+        options = {"position_ids": position_ids} if self.position_ids else {}
+        out = self.inner(
+            input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True, **options
+        )
+        return out.logits, *(part for layer in cache.layers for part in (layer.keys, layer.values))
+
+
+def to_onnx(inner: torch.nn.Module, path: Path, *, opset: int, position_ids: bool, dynamo: bool = True) -> Path:
+    """torch.onnx.export of `inner` to `path`, with optimum's names. position_ids: the graph has that input.
+
+    dynamo: the exporter of today; without it the one that optimum uses.
+    """
+    kv_heads = getattr(inner.config, "num_key_value_heads", HEADS)
+    batch, tokens, past = 2, 3, 5
+    names = [f"{layer}.{part}" for layer in range(LAYERS) for part in ("key", "value")]
+    examples = {
+        "input_ids": torch.ones(batch, tokens, dtype=torch.int64),
+        "attention_mask": torch.ones(batch, past + tokens, dtype=torch.int64),
+    }
+    axes = {"input_ids": {0: "batch", 1: "tokens"}, "attention_mask": {0: "batch", 1: "total"}}
+    if position_ids:
+        examples["position_ids"] = torch.arange(past, past + tokens)[None].repeat(batch, 1)
+        axes["position_ids"] = axes["input_ids"]
+    for name in names:
+        examples[f"past_key_values.{name}"] = torch.randn(batch, kv_heads, past, HEAD_SIZE)
+        axes[f"past_key_values.{name}"] = {0: "batch", 2: "past"}
+    # Positional, since the decoder takes any number of caches.
+    shapes = {"dynamic_shapes": (axes["input_ids"], axes["attention_mask"], tuple(list(axes.values())[2:]))}
+    torch.onnx.export(
+        _Decoder(inner, position_ids),
+        tuple(examples.values()),
+        path,
+        opset_version=opset,
+        input_names=list(examples),
+        output_names=["logits", *(f"present.{name}" for name in names)],
+        **({"dynamo": True, "external_data": False} | shapes if dynamo else {"dynamo": False, "dynamic_axes": axes}),
+    )
+    return path
+
+
+def with_transformers(inner: torch.nn.Module, folder: Path) -> Path:
+    """The folder that transformers' own exporter writes, graph and config.json."""
+    from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
+
+    batch, tokens, past = 2, 3, 5
+    cache = DynamicCache()
+    for layer in range(LAYERS):
+        cache.update(*(torch.randn(batch, inner.config.num_key_value_heads, past, HEAD_SIZE) for _ in "kv"), layer)
+    inputs = {
+        "input_ids": torch.ones(batch, tokens, dtype=torch.int64),
+        "attention_mask": torch.ones(batch, past + tokens, dtype=torch.int64),
+        "position_ids": torch.arange(past, past + tokens)[None].repeat(batch, 1),
+        "past_key_values": cache,
+        "use_cache": True,
+    }
+    OnnxExporter().export(inner, inputs, config=OnnxConfig(dynamic=True)).save_pretrained(folder)
+    return folder
