@@ -21,7 +21,7 @@ from .lower import (
     write_genai_config,
     write_profiles,
 )
-from .normalise import Source, canonicalise, context_length, find_source, load, to_grouped_query
+from .normalise import Source, canonicalise, context_length, find_source, fuse_norms, load, to_grouped_query
 from .normalise.source import GENAI_CONFIG, side_files
 from .progress import Progress
 from .report import REPORT_FILE, ExportReport, Verification
@@ -87,6 +87,7 @@ def export_model(
     report.weight_bytes_before = weight_bytes(model)
     canonicalise(model)
     to_grouped_query(model, max_length or context_length(found), report)
+    fuse_norms(model, report)
     fuse(model, weights, report)
     _require_rewrites(model, found.model, weights, report)
     lower(model, softmax)

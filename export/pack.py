@@ -10,19 +10,22 @@ from .dtypes import spec_name
 from .errors import ExportError
 
 
-def packed_weight(tensor: ir.TensorProtocol, dtype: ir.DataType, name: str) -> ir.LazyTensor:
+def packed_weight(
+    tensor: ir.TensorProtocol, dtype: ir.DataType, name: str, *, rows_first: bool = False
+) -> ir.LazyTensor:
     """`tensor` [K, N] as a tensor [N, K] of element type `dtype`, K contiguous, computed each time it is read.
 
-    Reading raises ExportError if a finite weight does not fit `dtype`.
+    rows_first: it is [N, K] already. Reading raises ExportError if a finite weight does not fit `dtype`.
     """
-    rows, columns = tensor.shape
+    rows, columns = tensor.shape if rows_first else tensor.shape[::-1]
 
     def pack() -> ir.Tensor:
         values = _read(tensor)
         _check_range(values, dtype, tensor.name)
-        return ir.Tensor(np.ascontiguousarray(values.T.astype(dtype.numpy(), copy=False)), dtype=dtype, name=name)
+        values = values if rows_first else values.T
+        return ir.Tensor(np.ascontiguousarray(values.astype(dtype.numpy(), copy=False)), dtype=dtype, name=name)
 
-    return ir.LazyTensor(pack, dtype, ir.Shape([columns, rows]), name=name)
+    return ir.LazyTensor(pack, dtype, ir.Shape([rows, columns]), name=name)
 
 
 def packed_int4(tensor: ir.TensorProtocol, rows: int, name: str) -> ir.LazyTensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from ..report import ExportReport
-from . import attention, flat_gemm, int4_gemm, tied_embedding
+from . import attention, bias, flat_gemm, int4_gemm, tied_embedding
 
 
 def fuse(model: ir.Model, weights: str, report: ExportReport) -> None:
@@ -13,4 +13,5 @@ def fuse(model: ir.Model, weights: str, report: ExportReport) -> None:
     attention.rewrite(model, report)
     int4_gemm.rewrite(model, report)
     packed = flat_gemm.rewrite(model, weights, report)
+    bias.rewrite(model, report)
     tied_embedding.rewrite(packed, report)

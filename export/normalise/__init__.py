@@ -4,6 +4,7 @@ from .attention import to_grouped_query
 from .canonical import canonicalise
 from .context_length import context_length
 from .load import load
+from .norms import fuse_norms
 from .source import Source, find_source
 
-__all__ = ["Source", "canonicalise", "context_length", "find_source", "load", "to_grouped_query"]
+__all__ = ["Source", "canonicalise", "context_length", "find_source", "fuse_norms", "load", "to_grouped_query"]

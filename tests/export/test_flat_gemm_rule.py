@@ -71,6 +71,17 @@ def other_op(op: str):
     return edit
 
 
+def gemm(bias: np.ndarray | None = None, **attributes: float):
+    def edit(proto: onnx.ModelProto, node: onnx.NodeProto) -> None:
+        node.op_type = "Gemm"
+        node.attribute.extend(onnx.helper.make_attribute(name, value) for name, value in attributes.items())
+        if bias is not None:
+            proto.graph.initializer.append(numpy_helper.from_array(bias, "bias"))
+            node.input.append("bias")
+
+    return edit
+
+
 REFUSED = {
     "not constant": (weight_from_outside, "(outer) is not constant"),
     "overridable": (overridable_weight, "is not constant"),
@@ -79,8 +90,11 @@ REFUSED = {
     "empty": (weight_of(np.ones((HIDDEN, 0), np.float32)), "expected [K, N]"),
     "float64": (weight_of(np.ones((HIDDEN, HIDDEN))), "no kernel multiplies double"),
     "columns": (transposed_input, "has 32 columns"),
-    "Gemm": (other_op("Gemm"), "only MatMul"),
-    "MatMulNBits": (other_op("MatMulNBits"), "only MatMul"),
+    "MatMulNBits": (other_op("MatMulNBits"), "only MatMul and Gemm"),
+    "Gemm, transposed A": (gemm(transA=1), "its A is transposed"),
+    "Gemm, scaled": (gemm(alpha=2.0), "attribute alpha = 2.0"),
+    "Gemm, scaled bias": (gemm(beta=2.0), "attribute beta = 2.0"),
+    "Gemm, a bias for each row": (gemm(bias=np.ones((4, 1), np.float32)), "is not a constant of shape [64]"),
 }
 
 
@@ -110,3 +124,20 @@ def test_packs_a_shared_weight_once(report: ExportReport) -> None:
     node_named(proto, "layers.1.o").input[1] = "layers.0.o.weight"
     model = rewrite(proto, report)
     assert ir_node(model, "layers.0.o").inputs[1] is ir_node(model, "layers.1.o").inputs[1]
+
+
+@pytest.mark.parametrize("transposed", [0, 1])
+@pytest.mark.parametrize("bias", [None, np.arange(VOCABULARY, dtype=np.float32)])
+def test_gemm(transposed: int, bias: np.ndarray | None, report: ExportReport) -> None:
+    proto = decoder(tied=False)
+    weight = next(tensor for tensor in proto.graph.initializer if tensor.name == "lm_head.weight")
+    original = numpy_helper.to_array(weight)
+    if transposed:
+        weight.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(original.T), weight.name))
+    gemm(bias, transB=transposed)(proto, node_named(proto, "lm_head"))
+    node = ir_node(rewrite(proto, report), "lm_head")
+    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+    assert attributes == {"N": VOCABULARY, "K": HIDDEN, "weight_format": "f32"}
+    np.testing.assert_array_equal(node.inputs[1].const_value.numpy(), original.T)
+    assert [value.name if value else "" for value in node.inputs[2:]] == ([] if bias is None else ["", "", "bias"])
+    assert report.rewritten == {"Gemm -> FdppFlatGemm": 1, "MatMul -> FdppFlatGemm": 2}

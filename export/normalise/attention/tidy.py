@@ -7,16 +7,23 @@ from onnx_ir.passes import common
 
 
 def tidy(model: ir.Model) -> None:
-    """Changes `model` in place: no node that hands on its input, none twice, shapes as far as they follow."""
+    """Changes `model` in place: shapes as far as they follow, no node that hands on its input, none twice."""
     for value in model.graph.inputs:
         _state_sizes(value)
+    common.ShapeInferencePass()(model)
     for node in model.graph:
-        if (node.domain, node.op_type) == ("", "Concat") and len(node.inputs) == 1:
+        if _hands_on(node):
             node.op_type = "Identity"
             node.attributes.clear()
     common.IdentityEliminationPass()(model)
     common.CommonSubexpressionEliminationPass()(model)
-    common.ShapeInferencePass()(model)
+
+
+def _hands_on(node: ir.Node) -> bool:
+    """Whether the output of `node` is its input."""
+    if (node.domain, node.op_type) == ("", "Concat"):
+        return len(node.inputs) == 1
+    return (node.domain, node.op_type) == ("", "Cast") and node.inputs[0].dtype == node.attributes.get_int("to")
 
 
 def _state_sizes(value: ir.Value) -> None:
