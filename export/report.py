@@ -74,9 +74,11 @@ class ExportReport:
         self.rewritten[kind] = self.rewritten.get(kind, 0) + 1
 
     def leave(self, node: ir.Node, reason: str) -> None:
-        """Records that `node` stays as it is."""
+        """Records that `node` stays as it is; of several reasons the first."""
         domain = f"{node.domain}::" if node.domain else ""
-        self.left.append(LeftNode(f"{domain}{node.op_type}", node.name or f"({node.outputs[0].name})", reason))
+        left = LeftNode(f"{domain}{node.op_type}", node.name or f"({node.outputs[0].name})", reason)
+        if (left.op, left.node) not in {(other.op, other.node) for other in self.left}:
+            self.left.append(left)
 
     def to_json(self) -> str:
         """The report as JSON text, with the marker by which OUT is recognised."""

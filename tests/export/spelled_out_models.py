@@ -1,4 +1,4 @@
-"""A small decoder layer in standard ops, as text, so that tests can change a line of it."""
+"""A small decoder layer, as text, so that tests can change a line of it: in standard ops, and around an op."""
 
 from __future__ import annotations
 
@@ -83,6 +83,42 @@ decoder (int64[batch, tokens] input_ids, int64[batch, total] attention_mask,
 }
 """
 
+# With ATTENTION for the line of the op; its heads are those of the caches.
+OP_GRAPH = """
+<ir_version: 10, opset_import: ["" : 23, "com.microsoft" : 1]>
+decoder (int64[batch, tokens] input_ids, int64[batch, total] attention_mask,
+         float[batch, 2, past, 8] past_key, float[batch, 2, past, 8] past_value)
+     => (float[batch, tokens, 32] hidden,
+         float[batch, 2, longer, 8] present_key, float[batch, 2, longer, 8] present_value)
+{
+  x = Gather(embedding, input_ids)
+  q3 = MatMul(x, wq)
+  k3 = MatMul(x, wk)
+  v3 = MatMul(x, wv)
+  past1 = Shape<start = 2, end = 3>(past_key)
+  new1 = Shape<start = 1, end = 2>(input_ids)
+  total1 = Add(past1, new1)
+  past0 = Squeeze(past1)
+  total0 = Squeeze(total1)
+  places = Range(past0, total0, one)
+  column = Unsqueeze(places, axis1)
+  every = Range(zero, total0, one)
+  row = Unsqueeze(every, axis0)
+  causal = LessOrEqual(row, column)
+  wide = Unsqueeze(attention_mask, axis12)
+  real = Cast<to = 9>(wide)
+  visible = And(causal, real)
+  mask = Where(visible, zero_f, lowest)
+  ATTENTION
+  hidden = MatMul(merged, wo)
+}
+"""
+
+
+def around(attention: str, heads: int) -> onnx.ModelProto:
+    """The layer whose line `attention` makes merged, present_key and present_value; `heads` query heads."""
+    return _model(OP_GRAPH.replace("ATTENTION", attention), heads)
+
 
 def decoder(*changes: tuple[str, str]) -> onnx.ModelProto:
     """The layer with each of the lines `changes` (old, new) in place of another."""
@@ -90,6 +126,10 @@ def decoder(*changes: tuple[str, str]) -> onnx.ModelProto:
     for old, new in changes:
         assert text.count(old) == 1, old
         text = text.replace(old, new)
+    return _model(text, HEADS)
+
+
+def _model(text: str, heads: int) -> onnx.ModelProto:
     model = onnx.parser.parse_model(text)
     random = np.random.default_rng(0)
     constants = {
@@ -112,14 +152,21 @@ def decoder(*changes: tuple[str, str]) -> onnx.ModelProto:
         "pairs": np.array([0, 0, 0, HEAD_SIZE]),
         "angle_pairs": np.array([0, HEAD_SIZE]),
         "axis_last": np.array([-1]),
+        "wb": np.linspace(-1, 1, 48, dtype=np.float32),
         "axis0": np.array([0]),
         "axis1": np.array([1]),
         "axis2": np.array([2]),
         "axis12": np.array([1, 2]),
         **{f"i{number}": np.array([number]) for number in (0, 1, 2, 3, 4, 8)},
     }
-    for name, columns in {"wq": _HIDDEN, "wk": _HIDDEN // 2, "wv": _HIDDEN // 2, "wo": _HIDDEN}.items():
-        constants[name] = random.standard_normal((_HIDDEN, columns), np.float32) / 4
+    kv_columns, columns = KV_HEADS * HEAD_SIZE, heads * HEAD_SIZE
+    for name, shape in {
+        "wq": (_HIDDEN, columns),
+        "wk": (_HIDDEN, kv_columns),
+        "wv": (_HIDDEN, kv_columns),
+        "wo": (columns, _HIDDEN),
+    }.items():
+        constants[name] = random.standard_normal(shape, np.float32) / 4
     used = {name for node in model.graph.node for name in node.input}
     model.graph.initializer.extend(
         numpy_helper.from_array(np.asarray(values), name) for name, values in constants.items() if name in used

@@ -90,8 +90,8 @@ def to_onnx(inner: torch.nn.Module, path: Path, *, opset: int, position_ids: boo
     return path
 
 
-def with_transformers(inner: torch.nn.Module, folder: Path) -> Path:
-    """The folder that transformers' own exporter writes, graph and config.json."""
+def with_transformers(inner: torch.nn.Module, folder: Path, fusions: str | None = None) -> Path:
+    """The folder that transformers' own exporter writes, graph and config.json. fusions: as for that provider."""
     from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
     batch, tokens, past = 2, 3, 5
@@ -105,5 +105,5 @@ def with_transformers(inner: torch.nn.Module, folder: Path) -> Path:
         "past_key_values": cache,
         "use_cache": True,
     }
-    OnnxExporter().export(inner, inputs, config=OnnxConfig(dynamic=True)).save_pretrained(folder)
+    OnnxExporter().export(inner, inputs, config=OnnxConfig(dynamic=True, ort_fusions=fusions)).save_pretrained(folder)
     return folder

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from .contrib_ops import rotated
 from .core import Core
 from .declined import Declined
 from .decoder import Decoder
@@ -93,7 +94,7 @@ def _attention(
         if tables.position_ids is not None:
             ids = decoder.evaluate([tables.position_ids], sample)[0]
         cos, sin = (table.const_value.numpy()[ids][:, None].astype(np.float32) for table in (tables.cos, tables.sin))
-        query, key = (_rotated(part, cos, sin, interleaved) for part in (query, key))
+        query, key = (rotated(part, cos, sin, interleaved) for part in (query, key))
     keys, values = (
         np.concatenate([given[cache.past].astype(np.float32), new], axis=2)
         for cache, new in ((parts.key_cache, key), (parts.value_cache, value))
@@ -114,17 +115,6 @@ def _heads_first(array: np.ndarray, part: Heads) -> np.ndarray:
     if part.layout is Layout.HEADS_FIRST:
         return array
     return array.reshape(*array.shape[:2], part.count, -1).swapaxes(1, 2)
-
-
-def _rotated(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, interleaved: int) -> np.ndarray:
-    half = cos.shape[-1]
-    x = x.copy()
-    first, second = (
-        (slice(0, 2 * half, 2), slice(1, 2 * half, 2)) if interleaved else (slice(0, half), slice(half, 2 * half))
-    )
-    a, b = x[..., first].copy(), x[..., second].copy()
-    x[..., first], x[..., second] = a * cos - b * sin, b * cos + a * sin
-    return x
 
 
 def _close(want: np.ndarray, got: np.ndarray, tolerance: float) -> bool:

@@ -8,11 +8,21 @@ import onnx_ir as ir
 
 
 @dataclass(frozen=True)
+class Cache:
+    """`present` is `past` [B, Hkv, tokens, D] and then `new` tokens, which may still have their heads merged."""
+
+    past: ir.Value
+    new: ir.Value
+    present: ir.Value
+
+
+@dataclass(frozen=True)
 class Core:
     """query [B, Hq, S, D], key and value [B, Hkv or Hq, T, D] (key perhaps transposed), output [B, Hq, S, D].
 
     Any of them may have its heads merged instead, [B, S, H · D]. mask: bool (true: visible) or added to the scores,
-    broadcast to [B, Hq, S, T]; None: there is none. softcap: 0: none.
+    broadcast to [B, Hq, S, T]; None: there is none. softcap: 0: none. causal: later tokens are hidden in any case.
+    caches: of keys and values, if the op itself puts past and new ones together; then key and value are the new ones.
     """
 
     query: ir.Value
@@ -22,3 +32,5 @@ class Core:
     mask: ir.Value | None
     scale: float
     softcap: float = 0.0
+    causal: bool = False
+    caches: tuple[Cache, Cache] | None = None

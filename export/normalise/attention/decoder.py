@@ -23,7 +23,7 @@ class Decoder:
         self.opsets = model.opset_imports
         self.positions = positions
         self.structural = structural_values(model.graph)
-        self.masks: dict[ir.Value, Any] = {}
+        self.masks: dict[tuple[ir.Value | None, bool], Any] = {}
         self.tables: dict[frozenset[Any], Any] = {}
         self._made: dict[str, ir.Value] = {}
 

@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
+from .contrib_ops import OPS
 from .declined import Declined
 from .samples import TOKENS, is_past
 
@@ -61,7 +62,7 @@ def evaluate(
     proto = _proto(nodes, inputs, outputs, constants, opsets)
     try:
         with np.errstate(all="ignore"):
-            return ReferenceEvaluator(proto).run([value.name for value in outputs], inputs)
+            return ReferenceEvaluator(proto, new_ops=list(OPS)).run([value.name for value in outputs], inputs)
     except Exception as error:  # whatever an op's implementation raises
         raise Declined(f"{outputs[0].name} cannot be evaluated: {str(error).splitlines()[0][:120]}") from error
 

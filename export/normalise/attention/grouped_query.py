@@ -24,7 +24,7 @@ def rewrite(node: ir.Node, core: Core, decoder: Decoder) -> None:
     """
     found = parts(core, decoder.structural)
     rotary = _tables(found, decoder)
-    mask = mask_of(core.mask, decoder)
+    mask = mask_of(core.mask, core.causal, decoder)
     added = bias(mask, found.key_cache.past.dtype, node, decoder)
     _require_no_cycle(found, [added, rotary.position_ids if rotary is not None else None])
     interleaved = check.interleaved(core, found, rotary, mask, added, decoder)

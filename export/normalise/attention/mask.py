@@ -30,19 +30,23 @@ class Mask:
     own: ir.Value | None = None
 
 
-def mask_of(value: ir.Value | None, decoder: Decoder) -> Mask:
-    """What the mask `value` is; None: there is none. Raises Declined if a query sees later tokens."""
-    if value is None:
+def mask_of(value: ir.Value | None, causal: bool, decoder: Decoder) -> Mask:
+    """What the mask `value` is; None: there is none. causal: later tokens are hidden in any case.
+
+    Raises Declined if a query sees later tokens.
+    """
+    if value is None and not causal:
         raise Declined("it has no mask: a query sees later tokens")
-    if value not in decoder.masks:
-        decoder.masks[value] = _mask_of(value, decoder)
-    return decoder.masks[value]
+    key = value, causal
+    if key not in decoder.masks:
+        decoder.masks[key] = _mask_of(value, causal, decoder) if value is not None else Mask()
+    return decoder.masks[key]
 
 
-def _mask_of(value: ir.Value, decoder: Decoder) -> Mask:
+def _mask_of(value: ir.Value, causal: bool, decoder: Decoder) -> Mask:
     # Rows as long as they get, so that a window shows, and where it ends for each of several tokens.
     longest = Sample(2, 3, decoder.positions - 3, 1)
-    seen = [_Seen(value, sample, decoder) for sample in (*SAMPLES, longest)]
+    seen = [_Seen(value, sample, causal, decoder) for sample in (*SAMPLES, longest)]
     last = seen[-1].visible[0, 0, -1]
     window = int(last.sum()) if not last.all() else -1
     for padding in (False, True):
@@ -52,17 +56,19 @@ def _mask_of(value: ir.Value, decoder: Decoder) -> Mask:
 
 
 class _Seen:
-    """The mask `value` at a sample. Raises Declined if it lets a query see later tokens."""
+    """The mask `value` at a sample. Raises Declined if it lets a query see later tokens, which `causal` rules out."""
 
-    def __init__(self, value: ir.Value, sample: Sample, decoder: Decoder) -> None:
+    def __init__(self, value: ir.Value, sample: Sample, causal: bool, decoder: Decoder) -> None:
         array = decoder.evaluate([value], sample)[0]
         visible, self.added = _split(array)
-        self.sample, causal = sample, causal_mask(sample)
+        self.sample, earlier = sample, causal_mask(sample)
         try:
-            self.visible = np.broadcast_to(visible, np.broadcast_shapes(visible.shape, causal.shape))
+            self.visible = np.broadcast_to(visible, np.broadcast_shapes(visible.shape, earlier.shape))
         except ValueError as error:
             raise Declined(f"its mask has shape {list(array.shape)} for {sample.tokens} of {sample.total}") from error
-        if np.any(self.visible & ~causal):
+        if causal:
+            self.visible = self.visible & earlier
+        elif np.any(self.visible & ~earlier):
             raise Declined("its mask lets a query see later tokens: it is not causal")
 
     def is_plain(self, window: int, padding: bool) -> bool:

@@ -7,20 +7,11 @@ from enum import Enum
 
 import onnx_ir as ir
 
-from .core import Core
+from .core import Cache, Core
 from .declined import Declined
 from .rotary import Rotation, rotation
 from .samples import is_past
 from .walk import LAYOUT, scalar, standard, unscaled
-
-
-@dataclass(frozen=True)
-class Cache:
-    """`present` is `past` and then `new` tokens, all of [B, Hkv, tokens, D]."""
-
-    past: ir.Value
-    new: ir.Value
-    present: ir.Value
 
 
 class Layout(Enum):
@@ -60,10 +51,13 @@ class Parts:
 
 def parts(core: Core, structural: set[ir.Value]) -> Parts:
     """Of the attention around `core`. Raises Declined where one of them is not what a decoder with a cache has."""
-    key_cache, key_scale = _cache(core.key)
-    value_cache, value_scale = _cache(core.value)
+    (key_cache, key_scale), (value_cache, value_scale) = (
+        [(cache, 1.0) for cache in core.caches] if core.caches else [_cache(core.key), _cache(core.value)]
+    )
     if value_scale != 1:
         raise Declined("its values are scaled")
+    for cache in (key_cache, value_cache):
+        _require_known(cache)
     query, query_scale = unscaled(core.query, {"Identity"})
     query_rotation, key_rotation = rotation(query, structural), rotation(key_cache.new, structural)
     if (query_rotation is None) != (key_rotation is None):
@@ -89,11 +83,14 @@ def _cache(used: ir.Value) -> tuple[Cache, float]:
     if concat is None or len(concat.inputs) != 2 or concat.attributes.get_int("axis", 0) not in (-2, 2):
         raise Declined("its keys or values are not past and new ones: it has no cache, or attends to something else")
     past, new = concat.inputs
-    if not present.is_graph_output():
-        raise Declined(f"past and new keys or values ({present.name}) are not an output of the graph")
-    if not past.is_graph_input() or not is_past(past):
-        raise Declined(f"its past ({past.name}) is not an input of the graph with known heads and head size")
     return Cache(past, new, present), factor
+
+
+def _require_known(cache: Cache) -> None:
+    if not cache.present.is_graph_output():
+        raise Declined(f"past and new keys or values ({cache.present.name}) are not an output of the graph")
+    if not cache.past.is_graph_input() or not is_past(cache.past):
+        raise Declined(f"its past ({cache.past.name}) is not an input of the graph with known heads and head size")
 
 
 def _heads(value: ir.Value, count: int | None, head_size: int, structural: set[ir.Value]) -> Heads:
@@ -133,14 +130,18 @@ def _rank(value: ir.Value) -> int | None:
 
 
 def _merged_output(output: ir.Value) -> ir.Value:
-    """[B, S, Hq · D] made of `output`."""
-    value = output
-    while _rank(value) != 3:
+    """[B, S, Hq · D] made of `output`, after all that only hands it on."""
+    value, merged = output, None
+    while True:
+        if _rank(value) == 3:
+            merged = value
         users = [use.node for use in value.uses() if use.node.op_type != "Shape"]
         if len(users) != 1 or not _hands_on(users[0], value) or value.is_graph_output():
-            raise Declined("what becomes of its output is not that the heads are put together")
+            break
         value = users[0].outputs[0]
-    return value
+    if merged is None:
+        raise Declined("what becomes of its output is not that the heads are put together")
+    return merged
 
 
 def _hands_on(node: ir.Node, value: ir.Value) -> bool:

@@ -1,8 +1,8 @@
 """The rotary embedding of queries and keys: where it begins, and tables of cosines and sines by position.
 
-    Add(Mul(x, cos), Mul(Concat(Neg(Slice x), Slice x), sin)), or RotaryEmbedding(x, cos, sin)
+    Add(Mul(x, cos), Mul(Concat(Neg(Slice x), Slice x), sin)), or RotaryEmbedding(x, cos, sin, perhaps ids)
 
-cos and sin follow from position ids: Cos and Sin of positions · frequencies, or rows of a table. Other arrangements of
+cos and sin follow from positions: Cos and Sin of positions · frequencies, or rows of a table. Other arrangements of
 the same nodes, rotation of a part of the columns say, are taken as well: what they compute is compared with the op's
 result afterwards.
 """
@@ -18,18 +18,22 @@ from .declined import Declined
 from .decoder import Decoder
 from .evaluate import ancestors
 from .samples import SAMPLES, Sample
+from .walk import LAYOUT, scalar, standard, whole_inputs
 
 _PARTS = {"Add", "Sub", "Mul", "Neg", "Slice", "Split", "Concat", "Unsqueeze", "Squeeze", "Reshape", "Cast", "Identity"}
-_OP = "RotaryEmbedding"
+# The ops that rotate, and where their cos, sin and position_ids are.
+_OPS = {("", "RotaryEmbedding"): (1, 2, 3), ("com.microsoft", "RotaryEmbedding"): (2, 3, 1)}
 
 
 @dataclass(frozen=True)
 class Rotation:
-    """`source` is what is rotated by `cos` and `sin`, which the graph computes for each token."""
+    """`source` is what is rotated by `angles`, cosines and sines in any order, one of each for each token.
+
+    rows: which rows of `angles` the tokens get; None: they are in the tokens' order."""
 
     source: ir.Value
-    cos: ir.Value
-    sin: ir.Value
+    angles: tuple[ir.Value, ...]
+    rows: ir.Value | None = None
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,12 @@ class Tables:
     interleaved: tuple[int, ...]
 
 
-def rotation(rotated: ir.Value, structural: set[ir.Value]) -> Rotation | None:
-    """How `rotated` came about; None: it is not rotated."""
-    angles, sources = [], []
+def rotation(value: ir.Value, structural: set[ir.Value]) -> Rotation | None:
+    """How `value` was rotated; None: it was not."""
+    while (moved := standard(value, *LAYOUT)) is not None:
+        value = moved.inputs[0]
+    rotated = value
+    angles, sources, rows = [], [], None
     stack, seen = [rotated], set()
     while stack:
         value = stack.pop()
@@ -54,36 +61,39 @@ def rotation(rotated: ir.Value, structural: set[ir.Value]) -> Rotation | None:
         if value in seen:
             continue
         seen.add(value)
-        if node is None or node.domain != "" or node.op_type not in _PARTS | {_OP}:
+        op = (node.domain, node.op_type) if node is not None else None
+        if op in _OPS:
+            inputs = whole_inputs(node, 4)
+            *factors, rows = (inputs[index] for index in _OPS[op])
+            if value is rotated:
+                return Rotation(inputs[0], tuple(factors), rows)
+        elif op is not None and op[0] == "" and op[1] in _PARTS:
+            factors = [v for v in node.inputs if op[1] == "Mul" and scalar(v) is None and v.const_value is None]
+        else:
             sources.append(value)
             continue
-        if node.op_type == _OP:
-            if len(node.inputs) > 3 and node.inputs[3] is not None:
-                raise Declined("its rotary embedding takes position ids, which is not known there")
-            factors = node.inputs[1:3]
-        else:
-            factors = node.inputs if node.op_type == "Mul" else ()
-        angles += [v for v in factors if v in structural and v.const_value is None and v not in angles]
+        angles += [v for v in factors if v in structural and v not in angles]
         stack += [v for v in node.inputs if v is not None and v not in structural]
     if not angles:
         return None
     if len(sources) != 1 or len(angles) != 2:
         raise Declined("its queries or keys are neither plain nor one value, its cosine and its sine")
-    return Rotation(sources[0], *angles)
+    return Rotation(sources[0], tuple(angles), rows)
 
 
 def tables(turn: Rotation, dtype: ir.DataType, decoder: Decoder) -> Tables:
     """Tables of `dtype` for `turn`, the same for all that turn by these values. Raises Declined if there are none."""
-    key = frozenset((turn.cos, turn.sin, dtype))
+    key = frozenset((*turn.angles, turn.rows, dtype))
     if key not in decoder.tables:
-        decoder.tables[key] = _tables([turn.cos, turn.sin], dtype, decoder)
+        decoder.tables[key] = _tables(turn, dtype, decoder)
     return decoder.tables[key]
 
 
-def _tables(angles: list[ir.Value], dtype: ir.DataType, decoder: Decoder) -> Tables:
-    # A prompt of as many tokens has every position once, in order.
-    every = Sample(1, decoder.positions, 0)
-    arrays = [array.reshape(decoder.positions, -1) for array in decoder.evaluate(angles, every)]
+def _tables(turn: Rotation, dtype: ir.DataType, decoder: Decoder) -> Tables:
+    if all(angle.const_value is not None for angle in turn.angles) and turn.rows is not None:
+        arrays, positions = [angle.const_value.numpy() for angle in turn.angles], turn.rows
+    else:
+        arrays, positions = _computed(turn, decoder), _positions(turn.angles[0], decoder)
     if arrays[0].shape != arrays[1].shape:
         raise Declined("its cosines and sines have different shapes")
     arrays.sort(key=lambda array: bool(np.any(array[0])))  # sines first: they are 0 at position 0
@@ -104,11 +114,21 @@ def _tables(angles: list[ir.Value], dtype: ir.DataType, decoder: Decoder) -> Tab
         decoder.constant(np.ascontiguousarray(table.astype(dtype.numpy())), name)
         for table, name in zip((cos, sin), names, strict=True)
     ]
-    return Tables(*constants, _position_ids(angles[0], decoder), interleaved)
+    return Tables(*constants, _position_ids(positions, decoder), interleaved)
 
 
-def _position_ids(angle: ir.Value, decoder: Decoder) -> ir.Value | None:
-    """What says which row of the tables a token gets; None: the token's place in the cache."""
+def _computed(turn: Rotation, decoder: Decoder) -> list[np.ndarray]:
+    """Tables by position: what the graph computes for a prompt that has every position once, in order."""
+    prompt = Sample(1, decoder.positions, 0)
+    arrays = decoder.evaluate(list(turn.angles), prompt)
+    if turn.rows is not None:
+        (rows,) = decoder.evaluate([turn.rows], prompt)
+        arrays = [array[rows.ravel()] for array in arrays]
+    return [array.reshape(decoder.positions, -1) for array in arrays]
+
+
+def _positions(angle: ir.Value, decoder: Decoder) -> ir.Value:
+    """The positions that the graph computes `angle` from, for each token one, in any shape."""
     for node in ancestors([angle]):
         if node.op_type == "Cast" and node.inputs[0].dtype == ir.DataType.INT64:
             ids = node.inputs[0]
@@ -117,9 +137,12 @@ def _position_ids(angle: ir.Value, decoder: Decoder) -> ir.Value | None:
         else:
             continue
         if _same(decoder.evaluate([ids], SAMPLES[0])[0], SAMPLES[0].places()):
-            break
-    else:
-        raise Declined("the positions behind its rotary embedding were not found")
+            return ids
+    raise Declined("the positions behind its rotary embedding were not found")
+
+
+def _position_ids(ids: ir.Value, decoder: Decoder) -> ir.Value | None:
+    """`ids` as [batch, tokens]; None: they are the tokens' places in the cache."""
     if all(_same(decoder.evaluate([ids], s)[0], s.places()) for s in SAMPLES):
         return None
     while ids is not None and decoder.evaluate([ids], SAMPLES[0])[0].shape != SAMPLES[0].places().shape:

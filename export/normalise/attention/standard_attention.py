@@ -1,6 +1,6 @@
 """Dialect: ONNX's own Attention (opset 23, 24), as torch.onnx writes it from opset 23 on.
 
-Attention(Q, K, V, attn_mask), the keys and values a Concat of past and new ones, repeated for the groups
+Attention(Q, K, V, attn_mask), keys and values a Concat of past and new ones, or past its own inputs
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ import math
 
 import onnx_ir as ir
 
-from .core import Core
+from .core import Cache, Core
 from .declined import Declined
+from .walk import whole_inputs
 
 NAME = "Attention"
 
@@ -22,15 +23,14 @@ def found(node: ir.Node) -> ir.Node | None:
 
 def core(node: ir.Node, structural: set[ir.Value]) -> Core:
     """Of the Attention `node`. Raises Declined for features without a counterpart."""
-    inputs = [*node.inputs, *[None] * (7 - len(node.inputs))]
-    if any(inputs[4:7]):
-        raise Declined("its past and its key lengths are its own inputs; only a cache beside it is known")
-    if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
-        raise Declined("somebody reads its outputs beside Y")
-    mask = inputs[3]
+    query, key, value, mask, past_key, past_value, lengths = whole_inputs(node, 7)
+    if lengths is not None:
+        raise Declined("input nonpad_kv_seqlen is not known there")
+    if len(node.outputs) > 3 and (node.outputs[3].uses() or node.outputs[3].is_graph_output()):
+        raise Declined("somebody reads its scores")
     if mask is not None and mask not in structural:
         raise Declined("its mask follows from the tokens, not from masks and positions alone")
-    query, softcap = inputs[0], node.attributes.get_float("softcap", 0.0)
+    softcap = node.attributes.get_float("softcap", 0.0)
     scale = node.attributes.get_float("scale", None)
     if scale is None:
         columns = query.shape[-1] if query.shape else None
@@ -38,4 +38,11 @@ def core(node: ir.Node, structural: set[ir.Value]) -> Core:
         if not isinstance(columns, int):
             raise Declined("its head size is not known")
         scale = 1 / math.sqrt(columns // heads)
-    return Core(query, inputs[1], inputs[2], node.outputs[0], mask, scale, softcap)
+    causal = bool(node.attributes.get_int("is_causal", 0))
+    caches = None
+    if past_key is not None:
+        caches = tuple(
+            Cache(past, new, present)
+            for past, new, present in zip((past_key, past_value), (key, value), node.outputs[1:3], strict=True)
+        )
+    return Core(query, key, value, node.outputs[0], mask, scale, softcap, causal, caches)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import onnx_ir as ir
 from onnx_ir.passes import common
 
@@ -10,13 +12,23 @@ def tidy(model: ir.Model) -> None:
     """Changes `model` in place: shapes as far as they follow, no node that hands on its input, none twice."""
     for value in model.graph.inputs:
         _state_sizes(value)
-    common.ShapeInferencePass()(model)
+    _infer_shapes(model)
     for node in model.graph:
         if _hands_on(node):
             node.op_type = "Identity"
             node.attributes.clear()
     common.IdentityEliminationPass()(model)
     common.CommonSubexpressionEliminationPass()(model)
+
+
+def _infer_shapes(model: ir.Model) -> None:
+    """As far as the graph's own statements allow: where they contradict each other, as some do, not at all."""
+    logger = logging.getLogger(common.ShapeInferencePass.__module__)
+    before, logger.disabled = logger.disabled, True  # it would print a traceback
+    try:
+        common.ShapeInferencePass()(model)
+    finally:
+        logger.disabled = before
 
 
 def _hands_on(node: ir.Node) -> bool:

@@ -45,3 +45,8 @@ def unscaled(value: ir.Value, through: set[str]) -> tuple[ir.Value, float]:
         else:
             break
     return value, factor
+
+
+def whole_inputs(node: ir.Node, count: int) -> list[ir.Value | None]:
+    """The `count` inputs that the op of `node` may have, None for those that are not given."""
+    return [*node.inputs, *[None] * (count - len(node.inputs))]

@@ -1,0 +1,48 @@
+"""Dialect: com.microsoft::MultiHeadAttention, as ONNX Runtime's and transformers' fusions write it.
+
+MultiHeadAttention(Q, K, V, -, -, attention_bias), keys and values a Concat of past and new ones, or past its own inputs
+"""
+
+from __future__ import annotations
+
+import math
+
+import onnx_ir as ir
+
+from .core import Cache, Core
+from .declined import Declined
+from .walk import whole_inputs
+
+NAME = "MultiHeadAttention"
+_NOT_TAKEN = {3: "bias", 4: "key_padding_mask", 8: "past_sequence_length", 9: "cache_indirection"}
+
+
+def found(node: ir.Node) -> ir.Node | None:
+    """`node` itself, if it is a MultiHeadAttention."""
+    return node if (node.domain, node.op_type) == ("com.microsoft", "MultiHeadAttention") else None
+
+
+def core(node: ir.Node, structural: set[ir.Value]) -> Core:
+    """Of the MultiHeadAttention `node`. Raises Declined for features without a counterpart."""
+    query, key, value, *_, mask, past_key, past_value, _, _ = inputs = whole_inputs(node, 10)
+    for index, name in _NOT_TAKEN.items():
+        if inputs[index] is not None:
+            raise Declined(f"input {name} is not known there")
+    for name, part in (("query", query), ("key", key), ("value", value)):
+        if part is None or part.shape is None or len(part.shape) != 3:
+            raise Declined(f"its {name} is not [batch, tokens, columns]")
+    if mask is not None and mask not in structural:
+        raise Declined("its mask follows from the tokens, not from masks and positions alone")
+    columns = query.shape[2]
+    if not isinstance(columns, int):
+        raise Declined("its head size is not known")
+    scale = node.attributes.get_float("scale", 0.0) or 1 / math.sqrt(columns // node.attributes.get_int("num_heads"))
+    caches = None
+    if past_key is not None:
+        caches = tuple(
+            Cache(past, new, present)
+            for past, new, present in zip((past_key, past_value), (key, value), node.outputs[1:3], strict=True)
+        )
+    node.outputs[0].shape = query.shape  # ONNX's inference knows no ops of other domains
+    causal = bool(node.attributes.get_int("unidirectional", 0))
+    return Core(query, key, value, node.outputs[0], mask, scale, causal=causal, caches=caches)
