@@ -94,6 +94,8 @@ H200 = {
     "memory_bytes": 141 << 30,
     "memory_bandwidth": 4.8e12,
 }
+# The same without its tables: what the library estimates.
+UNTUNED_H200 = H200 | {"name": "NVIDIA H200, without its tables"}
 _SHORT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "int8": "i8", "float8e4m3fn": "f8"}
 _FORMATS = {
     "float32": "f32",
@@ -454,6 +456,13 @@ def _gemm_strided_cases(types: tuple[str, str]) -> list[GemmCase]:
     return cases
 
 
+def _gemm_library_cases(types: tuple[str, str]) -> list[GemmCase]:
+    """What a library does not finish itself, in more rows than it is given at a time."""
+    if types != ("float16", "float16"):
+        return []
+    return [GemmCase(130, 66000, 8, *types, activation="silu_mul", bias=True, residual=True)]
+
+
 def _gemm_cases() -> list[GemmCase]:
     cases = []
     for offset, types in enumerate(GEMM_TYPES):
@@ -461,7 +470,7 @@ def _gemm_cases() -> list[GemmCase]:
             for step, m in enumerate(GEMM_ROWS + GEMM_ROWS[:10] + GEMM_ROWS[:5]):
                 n, k = GEMM_WEIGHTS[(step + 5 * offset) % len(GEMM_WEIGHTS)]
                 cases.append(_gemm(step, types, m, n, k, accuracy_level))
-        cases += _gemm_copy_cases(types) + _gemm_strided_cases(types)
+        cases += _gemm_copy_cases(types) + _gemm_strided_cases(types) + _gemm_library_cases(types)
         if types[1] == "uint8":
             cases += _gemm_single_row_cases(types) + _gemm_few_row_cases(types)
     return list(dict.fromkeys(cases))

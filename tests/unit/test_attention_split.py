@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import H200
+from cases import UNTUNED_H200
 
 from fdpp_ort import _core
 
@@ -29,9 +29,9 @@ def plan_for_h200(*arguments: int, split: dict[str, int] | None = None, head_siz
     """The plan; None where this build has no CUDA kernels and says so."""
     inputs = call(*arguments, head_size=head_size)
     if CUDA:
-        return _core.plan_attention(*inputs, H200, split=split)
+        return _core.plan_attention(*inputs, UNTUNED_H200, split=split)
     with pytest.raises(NotImplementedError, match="this build has none for that backend"):
-        _core.plan_attention(*inputs, H200, split=split)
+        _core.plan_attention(*inputs, UNTUNED_H200, split=split)
     return None
 
 
@@ -44,7 +44,7 @@ def test_decode_fills_an_h200(batch: int, q_heads: int, kv_heads: int, context: 
     assert plan["variant"] == "cuda_decode_hopper"
     split = plan["split"]
     blocks = batch * kv_heads * split["cluster"] * split["pieces"]
-    assert H200["multiprocessors"] / 3 <= blocks <= 3 * H200["multiprocessors"]
+    assert UNTUNED_H200["multiprocessors"] / 3 <= blocks <= 3 * UNTUNED_H200["multiprocessors"]
     assert plan["num_splits"] == split["pieces"] * split["cluster"]
 
 
@@ -82,13 +82,13 @@ def test_splits_worth_timing_on_an_h200(batch: int, q_heads: int, kv_heads: int,
     inputs = call(batch, q_heads, kv_heads, context)
     counts = {}
     for name in CUDA:
-        if not _core.supports("FdppAttention", *inputs, name, H200)[0]:
+        if not _core.supports("FdppAttention", *inputs, name, UNTUNED_H200)[0]:
             continue
-        splits = _core.attention_splits(*inputs, H200, name)
-        assert splits[0] == _core.plan_attention(*inputs, H200, variant=name)["split"]
+        splits = _core.attention_splits(*inputs, UNTUNED_H200, name)
+        assert splits[0] == _core.plan_attention(*inputs, UNTUNED_H200, variant=name)["split"]
         assert all(splits.count(split) == 1 for split in splits)
         for split in splits:
-            assert _core.plan_attention(*inputs, H200, variant=name, split=split)["split"] == split
+            assert _core.plan_attention(*inputs, UNTUNED_H200, variant=name, split=split)["split"] == split
         counts[name] = len(splits)
     assert 1 < counts["cuda_decode_hopper"] <= 14
     assert counts.get("cuda_decode_short", 1) == 1
@@ -103,7 +103,7 @@ def test_splits_worth_timing_on_the_cpu() -> None:
     with pytest.raises(ValueError, match='has no variant "nothing"'):
         _core.attention_splits(*inputs, device, "nothing")
     with pytest.raises(NotImplementedError, match="cpu_scalar runs on cpu, not on cuda"):
-        _core.attention_splits(*inputs, H200, "cpu_scalar")
+        _core.attention_splits(*inputs, UNTUNED_H200, "cpu_scalar")
 
 
 @pytest.mark.parametrize(

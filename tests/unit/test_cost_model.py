@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from cases import H200
+from cases import H200, UNTUNED_H200
 
 from fdpp_ort import _core
 
@@ -15,7 +15,6 @@ ORDER = ("gemv", "flat", "large")
 ROWS = range(1, 130)
 SHAPES = [(4096, 4096), (12288, 4096), (4096, 11008), (32000, 4096), (896, 4864), (576, 576), (49152, 576), (64, 64)]
 CPU = _core.cpu_device() | {"host_gemm": True}
-UNTUNED_H200 = H200 | {"name": "NVIDIA H200, without its tables"}
 HAS_CUDA = any(v["backend"] == "cuda" for v in _core.variants())
 needs_cuda = pytest.mark.skipif(not HAS_CUDA, reason="a build without CUDA kernels plans for no GPU")
 

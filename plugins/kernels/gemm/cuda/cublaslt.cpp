@@ -1,5 +1,6 @@
 // Large M through NVIDIA's cuBLASLt. Row-major Y = A · Bᵀ is column-major Yᵀ = B · Aᵀ, so the library's first matrix is
-// B, and a bias along N lies along the rows of its result, where its bias epilogue wants it.
+// B, and a bias along N lies along the rows of its result, where its bias epilogue wants it. With an activation it
+// computes bare sums, in float32, and finish() the rest.
 #include <algorithm>
 #include <limits>
 #include <map>
@@ -10,6 +11,7 @@
 
 #include "kernels/gemm/cuda/cublaslt_library.h"
 #include "kernels/gemm/cuda/dequantise.h"
+#include "kernels/gemm/cuda/finish.h"
 #include "kernels/gemm/cuda/normalise.h"
 #include "kernels/gemm/cuda/supports.h"
 #include "kernels/gemm/variant.h"
@@ -45,6 +47,28 @@ struct Alignments {
   uint32_t a, b, c, d;
 };
 
+// What the library computes: a product without an activation, of type `result`.
+struct Product {
+  GemmParams params;
+  cudaDataType_t result;
+};
+
+cudaDataType_t type_of(const GemmProblem& p) { return p.dtype == DType::f16 ? CUDA_R_16F : CUDA_R_16BF; }
+
+// Of all rows of A, with bias and residual; or of `rows` from `first` on, the sums alone.
+Product whole(const GemmParams& params) { return {params, type_of(params.problem)}; }
+Product sums_of(const GemmParams& params, float* sums, int64_t first, int64_t rows) {
+  Product product{params, CUDA_R_32F};
+  GemmProblem& p = product.params.problem;
+  const int64_t row_bytes = p.a_row_stride * static_cast<int64_t>(dtype_size(p.dtype));
+  product.params.a = static_cast<const char*>(params.a) + first * row_bytes;
+  product.params.bias = product.params.residual = nullptr;
+  product.params.y = sums;
+  p.m = rows, p.n = p.weight_rows();
+  p.activation = Activation::none, p.has_bias = p.has_residual = false;
+  return product;
+}
+
 Alignments alignments(const GemmParams& p) {
   // The library has no alignment of its own for the bias: D's stands for it.
   return {alignment({p.b}), alignment({p.a}), alignment({p.residual != nullptr ? p.residual : p.y}),
@@ -52,8 +76,8 @@ Alignments alignments(const GemmParams& p) {
 }
 
 // Everything that a choice of algorithm depends on.
-using Key = std::tuple<int, int64_t, int64_t, int64_t, int64_t, DType, bool, bool, uint32_t, uint32_t, uint32_t,
-                       uint32_t, int>;
+using Key = std::tuple<int, int64_t, int64_t, int64_t, int64_t, DType, cudaDataType_t, bool, bool, uint32_t, uint32_t,
+                       uint32_t, uint32_t, int>;
 
 // What one product is, in the library's objects. They are host memory only and cheap next to a launch.
 struct Call {
@@ -67,18 +91,20 @@ Call empty_call(const Library& lt) {
 }
 
 // `m`: the rows of A, the problem's or others.
-Status describe_call(const Library& lt, const GemmParams& params, int64_t m, Call* call) {
+Status describe_call(const Library& lt, const Product& product, int64_t m, Call* call) {
+  const GemmParams& params = product.params;
   const GemmProblem& p = params.problem;
-  const cudaDataType_t type = p.dtype == DType::f16 ? CUDA_R_16F : CUDA_R_16BF;
-  const auto layout = [&](int64_t rows, int64_t columns, int64_t stride, Owned<cublaslt::Layout>* out) -> Status {
+  const cudaDataType_t type = type_of(p);
+  const auto layout = [&](cudaDataType_t of, int64_t rows, int64_t columns, int64_t stride,
+                          Owned<cublaslt::Layout>* out) -> Status {
     cublaslt::Layout raw = nullptr;
-    FDPP_LT(lt.layout_create(&raw, type, static_cast<uint64_t>(rows), static_cast<uint64_t>(columns), stride));
+    FDPP_LT(lt.layout_create(&raw, of, static_cast<uint64_t>(rows), static_cast<uint64_t>(columns), stride));
     out->reset(raw);
     return {};
   };
-  FDPP_RETURN_IF_ERROR(layout(p.k, p.n, p.k, &call->a));
-  FDPP_RETURN_IF_ERROR(layout(p.k, m, p.a_row_stride, &call->b));
-  FDPP_RETURN_IF_ERROR(layout(p.n, m, p.n, &call->y));
+  FDPP_RETURN_IF_ERROR(layout(type, p.k, p.n, p.k, &call->a));
+  FDPP_RETURN_IF_ERROR(layout(type, p.k, m, p.a_row_stride, &call->b));
+  FDPP_RETURN_IF_ERROR(layout(product.result, p.n, m, p.n, &call->y));
 
   cublaslt::Operation operation = nullptr;
   FDPP_LT(lt.operation_create(&operation, cublaslt::kComputeF32, CUDA_R_32F));
@@ -92,10 +118,10 @@ Status describe_call(const Library& lt, const GemmParams& params, int64_t m, Cal
 }
 
 // Up to `most` algorithms for a call with `m` rows of A, at least one, in the order in which the library recommends them.
-Status ask_heuristic(const Library& lt, cublaslt::Handle handle, const GemmParams& params, int64_t m,
+Status ask_heuristic(const Library& lt, cublaslt::Handle handle, const Product& product, int64_t m,
                      const Alignments& align, int most, std::vector<cublaslt::Algorithm>* algorithms) {
   Call call = empty_call(lt);
-  FDPP_RETURN_IF_ERROR(describe_call(lt, params, m, &call));
+  FDPP_RETURN_IF_ERROR(describe_call(lt, product, m, &call));
   cublaslt::Preference raw = nullptr;
   FDPP_LT(lt.preference_create(&raw));
   const Owned<cublaslt::Preference> preference(raw, lt.preference_destroy);
@@ -117,7 +143,7 @@ Status ask_heuristic(const Library& lt, cublaslt::Handle handle, const GemmParam
     for (int i = 0; i < count && found[i].status == cublaslt::kSuccess; ++i)
       algorithms->push_back(found[i].algorithm);
   if (!algorithms->empty()) return {};
-  return not_supported("FdppFlatGemm: cuBLASLt has no algorithm for " + describe(params.problem) + ": " +
+  return not_supported("FdppFlatGemm: cuBLASLt has no algorithm for " + describe(product.params.problem) + ": " +
                        lt.status_text(status != cublaslt::kSuccess ? status : found[0].status));
 }
 
@@ -141,14 +167,15 @@ Status handle_of(const Library& lt, Cache& known, int device, cublaslt::Handle* 
   return {};
 }
 
-Status prepare(const Library& lt, const GemmParams& params, const Call& call, int wanted, cublaslt::Handle* handle,
+Status prepare(const Library& lt, const Product& product, const Call& call, int wanted, cublaslt::Handle* handle,
                cublaslt::Algorithm* algorithm) {
   int device = 0;
   FDPP_GPU(cudaGetDevice(&device));
+  const GemmParams& params = product.params;
   const GemmProblem& p = params.problem;
   const Alignments align = alignments(params);
-  const Key key(device, p.m, p.n, p.k, p.a_row_stride, p.dtype, params.bias != nullptr, params.residual != nullptr,
-                align.a, align.b, align.c, align.d, wanted);
+  const Key key(device, p.m, p.n, p.k, p.a_row_stride, p.dtype, product.result, params.bias != nullptr,
+                params.residual != nullptr, align.a, align.b, align.c, align.d, wanted);
 
   Cache& known = cache();
   const std::lock_guard<std::mutex> lock(known.mutex);
@@ -158,14 +185,14 @@ Status prepare(const Library& lt, const GemmParams& params, const Call& call, in
     return {};
   }
   std::vector<cublaslt::Algorithm> found;
-  FDPP_RETURN_IF_ERROR(ask_heuristic(lt, *handle, params, library_rows(p.m), align, wanted + 1, &found));
+  FDPP_RETURN_IF_ERROR(ask_heuristic(lt, *handle, product, library_rows(p.m), align, wanted + 1, &found));
   // Another version of the library than the one that was tuned may know fewer.
   *algorithm = found[static_cast<size_t>(wanted) < found.size() ? wanted : 0];
   cublaslt::Candidate checked{};
   if (lt.check(*handle, call.operation.get(), call.a.get(), call.b.get(), call.y.get(), call.y.get(), algorithm,
                &checked) != cublaslt::kSuccess || checked.workspace_bytes > kWorkspaceBytes) {
     found.clear();
-    FDPP_RETURN_IF_ERROR(ask_heuristic(lt, *handle, params, p.m, align, 1, &found));
+    FDPP_RETURN_IF_ERROR(ask_heuristic(lt, *handle, product, p.m, align, 1, &found));
     *algorithm = found[0];
   }
   if (known.algorithms.size() >= kMaxAlgorithms) known.algorithms.clear();
@@ -174,7 +201,7 @@ Status prepare(const Library& lt, const GemmParams& params, const Call& call, in
 }
 
 bool supports(const GemmProblem& problem, const DeviceInfo& device, std::string* why) {
-  if (!supports_half_gemm(problem, device, why) || !has_no_activation(problem, why)) return false;
+  if (!supports_half_gemm(problem, device, why)) return false;
   if (dequantise_bytes(problem) > kMostDequantised) {
     *why = "its weights take more than " + std::to_string(kMostDequantised >> 20) + " MiB when they are not quantised";
     return false;
@@ -197,7 +224,8 @@ bool supports(const GemmProblem& problem, const DeviceInfo& device, std::string*
 GemmSplit split(const GemmProblem&, const DeviceInfo&) { return {}; }
 
 size_t workspace_bytes(const GemmProblem& problem, const GemmSplit&) {
-  return normalise_bytes(problem) + dequantise_bytes(problem) + kWorkspaceBytes;
+  const size_t sums = problem.activation == Activation::none ? 0 : finish_bytes(problem);
+  return normalise_bytes(problem) + dequantise_bytes(problem) + sums + kWorkspaceBytes;
 }
 
 Status count_algorithms(const Library& lt, const GemmProblem& problem, int ordinal, int* count) {
@@ -217,12 +245,13 @@ Status count_algorithms(const Library& lt, const GemmProblem& problem, int ordin
   FDPP_RETURN_IF_ERROR(handle_of(lt, known, device, &handle));
   std::vector<cublaslt::Algorithm> found;
   FDPP_RETURN_IF_ERROR(
-      ask_heuristic(lt, handle, params, library_rows(problem.m), alignments(params), kMostAlgorithms, &found));
+      ask_heuristic(lt, handle, whole(params), library_rows(problem.m), alignments(params), kMostAlgorithms, &found));
   *count = static_cast<int>(found.size());
   return {};
 }
 
 void splits(const GemmProblem& problem, const DeviceInfo& device, std::vector<GemmSplit>* out) {
+  if (problem.activation != Activation::none) return;  // run() leaves those to the library
   std::string why;
   const Library* lt = cublaslt::library(&why);
   int count = 0;
@@ -235,6 +264,22 @@ void splits(const GemmProblem& problem, const DeviceInfo& device, std::vector<Ge
   }
 }
 
+Status multiply(const Library& lt, const Product& product, int wanted, void* workspace, cudaStream_t stream) {
+  const GemmParams& params = product.params;
+  Call call = empty_call(lt);
+  FDPP_RETURN_IF_ERROR(describe_call(lt, product, params.problem.m, &call));
+  cublaslt::Handle handle = nullptr;
+  cublaslt::Algorithm algorithm;
+  FDPP_RETURN_IF_ERROR(prepare(lt, product, call, wanted, &handle, &algorithm));
+
+  const float alpha = 1;
+  const float beta = params.residual != nullptr ? 1 : 0;
+  const void* c = params.residual != nullptr ? params.residual : params.y;
+  FDPP_LT(lt.matmul(handle, call.operation.get(), &alpha, params.b, call.a.get(), params.a, call.b.get(), &beta, c,
+                    call.y.get(), params.y, call.y.get(), &algorithm, workspace, kWorkspaceBytes, stream));
+  return {};
+}
+
 Status run(const GemmParams& given, const GemmSplit& split, void* workspace, const ExecutionContext& context) {
   std::string why;
   const Library* loaded = cublaslt::library(&why);
@@ -245,18 +290,17 @@ Status run(const GemmParams& given, const GemmSplit& split, void* workspace, con
   FDPP_RETURN_IF_ERROR(normalise(given, &workspace, stream, &normalised));
   FDPP_RETURN_IF_ERROR(dequantise(normalised, &workspace, stream, &params));
 
-  Call call = empty_call(lt);
-  FDPP_RETURN_IF_ERROR(describe_call(lt, params, params.problem.m, &call));
-  cublaslt::Handle handle = nullptr;
-  cublaslt::Algorithm algorithm;
-  FDPP_RETURN_IF_ERROR(prepare(lt, params, call, split.algorithm, &handle, &algorithm));
-
-  const float alpha = 1;
-  const float beta = params.residual != nullptr ? 1 : 0;
-  const void* c = params.residual != nullptr ? params.residual : params.y;
-  FDPP_LT(lt.matmul(handle, call.operation.get(), &alpha, params.b, call.a.get(), params.a, call.b.get(), &beta, c,
-                    call.y.get(), params.y, call.y.get(), &algorithm, workspace, kWorkspaceBytes,
-                    stream));
+  const GemmProblem& p = params.problem;
+  if (p.activation == Activation::none) return multiply(lt, whole(params), split.algorithm, workspace, stream);
+  // A table's number is for another product than this one's: of T, and with bias or residual.
+  float* const sums = static_cast<float*>(workspace);
+  workspace = static_cast<char*>(workspace) + finish_bytes(p);
+  const int64_t rows_at_once = finish_rows(p);
+  for (int64_t first = 0; first < p.m; first += rows_at_once) {
+    const int64_t rows = std::min(rows_at_once, p.m - first);
+    FDPP_RETURN_IF_ERROR(multiply(lt, sums_of(params, sums, first, rows), 0, workspace, stream));
+    FDPP_RETURN_IF_ERROR(finish(params, sums, first, rows, stream));
+  }
   return {};
 }
 

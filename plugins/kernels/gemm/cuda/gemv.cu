@@ -186,7 +186,10 @@ bool supports(const GemmProblem& problem, const DeviceInfo& device, std::string*
     *why = "M is above " + std::to_string(kMaxM);
     return false;
   }
-  if (problem.activation == Activation::silu_mul) return has_no_activation(problem, why);
+  if (problem.activation == Activation::silu_mul) {
+    *why = "no silu_mul";
+    return false;
+  }
   if (!supports_half_gemm(problem, device, why)) return false;
   return problem.weight_format == WeightFormat::int4 ? supports_gemv_int4(problem, why) : has_weights_of_a(problem, why);
 }

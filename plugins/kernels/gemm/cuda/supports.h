@@ -54,10 +54,4 @@ inline bool has_whole_vectors(const GemmProblem& problem, std::string* why) {
   return false;
 }
 
-inline bool has_no_activation(const GemmProblem& problem, std::string* why) {
-  if (problem.activation == Activation::none) return true;
-  *why = std::string("it does not apply ") + activation_name(problem.activation);
-  return false;
-}
-
 }  // namespace fdpp
