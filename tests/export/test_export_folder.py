@@ -44,7 +44,7 @@ def test_folder_for_onnxruntime(model_folder: Path, stand_in: Path, tmp_path: Pa
     assert written["rewritten"] == {
         "GroupQueryAttention -> FdppAttention": 1,
         "MatMul -> FdppFlatGemm": 3,
-        "Gather(Transpose) -> Gather of the packed weight": 1,
+        "Gather -> Gather of the packed weight": 1,
     }
     assert written["left"] == [] and written["verification"]["status"] == "not verified"
     assert written["weight_bytes_before"] == written["weight_bytes_after"] > 0

@@ -1,18 +1,19 @@
-"""Gather(Transpose(W)) reads the packed weight of the language model head."""
+"""An embedding that is the transposed weight of the language model head reads the packed weight."""
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 from small_models import FLOAT, FLOAT16, decoder, ir_node, node_named
 
 from fdpp_ort.export.fuse import fuse
 from fdpp_ort.export.lower import lower
 from fdpp_ort.export.report import ExportReport
 
-KIND = "Gather(Transpose) -> Gather of the packed weight"
+KIND = "Gather -> Gather of the packed weight"
 
 
 def rewrite(proto: onnx.ModelProto, report: ExportReport, weights: str = "keep") -> ir.Model:
@@ -59,6 +60,46 @@ def test_other_readers_keep_the_original(report: ExportReport) -> None:
     assert ir_node(model, "embed").inputs[0] is ir_node(model, "lm_head").inputs[1]
     assert ir_node(model, "abs").inputs[0].name == "embedding"
     assert "lm_head.weight" in model.graph.initializers
+
+
+def stored_twice(change: float = 0.0, dtype: int = FLOAT) -> onnx.ModelProto:
+    """An untied decoder whose embedding is the head's weight transposed, but for one number."""
+    proto = decoder(tied=False, dtype=dtype)
+    head, embedding = (
+        next(tensor for tensor in proto.graph.initializer if tensor.name == name)
+        for name in ("lm_head.weight", "embedding")
+    )
+    values = numpy_helper.to_array(head).T.copy()
+    values[-1, -1] += change
+    embedding.CopyFrom(numpy_helper.from_array(values, embedding.name))
+    return proto
+
+
+@pytest.mark.parametrize("dtype", [FLOAT, FLOAT16])
+def test_an_equal_matrix_is_held_once(dtype: int, report: ExportReport) -> None:
+    model = rewrite(stored_twice(dtype=dtype), report)
+    assert ir_node(model, "embed").inputs[0] is ir_node(model, "lm_head").inputs[1]
+    assert not {"embedding", "lm_head.weight"} & set(model.graph.initializers)
+    assert report.rewritten[KIND] == 1
+
+
+def test_a_head_that_transposes_the_embedding(report: ExportReport) -> None:
+    proto = decoder(tied=False)
+    node = node_named(proto, "lm_head")
+    proto.graph.node.insert(0, helper.make_node("Transpose", ["embedding"], ["head"], name="transpose", perm=[1, 0]))
+    node.input[1] = "head"
+    embedding = numpy_helper.to_array(next(t for t in proto.graph.initializer if t.name == "embedding"))
+    model = rewrite(proto, report)
+    packed = ir_node(model, "lm_head").inputs[1]
+    assert ir_node(model, "embed").inputs[0] is packed
+    np.testing.assert_array_equal(packed.const_value.numpy(), embedding)
+    assert not {"embedding", "lm_head.weight"} & set(model.graph.initializers)
+    assert report.rewritten[KIND] == 1
+
+
+def test_an_almost_equal_matrix_stays(report: ExportReport) -> None:
+    model = rewrite(stored_twice(change=1e-3), report)
+    assert ir_node(model, "embed").inputs[0].name == "embedding"
 
 
 def test_an_untied_embedding_stays(report: ExportReport) -> None:
