@@ -42,6 +42,7 @@ def export_model(
     weights: str = "keep",
     softmax: str = "lazy",
     verify: bool = True,
+    gated: bool = True,
     prefetch: bool = False,
     library: str | Path | None = None,
     overwrite: bool = False,
@@ -55,6 +56,7 @@ def export_model(
     destination: a folder that does not exist; with `overwrite` also one that an earlier export wrote.
     target: one of TARGETS. weights: element type of the packed weights, one of WEIGHTS. softmax: one of SOFTMAX_MODES.
     verify: compare the logits of both graphs in ONNX Runtime.
+    gated: make one product of gate and up in silu(gate) * up.
     prefetch: of the target onnxruntime alone, tell each product which weight the next one reads.
     library: the op library, for the target onnxruntime (which gets a copy) and for verify.
     max_batch: of the target tensorrt alone, the rows at once that engines are built for; None: 1.
@@ -88,7 +90,7 @@ def export_model(
     canonicalise(model)
     to_grouped_query(model, max_length or context_length(found), report)
     fuse_norms(model, report)
-    fuse(model, weights, report)
+    fuse(model, weights, report, gated=gated)
     _require_rewrites(model, found.model, weights, report)
     lower(model, softmax)
     if target == "tensorrt":

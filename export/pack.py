@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
@@ -50,6 +52,18 @@ def reshaped(tensor: ir.TensorProtocol, shape: tuple[int, ...], name: str) -> ir
         return ir.Tensor(_read(tensor).reshape(shape), dtype=tensor.dtype, name=name)
 
     return ir.LazyTensor(reshape, tensor.dtype, ir.Shape(shape), name=name)
+
+
+def joined(tensors: Sequence[ir.TensorProtocol], name: str) -> ir.LazyTensor:
+    """The rows of all, one tensor's after the other's, computed each time they are read."""
+    rest = tensors[0].shape.numpy()[1:]
+    shape = ir.Shape([sum(tensor.shape.numpy()[0] for tensor in tensors), *rest])
+
+    def join() -> ir.Tensor:
+        values = np.concatenate([_read(tensor) for tensor in tensors])
+        return ir.Tensor(values, dtype=tensors[0].dtype, name=name)
+
+    return ir.LazyTensor(join, tensors[0].dtype, shape, name=name)
 
 
 def as_words(tensor: ir.TensorProtocol, shape: tuple[int, ...], name: str) -> ir.LazyTensor:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from ..report import ExportReport
-from . import attention, bias, flat_gemm, int4_gemm, tied_embedding
+from . import attention, bias, flat_gemm, gated_products, int4_gemm, tied_embedding
 
 
-def fuse(model: ir.Model, weights: str, report: ExportReport) -> None:
-    """Applies all rules to `model` in place; `weights` is "keep", "f32", "f16" or "bf16"."""
+def fuse(model: ir.Model, weights: str, report: ExportReport, *, gated: bool = True) -> None:
+    """Applies all rules to `model` in place; `weights` is "keep", "f32", "f16" or "bf16". gated: gates and what they gate
+    become one product."""
     attention.rewrite(model, report)
     int4_gemm.rewrite(model, report)
     packed = flat_gemm.rewrite(model, weights, report)
     bias.rewrite(model, report)
     tied_embedding.rewrite(packed, report)
+    if gated:
+        gated_products.rewrite(model, report)

@@ -49,6 +49,12 @@ def _parser() -> argparse.ArgumentParser:
         help="compare the logits of both graphs in ONNX Runtime",
     )
     parser.add_argument(
+        "--gated",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="make one product of gate and up in silu(gate) * up",
+    )
+    parser.add_argument(
         "--prefetch",
         action=argparse.BooleanOptionalAction,
         default=False,
@@ -86,6 +92,7 @@ def _export(options: argparse.Namespace) -> ExportReport:
             weights=options.weights,
             softmax=options.softmax,
             verify=options.verify,
+            gated=options.gated,
             prefetch=options.prefetch,
             library=fdpp_ort.library_path() if needs_library else None,
             overwrite=options.overwrite,

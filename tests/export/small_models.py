@@ -164,6 +164,37 @@ def quantise(
         node.attribute.append(helper.make_attribute(key, value))
 
 
+def with_gates(proto: onnx.ModelProto, layer: int, silu: str = "Sigmoid", **attributes: float) -> None:
+    """A feed-forward part behind layer `layer`, gate and up side by side: layers.N.gate, layers.N.up and layers.N.down,
+    between the first two x.N+1.silu, of one node "com.microsoft::QuickGelu" or of a Sigmoid, and x.N+1.gated."""
+    x, nodes = f"x.{layer + 1}", []
+    place = 1 + next(i for i, node in enumerate(proto.graph.node) if x in node.output)
+    for node in proto.graph.node[place:]:
+        node.input[:] = [f"{x}.mlp" if name == x else name for name in node.input]
+
+    def add(op: str, *inputs: str, output: str, **attributes: float) -> str:
+        domain, _, op = op.rpartition("::")
+        nodes.append(helper.make_node(op, list(inputs), [output], name=output, domain=domain or None, **attributes))
+        return output
+
+    def product(name: str, a: str, rows: int, columns: int) -> str:
+        values = np.random.default_rng(len(name) + rows).standard_normal((rows, columns), np.float32) / 20
+        proto.graph.initializer.append(numpy_helper.from_array(values, f"{name}.weight"))
+        return add("MatMul", a, f"{name}.weight", output=name)
+
+    gate = product(f"layers.{layer}.gate", x, HIDDEN, 2 * HIDDEN)
+    up = product(f"layers.{layer}.up", x, HIDDEN, 2 * HIDDEN)
+    if silu == "Sigmoid":
+        add("Mul", gate, add("Sigmoid", gate, output=f"{x}.sigmoid"), output=f"{x}.silu")
+    else:
+        add(silu, gate, output=f"{x}.silu", **attributes)
+    gated = add("Mul", f"{x}.silu", up, output=f"{x}.gated")
+    down = product(f"layers.{layer}.down", gated, 2 * HIDDEN, HIDDEN)
+    add("Add", x, down, output=f"{x}.mlp")
+    for offset, node in enumerate(nodes):
+        proto.graph.node.insert(place + offset, node)
+
+
 def attention_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     """The attention nodes of a decoder, in the order of its layers."""
     return [node for node in model.graph.node if "Attention" in node.op_type]

@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import helper, numpy_helper
-from small_models import FLOAT, FLOAT16, HIDDEN, decoder, quantise, save_folder
+from onnx import helper
+from small_models import FLOAT, FLOAT16, decoder, quantise, save_folder, with_gates
 
 from fdpp_ort.cli.export import main
 from fdpp_ort.export import export_model
@@ -34,31 +34,6 @@ def hinted(proto: onnx.ModelProto, report: ExportReport, weights: str = "keep") 
     fuse(model, weights, report)
     hint_next_weights(model, report)
     return hints(ir.to_proto(model).graph)
-
-
-def with_gates(proto: onnx.ModelProto, layer: int) -> None:
-    """A feed-forward part behind layer `layer`, gate and up side by side."""
-    x, nodes = f"x.{layer + 1}", []
-    place = 1 + next(i for i, node in enumerate(proto.graph.node) if x in node.output)
-    for node in proto.graph.node[place:]:
-        node.input[:] = [f"{x}.mlp" if name == x else name for name in node.input]
-
-    def add(op: str, *inputs: str, output: str) -> str:
-        nodes.append(helper.make_node(op, list(inputs), [output], name=output))
-        return output
-
-    def product(name: str, a: str, rows: int, columns: int) -> str:
-        values = np.random.default_rng(rows).standard_normal((rows, columns), np.float32) / 20
-        proto.graph.initializer.append(numpy_helper.from_array(values, f"{name}.weight"))
-        return add("MatMul", a, f"{name}.weight", output=name)
-
-    gate = product(f"layers.{layer}.gate", x, HIDDEN, 2 * HIDDEN)
-    up = product(f"layers.{layer}.up", x, HIDDEN, 2 * HIDDEN)
-    silu = add("Mul", gate, add("Sigmoid", gate, output=f"{x}.sigmoid"), output=f"{x}.silu")
-    down = product(f"layers.{layer}.down", add("Mul", silu, up, output=f"{x}.gated"), 2 * HIDDEN, HIDDEN)
-    add("Add", x, down, output=f"{x}.mlp")
-    for offset, node in enumerate(nodes):
-        proto.graph.node.insert(place + offset, node)
 
 
 def test_each_product_is_told_of_the_next(report: ExportReport) -> None:
@@ -106,7 +81,7 @@ def test_the_order_is_the_runtimes(packed: bool, tmp_path: Path, library: str) -
     session.run(None, feeds)
     events = json.loads(Path(session.end_profiling()).read_text())
     ran = [e["name"].removesuffix("_kernel_time") for e in events if e.get("args", {}).get("op_name") == "FdppFlatGemm"]
-    assert len(ran) == 3 * (5 if packed else 7) + 1
+    assert len(ran) == 3 * (4 if packed else 6) + 1
     assert hints(onnx.load(path).graph) == dict(pairwise(ran))
 
 
