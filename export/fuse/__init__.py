@@ -9,8 +9,10 @@ from . import attention, bias, flat_gemm, gated_products, int4_gemm, tied_embedd
 
 
 def fuse(model: ir.Model, weights: str, report: ExportReport, *, gated: bool = True) -> None:
-    """Applies all rules to `model` in place; `weights` is "keep", "f32", "f16" or "bf16". gated: gates and what they gate
-    become one product."""
+    """Applies all rules to `model` in place; `weights` is "keep", "f32", "f16" or "bf16".
+
+    gated: gates and what they gate become one product.
+    """
     attention.rewrite(model, report)
     int4_gemm.rewrite(model, report)
     packed = flat_gemm.rewrite(model, weights, report)
