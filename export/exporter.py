@@ -21,7 +21,16 @@ from .lower import (
     write_genai_config,
     write_profiles,
 )
-from .normalise import Source, canonicalise, context_length, find_source, fuse_norms, load, to_grouped_query
+from .normalise import (
+    Source,
+    canonicalise,
+    context_length,
+    find_source,
+    fuse_norms,
+    load,
+    require_well_formed,
+    to_grouped_query,
+)
 from .normalise.source import GENAI_CONFIG, side_files
 from .progress import Progress
 from .report import REPORT_FILE, ExportReport, Verification
@@ -88,6 +97,7 @@ def export_model(
         raise ExportError(f"{found.model} already has ops of domain {op_spec.DOMAIN}: it was exported before")
     report.weight_bytes_before = weight_bytes(model)
     canonicalise(model)
+    require_well_formed(model, found.model)
     to_grouped_query(model, max_length or context_length(found), report)
     fuse_norms(model, report)
     fuse(model, weights, report, gated=gated)

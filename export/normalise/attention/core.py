@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from .declined import Declined
+
 
 @dataclass(frozen=True)
 class Cache:
@@ -34,3 +36,15 @@ class Core:
     softcap: float = 0.0
     causal: bool = False
     caches: tuple[Cache, Cache] | None = None
+
+
+def own_caches(node: ir.Node, past: list[ir.Value | None], new: list[ir.Value]) -> tuple[Cache, Cache] | None:
+    """The caches of keys and of values of the op `node`, whose outputs 1 and 2 are the present ones; None: it has none.
+
+    Raises Declined where one is missing.
+    """
+    if past == [None, None]:
+        return None
+    if None in past or len(node.outputs) < 3:
+        raise Declined("it has no past and present of both keys and values")
+    return tuple(Cache(*cache) for cache in zip(past, new, node.outputs[1:3], strict=True))

@@ -64,7 +64,8 @@ def evaluate(
         with np.errstate(all="ignore"):
             return ReferenceEvaluator(proto, new_ops=list(OPS)).run([value.name for value in outputs], inputs)
     except Exception as error:  # whatever an op's implementation raises
-        raise Declined(f"{outputs[0].name} cannot be evaluated: {str(error).splitlines()[0][:120]}") from error
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        raise Declined(f"{outputs[0].name} cannot be evaluated: {cause[:120]}") from error
 
 
 def _shapes(outputs: list[ir.Value], given: Mapping[ir.Value, np.ndarray]) -> dict[ir.Value, np.ndarray]:

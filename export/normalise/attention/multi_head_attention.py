@@ -9,7 +9,7 @@ import math
 
 import onnx_ir as ir
 
-from .core import Cache, Core
+from .core import Core, own_caches
 from .declined import Declined
 from .walk import whole_inputs
 
@@ -34,15 +34,11 @@ def core(node: ir.Node, structural: set[ir.Value]) -> Core:
     if mask is not None and mask not in structural:
         raise Declined("its mask follows from the tokens, not from masks and positions alone")
     columns = query.shape[2]
-    if not isinstance(columns, int):
+    heads = node.attributes.get_int("num_heads", 0)
+    if not isinstance(columns, int) or heads < 1 or columns % heads:
         raise Declined("its head size is not known")
-    scale = node.attributes.get_float("scale", 0.0) or 1 / math.sqrt(columns // node.attributes.get_int("num_heads"))
-    caches = None
-    if past_key is not None:
-        caches = tuple(
-            Cache(past, new, present)
-            for past, new, present in zip((past_key, past_value), (key, value), node.outputs[1:3], strict=True)
-        )
+    scale = node.attributes.get_float("scale", 0.0) or 1 / math.sqrt(columns // heads)
+    caches = own_caches(node, [past_key, past_value], [key, value])
     node.outputs[0].shape = query.shape  # ONNX's inference knows no ops of other domains
     causal = bool(node.attributes.get_int("unidirectional", 0))
     return Core(query, key, value, node.outputs[0], mask, scale, causal=causal, caches=caches)

@@ -9,7 +9,7 @@ import math
 
 import onnx_ir as ir
 
-from .core import Cache, Core
+from .core import Core, own_caches
 from .declined import Declined
 from .walk import whole_inputs
 
@@ -39,10 +39,5 @@ def core(node: ir.Node, structural: set[ir.Value]) -> Core:
             raise Declined("its head size is not known")
         scale = 1 / math.sqrt(columns // heads)
     causal = bool(node.attributes.get_int("is_causal", 0))
-    caches = None
-    if past_key is not None:
-        caches = tuple(
-            Cache(past, new, present)
-            for past, new, present in zip((past_key, past_value), (key, value), node.outputs[1:3], strict=True)
-        )
+    caches = own_caches(node, [past_key, past_value], [key, value])
     return Core(query, key, value, node.outputs[0], mask, scale, softcap, causal, caches)
