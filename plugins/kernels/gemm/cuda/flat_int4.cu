@@ -1,11 +1,11 @@
-// The variant cuda_flat_int4: up to 8 tokens with int4 weights. Unpacking the weights is most of the work there is, so all that
-// belongs to the tokens is done once: a warp has the same 256 elements of K in all tiles, its part of the tokens and what
-// takes the weights' offsets away in registers.
+// The variant cuda_flat_int4: up to 8 tokens with int4 weights. Unpacking the weights is most of the work there is, so all
+// that belongs to the tokens is done once: a warp has the same 256 elements of K in all tiles, its part of the tokens and
+// what takes the weights' offsets away in registers.
 //
-// A tile is 16 rows of B; the warps of a block lie side by side in K, and where K is longer than those reach, the blocks of a
-// cluster do too. The grid is no more than runs at once, so every block has a run of tiles. Copies of the next ones are always
-// under way, each warp's to a ring of its own, and a warp waits for another only, steps later, for its sums, which all add up
-// in turns. What is left for the end of the kernel: the sums of a cluster's blocks, and the epilogue.
+// A tile is 16 rows of B; the warps of a block lie side by side in K, and where K is longer than those reach, the blocks of
+// a cluster do too. The grid is no more than runs at once, so every block has a run of tiles. Copies of the next ones are
+// always under way, each warp's to a ring of its own, and a warp waits for another only, steps later, for its sums, which
+// all add up in turns. What is left for the end of the kernel: the sums of a cluster's blocks, and the epilogue.
 #include <algorithm>
 #include <limits>
 
@@ -369,8 +369,8 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 1)
 #endif
 }
 
-// In microseconds on an H200, but for what all shares have in common: a multiprocessor reads a part in 0.07, a warp works through
-// its ring at 0.33 a part.
+// In microseconds on an H200, but for what all shares have in common: a multiprocessor reads a part in 0.07, a warp works
+// through its ring at 0.33 a part.
 double cost(const Shares& s) {
   return s.most_tiles * std::max(0.07 * s.warps * s.per_sm, 0.33) + (s.cluster > 1 ? 0.6 : 0);
 }
@@ -501,7 +501,7 @@ extern const GemmVariant kCudaFlatInt4;
 const GemmVariant kCudaFlatInt4 = {"cuda_flat_int4",
                                    Backend::cuda,
                                    GemmKind::flat,
-                                   "M up to 8 with int4 weights on tensor cores, tokens in registers, K shared by warps and clusters",
+                                   "M up to 8 with int4 weights on tensor cores, tokens in registers, K shared by warps",
                                    supports,
                                    split,
                                    workspace_bytes,
