@@ -120,16 +120,18 @@ def around(attention: str, heads: int) -> onnx.ModelProto:
     return _model(OP_GRAPH.replace("ATTENTION", attention), heads)
 
 
-def decoder(*changes: tuple[str, str]) -> onnx.ModelProto:
-    """The layer with each of the lines `changes` (old, new) in place of another."""
+def decoder(*changes: tuple[str, str], dtype: type[np.floating] = np.float32) -> onnx.ModelProto:
+    """The layer with each of the lines `changes` (old, new) in place of another, of float32 or float16."""
     text = GRAPH
     for old, new in changes:
         assert text.count(old) == 1, old
         text = text.replace(old, new)
-    return _model(text, HEADS)
+    if dtype == np.float16:
+        text = text.replace("float[", "float16[").replace("Cast<to = 1>", "Cast<to = 10>")
+    return _model(text, HEADS, dtype)
 
 
-def _model(text: str, heads: int) -> onnx.ModelProto:
+def _model(text: str, heads: int, dtype: type[np.floating] = np.float32) -> onnx.ModelProto:
     model = onnx.parser.parse_model(text)
     random = np.random.default_rng(0)
     constants = {
@@ -138,7 +140,7 @@ def _model(text: str, heads: int) -> onnx.ModelProto:
         "slopes": np.array([0.5, 0.25, 0.125, 0.0625], np.float32).reshape(4, 1, 1),
         "scale": np.float32(0.3),
         "zero_f": np.float32(0),
-        "lowest": np.float32(np.finfo(np.float32).min),
+        "lowest": np.finfo(dtype).min,
         "zero": np.int64(0),
         "one": np.int64(1),
         "window": np.int64(3),
@@ -168,8 +170,10 @@ def _model(text: str, heads: int) -> onnx.ModelProto:
     }.items():
         constants[name] = random.standard_normal(shape, np.float32) / 4
     used = {name for node in model.graph.node for name in node.input}
-    model.graph.initializer.extend(
-        numpy_helper.from_array(np.asarray(values), name) for name, values in constants.items() if name in used
-    )
+    for name, values in constants.items():
+        if name in used:
+            values = np.asarray(values)
+            values = values.astype(dtype) if values.dtype.kind == "f" else values
+            model.graph.initializer.append(numpy_helper.from_array(values, name))
     onnx.checker.check_model(model)
     return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from both_graphs import POSITIONS, assert_same, rewrite
@@ -96,6 +97,16 @@ def test_is_taken(case: str, report: ExportReport) -> None:
     assert found["local_window_size"] == (3 if case == "window" else -1)
     assert found["rotary_interleaved"] == (case == "pairs rotated")
     assert_same(before, after)
+
+
+def test_float16(report: ExportReport) -> None:
+    """Everything that the op gets is of one type, also what the exporter makes."""
+    after = rewrite(decoder(dtype=np.float16), report)
+    assert report.left == []
+    types = {tensor.name: tensor.data_type for tensor in after.graph.initializer}
+    made = {name: kind for name, kind in types.items() if name.startswith("fdpp.") and "int64" not in name}
+    assert set(made) == {"fdpp.cos_cache.0", "fdpp.sin_cache.0", "fdpp.zero.float16", "fdpp.lowest.float16"}
+    assert set(made.values()) == {onnx.TensorProto.FLOAT16}
 
 
 def test_tables_have_the_positions_asked_for(report: ExportReport) -> None:
