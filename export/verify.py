@@ -19,6 +19,7 @@ from .report import Phase, Verification
 _SEED = 20240501
 _PROMPT_TOKENS = 17
 _DECODE_STEPS = 8
+_PADDING = 5  # tokens on the left of a second row, where the graph hides them
 
 # Bounds of max |difference| / max |logit|, by what was rounded differently.
 # Same float32 weights: only the order of float32 sums differs; some 1e-6 a layer's product, over tens of layers.
@@ -36,6 +37,7 @@ _ATTENTIONS = (
     (op_spec.DENSE_DOMAIN, op_spec.ATTENTION),
     ("com.microsoft", "GroupQueryAttention"),
 )
+_BIAS = op_spec.input_names(op_spec.ATTENTION).index("attention_bias")
 
 
 class _Unfit(Exception):
@@ -80,9 +82,10 @@ def verify_export(
 ) -> Verification:
     """Compares the graph files `original` and `exported`; `model` is the exported graph.
 
-    A prompt of random tokens and some decode steps, greedy by the original's logits, batch 1, the cache passed from
-    each run's present outputs to the next one's past inputs; it grows, or has room for all from the beginning where the
-    exported graph is in the dense form. Where that cannot be done the result says "not verified"
+    A prompt of random tokens and some decode steps, greedy by the original's logits, the cache passed from each run's
+    present outputs to the next one's past inputs; it grows, or has room for all from the beginning where the exported
+    graph is in the dense form. One row, and where the graph hides padding by a bias from attention_mask a second one,
+    which begins with padding. Where that cannot be done the result says "not verified"
     and why. Raises ExportError if one of the graphs fails to run.
     """
     try:
@@ -91,7 +94,7 @@ def verify_export(
         provider = _provider(caches)
         if library is None:
             raise _Unfit("no op library was given")
-        expected = _run(_Graph("original", original, provider, None), caches, None, progress)
+        expected = _run_original(_Graph("original", original, provider, None), caches, _rows(model), progress)
         room = _PROMPT_TOKENS + _DECODE_STEPS if _is_dense(model) else 0
         actual = _run(_Graph("exported", exported, provider, library, room), caches, expected.tokens, progress)
         tolerance = _TOLERANCES[dtype if weights == "keep" else spec_name(BY_FORMAT[weights])]
@@ -111,7 +114,8 @@ def verify_export(
 
 @dataclass(frozen=True)
 class _Record:
-    """`logits`: float32 [1, tokens, vocabulary] of each step; `tokens`: int64 [1, tokens] that each step was fed."""
+    """`logits`: float32 [tokens, vocabulary] of each step, without padding; `tokens`: int64 [rows, tokens] that it was
+    fed."""
 
     logits: list[np.ndarray]
     tokens: list[np.ndarray]
@@ -133,6 +137,17 @@ def _caches(model: ir.Model) -> list[_Cache]:
             names = (past.name, present.name)
             caches.append(_Cache(*names, heads, size, past.dtype.numpy(), activations, takes_norms(node)))
     return caches
+
+
+def _rows(model: ir.Model) -> int:
+    """2 where all attentions hide padding by a bias and nothing says that there is one row alone; otherwise 1."""
+    inputs = {value.name: value for value in model.graph.inputs}
+    tokens = inputs.get("input_ids")
+    if "attention_mask" not in inputs or tokens is None or (tokens.shape and isinstance(tokens.shape[0], int)):
+        return 1
+    attentions = [node for node in model.graph.all_nodes() if (node.domain, node.op_type) in _ATTENTIONS]
+    biases = [op_spec.inputs(node)[_BIAS : _BIAS + 1] for node in attentions]
+    return 2 if all(bias and bias[0] is not None for bias in biases) else 1
 
 
 def _is_dense(model: ir.Model) -> bool:
@@ -181,8 +196,18 @@ def _session(graph: _Graph) -> Any:
     return session
 
 
-def _run(graph: _Graph, caches: list[_Cache], tokens: list[np.ndarray] | None, progress: Progress | None) -> _Record:
-    """Prefill and decode steps on `tokens`; None: random ones, then greedy by the graph's own logits."""
+def _run_original(graph: _Graph, caches: list[_Cache], rows: int, progress: Progress | None) -> _Record:
+    """Steps on random tokens in `rows` rows; in one, if the graph does not run on more."""
+    if rows > 1:
+        try:
+            return _run(graph, caches, rows, progress)
+        except ExportError:
+            pass
+    return _run(graph, caches, 1, progress)
+
+
+def _run(graph: _Graph, caches: list[_Cache], tokens: list[np.ndarray] | int, progress: Progress | None) -> _Record:
+    """Prefill and decode steps on `tokens`; a number of rows: random ones, then greedy by the graph's own logits."""
     session = _session(graph)
     outputs = {output.name: output for output in session.get_outputs()}
     if "logits" not in outputs:
@@ -191,32 +216,37 @@ def _run(graph: _Graph, caches: list[_Cache], tokens: list[np.ndarray] | None, p
     if not isinstance(vocabulary, int):
         raise _Unfit("the vocabulary's size is not in the shape of logits")
     names = ["logits", *(cache.present for cache in caches)]
-    past = {cache.past: np.zeros((1, cache.heads, graph.room, cache.head_size), cache.dtype) for cache in caches}
+    rows = tokens if isinstance(tokens, int) else len(tokens[0])
+    past = {cache.past: np.zeros((rows, cache.heads, graph.room, cache.head_size), cache.dtype) for cache in caches}
     record = _Record([], [])
-    step_tokens = np.random.default_rng(_SEED).integers(0, vocabulary, (1, _PROMPT_TOKENS))
+    step_tokens = np.random.default_rng(_SEED).integers(0, vocabulary, (rows, _PROMPT_TOKENS))
+    mask = np.zeros((rows, 0), np.int64)
     for step in range(1 + _DECODE_STEPS):
-        step_tokens = step_tokens if tokens is None else tokens[step]
-        feeds = _feeds(session, step_tokens, sum(fed.shape[1] for fed in record.tokens), past)
+        step_tokens = step_tokens if isinstance(tokens, int) else tokens[step]
+        real = np.ones(step_tokens.shape, np.int64)
+        if step == 0:
+            real[1:, :_PADDING] = 0
+        mask = np.concatenate([mask, real], axis=1)
+        feeds = _feeds(session, step_tokens, mask, past)
         try:
             logits, *present = session.run(names, feeds)
         except Exception as error:  # as in _session
             raise ExportError(f"verification: the {graph.name} graph fails on step {step}: {error}") from error
         if progress is not None:
             progress(f"running the {graph.name} graph", step + 1, 1 + _DECODE_STEPS)
-        record.logits.append(logits.astype(np.float32))
+        record.logits.append(logits[real.astype(bool)].astype(np.float32))
         record.tokens.append(step_tokens)
         past = {cache.past: array for cache, array in zip(caches, present, strict=True)}
         step_tokens = logits[:, -1:].argmax(axis=-1)
     return record
 
 
-def _feeds(session: Any, tokens: np.ndarray, done: int, past: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Values of all inputs for `tokens`, ahead of which `done` tokens have run."""
-    total = done + tokens.shape[1]
+def _feeds(session: Any, tokens: np.ndarray, mask: np.ndarray, past: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Values of all inputs for the new `tokens` of rows whose tokens, all together, have the attention_mask `mask`."""
     known = {
         "input_ids": tokens,
-        "attention_mask": np.ones((1, total)),
-        "position_ids": np.arange(done, total)[None],
+        "attention_mask": mask,
+        "position_ids": np.maximum(mask.cumsum(axis=1) - 1, 0)[:, -tokens.shape[1] :],
     }
     feeds = dict(past)
     for item in session.get_inputs():
@@ -229,15 +259,15 @@ def _feeds(session: Any, tokens: np.ndarray, done: int, past: dict[str, np.ndarr
 
 
 def _compare(name: str, expected: list[np.ndarray], actual: list[np.ndarray], tolerance: float) -> Phase:
-    """Differences over all steps' logits, each [1, tokens, vocabulary]."""
-    want, got = np.concatenate(expected, axis=1), np.concatenate(actual, axis=1)
+    """Differences over all steps' logits, each [tokens, vocabulary]."""
+    want, got = np.concatenate(expected), np.concatenate(actual)
     largest = float(np.max(np.abs(want)))
     if not 0 < largest < np.inf:
         raise _Unfit(f"the original graph's logits are all zero or not finite ({name})")
     error = float(np.max(np.abs(want - got)))
     return Phase(
         name=name,
-        tokens=want.shape[1],
+        tokens=len(want),
         max_abs_error=error,
         relative_error=error / largest,
         tolerance=tolerance,
