@@ -115,6 +115,12 @@ def test_tables_have_the_positions_asked_for(report: ExportReport) -> None:
     assert tables == {"fdpp.cos_cache.0": [POSITIONS, 4], "fdpp.sin_cache.0": [POSITIONS, 4]}
 
 
+def test_a_short_context(tmp_path: Path, library: str) -> None:
+    onnx.save(decoder(), tmp_path / "in.onnx")
+    report = export_model(tmp_path / "in.onnx", tmp_path / "out", verify=False, library=library, max_length=1)
+    assert report.rewritten["GroupQueryAttention -> FdppAttention"] == 1
+
+
 ENCODER = (
     "int64[batch, total] attention_mask,",
     "int64[batch, total] attention_mask, float[batch, there, 32] encoder,",

@@ -12,6 +12,8 @@ from .declined import Declined
 from .evaluate import evaluate, structural_values
 from .samples import TOKENS, Sample, input_values
 
+_FEWEST_POSITIONS = 16  # the samples have fewer
+
 
 class Decoder:
     """`positions`: tokens that a row may have, the rows of new rotary tables.
@@ -21,7 +23,7 @@ class Decoder:
     def __init__(self, model: ir.Model, positions: int) -> None:
         self.graph = model.graph
         self.opsets = model.opset_imports
-        self.positions = positions
+        self.positions = max(positions, _FEWEST_POSITIONS)
         self.structural = structural_values(model.graph)
         self.masks: dict[tuple[ir.Value | None, bool], Any] = {}
         self.tables: dict[frozenset[Any], Any] = {}

@@ -1,4 +1,4 @@
-"""Dialect: com.microsoft::MultiHeadAttention, as ONNX Runtime's and transformers' fusions write it.
+"""Dialect: com.microsoft::MultiHeadAttention, as transformers' exporter writes it with its fusions for ONNX Runtime.
 
 MultiHeadAttention(Q, K, V, -, -, attention_bias), keys and values a Concat of past and new ones, or past its own inputs
 """
