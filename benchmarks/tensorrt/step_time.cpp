@@ -49,28 +49,17 @@ size_t size_of(DataType type) {
   }
 }
 
-// Device memory with some values over and over.
-class Buffer {
- public:
-  Buffer(const std::string& name, DataType type, size_t count) {
-    const size_t bytes = count * size_of(type);
-    const std::vector<char> values = some_values(name, type);
-    check(cudaMalloc(&data_, std::max<size_t>(bytes, 1)), "cudaMalloc");
-    size_t done = std::min(values.size(), bytes);
-    check(cudaMemcpy(data_, values.data(), done, cudaMemcpyHostToDevice), "cudaMemcpy");
-    for (size_t more; done < bytes; done += more) {
-      more = std::min(done, bytes - done);
-      check(cudaMemcpy(static_cast<char*>(data_) + done, data_, more, cudaMemcpyDeviceToDevice), "cudaMemcpy");
-    }
+// Some values over and over.
+void fill(const Buffer& buffer, const std::string& name, DataType type, size_t bytes) {
+  const std::vector<char> values = some_values(name, type);
+  char* const data = static_cast<char*>(buffer.data());
+  size_t done = std::min(values.size(), bytes);
+  check(cudaMemcpy(data, values.data(), done, cudaMemcpyHostToDevice), "cudaMemcpy");
+  for (size_t more; done < bytes; done += more) {
+    more = std::min(done, bytes - done);
+    check(cudaMemcpy(data + done, data, more, cudaMemcpyDeviceToDevice), "cudaMemcpy");
   }
-  ~Buffer() { cudaFree(data_); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  void* data() const { return data_; }
-
- private:
-  void* data_ = nullptr;
-};
+}
 
 using Buffers = std::map<std::string, std::shared_ptr<Buffer>>;
 
@@ -86,8 +75,12 @@ Buffers bind(const nvinfer1::ICudaEngine& engine, nvinfer1::IExecutionContext& c
         const std::string past = "past." + name.substr(8);
         if (same(context.getTensorShape(past.c_str()), dims)) buffer = buffers.at(past);
       }
-      if (buffer == nullptr)
-        buffer = std::make_shared<Buffer>(name, engine.getTensorDataType(name.c_str()), elements(dims));
+      if (buffer == nullptr) {
+        const DataType type = engine.getTensorDataType(name.c_str());
+        const size_t bytes = elements(dims) * size_of(type);
+        buffer = std::make_shared<Buffer>(bytes);
+        fill(*buffer, name, type, bytes);
+      }
       require(context.setTensorAddress(name.c_str(), buffer->data()), "binding " + name);
     }
   }

@@ -1,4 +1,4 @@
-// What both programs need of TensorRT: a logger, errors as exceptions, our plugins in the registry.
+// What the programs need of TensorRT and CUDA: a logger, errors as exceptions, our plugins in the registry.
 #pragma once
 
 #include <NvInfer.h>
@@ -32,6 +32,22 @@ inline void require(bool done, const std::string& what) {
 inline void check(cudaError_t error, const char* what) {
   if (error != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
 }
+
+// Device memory, zeros at first.
+class Buffer {
+ public:
+  explicit Buffer(size_t bytes) {
+    check(cudaMalloc(&data_, bytes > 0 ? bytes : 1), "cudaMalloc");
+    check(cudaMemset(data_, 0, bytes), "cudaMemset");
+  }
+  ~Buffer() { cudaFree(data_); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  void* data() const { return data_; }
+
+ private:
+  void* data_ = nullptr;
+};
 
 // `library`: libfdpp_trt.so (fdpp_ort.tensorrt_library_path()).
 inline void load_plugins(const std::string& library, LoggerFinder& finder) {

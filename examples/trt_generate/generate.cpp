@@ -35,21 +35,6 @@ size_t size_of(DataType type) {
   }
 }
 
-class Buffer {
- public:
-  explicit Buffer(size_t bytes) {
-    check(cudaMalloc(&data_, std::max<size_t>(bytes, 1)), "cudaMalloc");
-    check(cudaMemset(data_, 0, bytes), "cudaMemset");
-  }
-  ~Buffer() { cudaFree(data_); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  void* data() const { return data_; }
-
- private:
-  void* data_ = nullptr;
-};
-
 // "past_key_values.3.key" and "present.3.key" are the two ends of one cache.
 std::string cache_of(const std::string& name) {
   for (const char* start : {"past_key_values.", "present."})

@@ -6,6 +6,7 @@ import onnx_ir as ir
 from onnx_ir import convenience
 
 from .. import op_spec
+from ..nodes import is_constant
 from ..report import ExportReport
 
 _BIAS = op_spec.input_names(op_spec.FLAT_GEMM).index("bias")
@@ -35,7 +36,7 @@ def _added(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
         return None
     add = uses[0].node
     bias = add.inputs[1 - uses[0].idx]
-    if not bias.is_initializer() or bias.is_graph_input():
+    if not is_constant(bias):
         return None
     columns = (node.attributes.get_int("N"),)
     return (add, bias) if tuple(bias.const_value.shape.numpy()) == columns else None

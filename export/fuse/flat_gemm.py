@@ -9,10 +9,11 @@ import onnx_ir as ir
 
 from .. import op_spec
 from ..dtypes import BY_FORMAT, FORMAT, spec_name
+from ..nodes import is_constant
 from ..pack import packed_weight, register
 from ..report import ExportReport
 from . import int4_gemm
-from .weight import Weight, is_constant, weight_of
+from .weight import Weight, weight_of
 
 _BIAS = op_spec.input_names(op_spec.FLAT_GEMM).index("bias")
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from .. import op_spec
+from ..nodes import input_at, is_constant
 from ..pack import joined, register
 from ..report import ExportReport
 
@@ -29,7 +30,7 @@ def rewrite(model: ir.Model, report: ExportReport) -> None:
         inputs: list[ir.Value | None] = [None] * len(gate.inputs)
         inputs[_A] = gate.inputs[_A]
         for index in _OF_ROWS:
-            if _input(gate, index) is not None:
+            if input_at(gate, index) is not None:
                 inputs[index] = _register_joined(gate.inputs[index], up.inputs[index])
         attributes = [*gate.attributes.values(), ir.AttrString("activation", "silu_mul")]
         y = node.outputs[0]
@@ -89,7 +90,7 @@ def _join(gate: ir.Node, up: ir.Node) -> bool:
     if "activation" in gate.attributes:
         return False
     for index in range(max(len(gate.inputs), len(up.inputs))):
-        first, second = _input(gate, index), _input(up, index)
+        first, second = input_at(gate, index), input_at(up, index)
         if (first is None) != (second is None):
             return False
         if first is None or index == _A:
@@ -104,15 +105,11 @@ def _join(gate: ir.Node, up: ir.Node) -> bool:
 
 
 def _is_own_constant(value: ir.Value) -> bool:
-    return value.is_initializer() and not value.is_graph_input() and len(value.uses()) == 1
+    return is_constant(value) and len(value.uses()) == 1
 
 
 def _read_once(value: ir.Value) -> bool:
     return len(value.uses()) == 1 and not value.is_graph_output()
-
-
-def _input(node: ir.Node, index: int) -> ir.Value | None:
-    return node.inputs[index] if index < len(node.inputs) else None
 
 
 def _register_joined(first: ir.Value, second: ir.Value) -> ir.Value:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from .. import op_spec
 from ..dtypes import spec_name
+from ..nodes import input_at, is_constant
 from ..pack import packed_int4, register, reshaped
 from ..report import ExportReport
 
@@ -37,7 +38,7 @@ def rewrite(model: ir.Model, report: ExportReport) -> None:
         if reason is not None:
             report.leave(node, reason)
             continue
-        inputs = [_input(node, index) for index in (_A, _B, _SCALES, _ZERO_POINTS, _BIAS)]
+        inputs = [input_at(node, index) for index in (_A, _B, _SCALES, _ZERO_POINTS, _BIAS)]
         for index, shape in _shapes(node).items():
             value = inputs[index]
             if value is None or (index != _B and tuple(value.const_value.shape.numpy()) == shape):
@@ -84,34 +85,34 @@ def _refused_inputs(node: ir.Node) -> str | None:
     if len(node.inputs) > len(_NAMES):
         return f"input {len(_NAMES)} is not known"
     for index in (_A, _B, _SCALES):
-        if _input(node, index) is None:
+        if input_at(node, index) is None:
             return f"input {_NAMES[index]} is missing"
-    if _input(node, _GROUP_INDEX) is not None:
-        return f"g_idx ({_input(node, _GROUP_INDEX).name}) is not supported"
+    if input_at(node, _GROUP_INDEX) is not None:
+        return f"g_idx ({input_at(node, _GROUP_INDEX).name}) is not supported"
     for index in (_B, _SCALES, _ZERO_POINTS):
-        value = _input(node, index)
-        if value is not None and (not value.is_initializer() or value.is_graph_input()):
+        value = input_at(node, index)
+        if value is not None and not is_constant(value):
             return f"{_NAMES[index]} ({value.name}) is not constant"
     for index in (_B, _ZERO_POINTS):
-        value = _input(node, index)
+        value = input_at(node, index)
         if value is not None and value.const_value.dtype != ir.DataType.UINT8:
             return f"{_NAMES[index]} ({value.name}) is {spec_name(value.const_value.dtype)}, expected uint8"
-    activation = spec_name(_input(node, _SCALES).const_value.dtype)
+    activation = spec_name(input_at(node, _SCALES).const_value.dtype)
     if not op_spec.backends_for(op_spec.FLAT_GEMM, T=activation, W="uint8"):
-        return f"no kernel multiplies {activation} activations by int4 weights ({_input(node, _B).name})"
+        return f"no kernel multiplies {activation} activations by int4 weights ({input_at(node, _B).name})"
     return None
 
 
 def _refused_shapes(node: ir.Node) -> str | None:
     for index, shape in _shapes(node).items():
-        value = _input(node, index)
+        value = input_at(node, index)
         if value is not None and value.const_value.size != math.prod(shape):
             return (
                 f"{_NAMES[index]} ({value.name}) has {value.const_value.size} elements, expected {math.prod(shape)} "
                 f"for N = {_attribute(node, 'N', 0)} and K = {_attribute(node, 'K', 0)}"
             )
     for index, wanted in ((_A, _attribute(node, "K", 0)), (_BIAS, _attribute(node, "N", 0))):
-        value = _input(node, index)
+        value = input_at(node, index)
         if value is not None and value.shape and isinstance(value.shape[-1], int) and value.shape[-1] != wanted:
             return f"{_NAMES[index]} ({value.name}) has {value.shape[-1]} columns, expected {wanted}"
     return None
@@ -122,10 +123,6 @@ def _shapes(node: ir.Node) -> dict[int, tuple[int, ...]]:
     rows, size = _attribute(node, "N", 0), _attribute(node, "block_size", 0)
     blocks = -(-_attribute(node, "K", 0) // size)
     return {_B: (rows, blocks * size // 2), _SCALES: (rows, blocks), _ZERO_POINTS: (rows, -(-blocks // 2))}
-
-
-def _input(node: ir.Node, index: int) -> ir.Value | None:
-    return node.inputs[index] if index < len(node.inputs) else None
 
 
 def _attribute(node: ir.Node, name: str, default: Any) -> Any:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from ..nodes import is_constant
+
 
 @dataclass(frozen=True)
 class Weight:
@@ -36,8 +38,3 @@ def is_transpose(node: ir.Node) -> bool:
         return False
     # Without perm, Transpose reverses the axes: the same for a matrix.
     return tuple(node.attributes.get_ints("perm", (1, 0))) == (1, 0)
-
-
-def is_constant(value: ir.Value) -> bool:
-    """Whether `value` is an initializer that nobody can override."""
-    return value.is_initializer() and not value.is_graph_input()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from .. import op_spec
+from ..nodes import input_at
 from ..report import ExportReport
 
 _A, _RESIDUAL, _NORM = (op_spec.input_names(op_spec.FLAT_GEMM).index(name) for name in ("A", "residual", "norm_weight"))
@@ -39,17 +40,13 @@ def _is_product(node: ir.Node | None) -> bool:
     return node is not None and op_spec.is_op(node, op_spec.FLAT_GEMM)
 
 
-def _input(node: ir.Node, index: int) -> ir.Value | None:
-    return node.inputs[index] if index < len(node.inputs) else None
-
-
 def _is_last_axis(norm: ir.Node) -> bool:
     axis, shape = norm.attributes.get_int("axis", -1), norm.inputs[0].shape
     return axis == -1 or (shape is not None and axis == len(shape) - 1)
 
 
 def _sums_two(norm: ir.Node) -> bool:
-    return _input(norm, _SKIP_BIAS) is None and not any(output.uses() for output in norm.outputs[1:_SKIP_SUM])
+    return input_at(norm, _SKIP_BIAS) is None and not any(output.uses() for output in norm.outputs[1:_SKIP_SUM])
 
 
 def _is_for_products(norm: ir.Node, weight: ir.Value) -> bool:
@@ -61,7 +58,7 @@ def _is_for_products(norm: ir.Node, weight: ir.Value) -> bool:
         and all(
             _is_product(reader)
             and index == _A
-            and _input(reader, _NORM) is None
+            and input_at(reader, _NORM) is None
             and list(weight.shape) == [reader.attributes.get_int("K")]
             for reader, index in uses
         )
@@ -95,7 +92,7 @@ def _take_sum(node: ir.Node) -> bool:
     """Whether a product of ours has taken the place of `node`."""
     for index in (1, 0):
         product, other = node.inputs[index].producer(), node.inputs[1 - index]
-        if not _is_product(product) or _input(product, _RESIDUAL) is not None:
+        if not _is_product(product) or input_at(product, _RESIDUAL) is not None:
             continue
         y, total = product.outputs[0], node.outputs[0]
         if len(y.uses()) != 1 or y.is_graph_output() or not _same_shape(y, other):
