@@ -287,7 +287,7 @@ def test_rows_of_a_beyond_2_31_elements(variant: str, case: GemmCase) -> None:
     assert call.inputs["A"][-1].storage_offset() >= 2**31
     taken, why = _core.supports(GEMM, far.attributes(), call.inputs, variant, _core.gpu_device(0))
     if not taken:  # rather than reading elsewhere
-        assert variant == "cublaslt" and why == "takes an A that spans less than 2^31 elements"
+        assert variant == "cublaslt" and why.endswith("takes an A that spans less than 2^31 elements")
         return
     call.run(variant)
     call.check(*harness.expected_gemm(case))

@@ -806,14 +806,15 @@ def test_tune_other_weights_on_a_gpu(command, tmp_path, weight_format: str) -> N
 
 @pytest.mark.gpu
 def test_tune_a_model_of_bfloat16_on_a_gpu(command, tmp_path) -> None:
-    """Quantised weights beside bfloat16 activations; int4's in blocks of 128."""
+    """Quantised weights beside bfloat16 activations; int4's in blocks of three sizes."""
     model = write_quantised_model(tmp_path / "model.onnx")
     options = ("--device", "cuda", "--rows", "1,8", "--seconds", "0.01")
     done = command("tune", "--model", model, *options)
     assert done.returncode == 0, done.stderr
     entries = json.loads((tmp_path / TABLE_NAME).read_text())["gemm"]
-    formats = [(e["n"], e["dtype"], e["weight_format"]) for e in entries]
-    assert formats == [(64, "float16", "int4"), (80, "float16", "int8"), (192, "bfloat16", "fp8")]
+    formats = [(e["n"], e["dtype"], e["weight_format"], e.get("block_size")) for e in entries]
+    int4 = [(64, "float16", "int4", size) for size in (16, 32, 128)]
+    assert formats == [*int4, (80, "float16", "int8", None), (192, "bfloat16", "fp8", None)]
 
 
 @pytest.mark.gpu

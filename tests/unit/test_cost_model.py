@@ -84,8 +84,8 @@ def test_gpus(n: int, k: int, device: dict) -> None:
         (22016, 4096, 1, "gemv"),
         (12288, 4096, 4, "flat"),
         (4096, 4096, 16, "flat"),
-        pytest.param(4608, 4096, 32, "large", marks=pytest.mark.gpu),  # where cuBLASLt can be loaded
-        pytest.param(5120, 5120, 32, "large", marks=pytest.mark.gpu),
+        pytest.param(4608, 4096, 64, "large", marks=pytest.mark.gpu),  # where cuBLASLt can be loaded
+        pytest.param(5120, 5120, 64, "large", marks=pytest.mark.gpu),
     ],
 )
 def test_choices_that_an_h200_confirmed(n: int, k: int, m: int, kind: str) -> None:

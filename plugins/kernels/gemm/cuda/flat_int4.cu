@@ -143,46 +143,44 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 1)
 
   // ---- copies: weights by the copy engine; scales and zero points by lanes, each those of a row
   const uint64_t policy = evict_first_policy();
-  struct {
-    int row, slot;           // of N, that a step begins with
-    uint32_t scales, zeros;  // where the lane's are: elements, bytes
-  } next = {first_tile * args.tile_rows, 0, 0, 0};
-  const uint32_t lane_row = next.row + (lane < kRows ? lane : args.upper + lane - kRows);
-  next.scales = lane_row * args.blocks + part * kBlocks;
-  if constexpr (kZeros) next.zeros = lane_row * (args.blocks / 2) + (part * kBlocks & ~7) / 2;
-  const int end_row = min(args.n, (first_tile + tiles) * args.tile_rows), lane_row_of_step = gated ? lane % kRows : lane;
-  const auto copy_next = [&] {
-    if (next.row < end_row && part_there) {
-      if (lane == 0) {
-        Barrier* const barrier = arrived + next.slot;
-        barrier->arrive_expecting(sizeof(StageWeights));
-        copy_box(weights[next.slot][0], &weights_map, part * kVectors * 16, next.row, 0, barrier, policy);
-        if (gated)
-          copy_box(weights[next.slot][kRows], &weights_map, part * kVectors * 16, next.row + args.upper, 0, barrier, policy);
-      }
-      __syncwarp();
-      // Sums of rows past the end are dropped, so what they have of these is arbitrary.
-      if (next.row + lane_row_of_step < args.n) {
-        Numbers& to = numbers[next.slot];
-        const T* const from = args.scales + next.scales;
-        if constexpr (kBlocks == 8)
-          cp_async_16(to.scales[lane], from);
-        else if constexpr (kBlocks == 4)
-          cp_async_8(to.scales[lane], from);
-        else
-          cp_async_4(to.scales[lane], from);
-        if constexpr (kZeros) cp_async_4(&to.zeros[lane], args.zero_points + next.zeros);
-      }
-      const int rows = kStepTiles * args.tile_rows;
-      next.row += rows, next.scales += rows * args.blocks;
-      if constexpr (kZeros) next.zeros += rows * (args.blocks / 2);
-      if (tid == 0 && next.row >= end_row) prefetch(args.next);
+  const int first_row = first_tile * args.tile_rows, step_rows = kStepTiles * args.tile_rows;  // of N
+  const auto copy_weights = [&](int step) {
+    if (step >= steps || !part_there) return;
+    if (lane == 0) {
+      const int slot = step % kDepth, row = first_row + step * step_rows;
+      arrived[slot].arrive_expecting(sizeof(StageWeights));
+      copy_box(weights[slot][0], &weights_map, part * kVectors * 16, row, 0, arrived + slot, policy);
+      if (gated)
+        copy_box(weights[slot][kRows], &weights_map, part * kVectors * 16, row + args.upper, 0, arrived + slot, policy);
     }
-    if (++next.slot == kDepth) next.slot = 0;
+    __syncwarp();
+    if (tid == 0 && step == steps - 1) prefetch(args.next);
+  };
+  const uint32_t lane_row = first_row + (lane < kRows ? lane : args.upper + lane - kRows);
+  const uint32_t lane_scales = lane_row * args.blocks + part * kBlocks;  // elements
+  const uint32_t lane_zeros = kZeros ? lane_row * (args.blocks / 2) + (part * kBlocks & ~7) / 2 : 0;  // bytes
+  const int lane_row_of_step = gated ? lane % kRows : lane;
+  const auto copy_numbers = [&](int step) {
+    // Sums of rows past the end are dropped, so what they have of these is arbitrary.
+    if (step < steps && part_there && first_row + step * step_rows + lane_row_of_step < args.n) {
+      Numbers& to = numbers[step % kDepth];
+      const T* const from = args.scales + lane_scales + step * step_rows * args.blocks;
+      if constexpr (kBlocks == 8)
+        cp_async_16(to.scales[lane], from);
+      else if constexpr (kBlocks == 4)
+        cp_async_8(to.scales[lane], from);
+      else
+        cp_async_4(to.scales[lane], from);
+      if constexpr (kZeros)
+        cp_async_4(&to.zeros[lane], args.zero_points + lane_zeros + step * step_rows * (args.blocks / 2));
+    }
     cp_async_commit();
   };
+  // What is ordered later comes later, by as much as is under way: so scales go first, and tokens ahead of the last slot.
 #pragma unroll 1
-  for (int i = 0; i < kDepth; ++i) copy_next();
+  for (int i = 0; i < kDepth; ++i) copy_numbers(i);
+#pragma unroll 1
+  for (int i = 0; i < kDepth - 1; ++i) copy_weights(i);
 
   // ---- tokens, once
   release_successor();
@@ -195,6 +193,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 1)
     const uint4 four = there ? *reinterpret_cast<const uint4*>(tokens + (v << kVectorLog)) : make_uint4(0, 0, 0, 0);
     x[v][0] = four.x, x[v][1] = four.y, x[v][2] = four.z, x[v][3] = four.w;
   }
+  copy_weights(kDepth - 1);
   // What takes the weights' offsets away is a product of its own: of a row's scales and, for each block and token, this.
   PairOfTf32 offsets[2], plain_sums[2];  // of token g, blocks t and t + 4
   {
@@ -324,7 +323,8 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 1)
     }
     __syncwarp();
     if (lane == 0) full[turn].arrive();
-    copy_next();
+    copy_numbers(i + kDepth);
+    copy_weights(i + kDepth);
     if (++slot == kDepth) slot = 0, phase ^= 1;
     if (i > 0) add_up(i - 1);
   }
