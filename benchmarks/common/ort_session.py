@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 OPSETS = (("", 17), ("com.microsoft", 1))
 _TYPES = {torch.float16: TensorProto.FLOAT16, torch.int32: TensorProto.INT32, torch.uint8: TensorProto.UINT8}
-_NUMPY = {torch.float16: np.float16, torch.int32: np.int32, torch.uint8: np.uint8}
+_NUMPY = {torch.float16: np.float16, torch.int32: np.int32, torch.int64: np.int64, torch.uint8: np.uint8}
 Port = tuple[str, torch.dtype, list]  # name, element type, shape (numbers and names)
 
 
