@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 1)
     arrived[lane].init(1);
     publish_barriers();
   }
-  if (tid < 2 * kTurns) full[tid].init(warps);
+  if (tid < 2 * kTurns) full[tid].init(threads);
   __syncwarp();
 
   // ---- copies: weights by the copy engine; scales and zero points by lanes, each those of a row
@@ -303,8 +303,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 1)
       reinterpret_cast<float*>(totals + (i * kStepTiles + tile) * kWarp)[number] = total;
     }
     piece -= pieces;
-    __syncwarp();
-    if (lane == 0) empty[turn].arrive();
+    empty[turn].arrive();
   };
   int slot = 0;
   uint32_t phase = 0;
@@ -321,8 +320,8 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 1)
       if (tile == 0 && i >= kTurns) empty[turn].wait(i / kTurns - 1 & 1);
       here[tile * threads] = sum;
     }
-    __syncwarp();
-    if (lane == 0) full[turn].arrive();
+    full[turn].arrive();
+    __syncwarp();  // the slot has been read by all
     copy_numbers(i + kDepth);
     copy_weights(i + kDepth);
     if (++slot == kDepth) slot = 0, phase ^= 1;
