@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from . import op_spec
+from .calibrate import calibrate_phi, read_tokens
 from .destination import check_destination, staged
 from .errors import ExportError
 from .fuse import fuse
@@ -57,6 +58,7 @@ def export_model(
     overwrite: bool = False,
     max_batch: int | None = None,
     max_length: int | None = None,
+    calibrate: str | Path | None = None,
     progress: Progress | None = None,
 ) -> ExportReport:
     """Writes the model `source` with our ops to the folder `destination`.
@@ -71,10 +73,12 @@ def export_model(
     max_batch: of the target tensorrt alone, the rows at once that engines are built for; None: 1.
     max_length: tokens in a row that engines are built for, and that rotary tables which the graph does not have itself
     are made for; None: the model's context length.
+    calibrate: a UTF-8 text, or an .npz file of token ids, over which the exported graph is run: layers where that is
+    worth it get the unified softmax and its phi. Needs the library, too.
     progress: called during long steps.
 
     Raises ExportError, and then leaves nothing behind, for input that cannot be exported, if no attention could be
-    rewritten, if writing fails and if the logits leave their tolerance.
+    rewritten, if calibration or writing fails and if the logits leave their tolerance.
     """
     options = {"target": (target, TARGETS), "weights": (weights, WEIGHTS), "softmax": (softmax, SOFTMAX_MODES)}
     for name, (value, allowed) in options.items():
@@ -90,6 +94,11 @@ def export_model(
     library = Path(library) if library is not None else None
     bundled = checked_library(library) if target == "onnxruntime" else None
     found = find_source(Path(source))
+    tokens = None
+    if calibrate is not None:
+        if library is None:
+            raise ExportError("calibrate runs the exported graph, which needs the op library")
+        tokens = read_tokens(Path(calibrate), found.model.parent)
 
     report = ExportReport(str(source), str(destination), target, weights, softmax)
     model, data_files = load(found.model)
@@ -116,6 +125,9 @@ def export_model(
         if target == "tensorrt":
             for_8_6 = not report.needs_tensorrt_10
             write_profiles(model, limits, _GRAPH, folder / PROFILES_FILE, for_8_6=for_8_6)
+        if tokens is not None:
+            positions = max_length or context_length(found)
+            report.calibration = calibrate_phi(folder / _GRAPH, tokens, str(calibrate), library, positions, progress)
         if verify:
             report.verification = verify_export(model, found.model, folder / _GRAPH, library, weights, progress)
             _require_verified(report.verification)

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from .calibrate.findings import Calibration
+
 # Names the report that every OUT holds; it also marks OUT as written by fdpp-export.
 REPORT_FILE = "fdpp_report.json"
 MARKER = "fdpp_export"
@@ -67,6 +69,7 @@ class ExportReport:
     needs_tensorrt_10: list[str] = field(default_factory=list)  # why 8.6 does not take it
     weight_bytes_before: int = 0
     weight_bytes_after: int = 0
+    calibration: Calibration | None = None
     verification: Verification = field(default_factory=lambda: Verification("not verified", "not asked for"))
 
     def rewrote(self, kind: str) -> None:
@@ -103,7 +106,18 @@ class ExportReport:
         for reason in self.needs_tensorrt_10:
             console.print(f"TensorRT 8.6 does not take it: {escape(reason)}")
         console.print(f"weights: {_megabytes(self.weight_bytes_before)} -> {_megabytes(self.weight_bytes_after)}")
+        self._print_calibration(console)
         self._print_verification(console)
+
+    def _print_calibration(self, console: Console) -> None:
+        found = self.calibration
+        if found is None:
+            return
+        leaving = "" if found.leaving is None else f"; {found.leaving:.2%} of their query rows leave phi"
+        console.print(f"unified softmax in {len(found.unified)} of {len(found.layers)} layers{leaving}")
+        for layer in found.layers:
+            if not layer.unified:
+                console.print(f"{self.softmax} in {escape(layer.node)}: {layer.leaving:.2%} would leave")
 
     def _print_verification(self, console: Console) -> None:
         if not self.verification.phases:

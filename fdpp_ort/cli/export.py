@@ -69,13 +69,19 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         help="tokens in a row that engines and rotary tables that IN lacks are made for (default: the context length)",
     )
+    parser.add_argument(
+        "--calibrate",
+        metavar="FILE",
+        type=Path,
+        help="run this text, or token ids (.npz), and give layers where it is worth it the unified softmax and its phi",
+    )
     parser.add_argument("--report", metavar="FILE", type=Path, help="write the report there as JSON, too")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if fdpp-export wrote it")
     return parser
 
 
 def _export(options: argparse.Namespace) -> ExportReport:
-    needs_library = options.target == "onnxruntime" or options.verify
+    needs_library = options.target == "onnxruntime" or options.verify or options.calibrate is not None
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         tasks: dict[str, TaskID] = {}
@@ -98,6 +104,7 @@ def _export(options: argparse.Namespace) -> ExportReport:
             overwrite=options.overwrite,
             max_batch=options.max_batch,
             max_length=options.max_length,
+            calibrate=options.calibrate,
             progress=show,
         )
 
