@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ from .dtypes import BY_FORMAT, spec_name
 from .errors import ExportError
 from .fuse.attention import activation_dtype, head_size, takes_norms
 from .progress import Progress
-from .report import Phase, Verification
+from .reference import write_reference
+from .report import Difference, Phase, Verification
+from .weight_format import WeightFormat
 
 _SEED = 20240501
 _PROMPT_TOKENS = 17
@@ -77,39 +81,65 @@ def verify_export(
     original: Path,
     exported: Path,
     library: Path | None,
-    weights: str,
+    weights: Collection[WeightFormat],
+    changed: Mapping[str, ir.TensorProtocol],
     progress: Progress | None = None,
 ) -> Verification:
     """Compares the graph files `original` and `exported`; `model` is the exported graph.
 
+    weights: the formats in use. changed: by name, what original weights have become that are stored as something else.
+
     A prompt of random tokens and some decode steps, greedy by the original's logits, the cache passed from each run's
     present outputs to the next one's past inputs; it grows, or has room for all from the beginning where the exported
     graph is in the dense form. One row, and where the graph hides padding by a bias from attention_mask a second one,
-    which begins with padding. Where that cannot be done the result says "not verified"
-    and why. Raises ExportError if one of the graphs fails to run.
+    which begins with padding. Where weights are quantised, what is judged is the difference to the original graph with
+    the values that are stored, which is written beside `exported` meanwhile; the difference to the original itself is
+    reported. Where that cannot be done the result says "not verified" and why. Raises ExportError if one of the graphs
+    fails to run.
     """
     try:
-        caches = _caches(model)
-        dtype = caches[0].activations
-        provider = _provider(caches)
-        if library is None:
-            raise _Unfit("no op library was given")
-        expected = _run_original(_Graph("original", original, provider, None), caches, _rows(model), progress)
-        room = _PROMPT_TOKENS + _DECODE_STEPS if _is_dense(model) else 0
-        actual = _run(_Graph("exported", exported, provider, library, room), caches, expected.tokens, progress)
-        tolerance = _TOLERANCES[dtype if weights == "keep" else spec_name(BY_FORMAT[weights])]
-        if any(cache.dtype == np.int8 for cache in caches):
-            tolerance = max(tolerance, _EIGHT_BIT_TOLERANCE)
-        if _rounds_activations(model):
-            tolerance = max(tolerance, _TOLERANCES["bfloat16"])
-        phases = [
-            _compare("prefill", expected.logits[:1], actual.logits[:1], tolerance),
-            _compare("decode", expected.logits[1:], actual.logits[1:], tolerance),
-        ]
+        return _verification(model, original, exported, library, weights, changed, progress)
     except _Unfit as reason:
         return Verification("not verified", str(reason))
+
+
+def _verification(
+    model: ir.Model,
+    original: Path,
+    exported: Path,
+    library: Path | None,
+    weights: Collection[WeightFormat],
+    changed: Mapping[str, ir.TensorProtocol],
+    progress: Progress | None,
+) -> Verification:
+    caches = _caches(model)
+    provider = _provider(caches)
+    if library is None:
+        raise _Unfit("no op library was given")
+    first = expected = _run_original(_Graph("original", original, provider, None), caches, _rows(model), progress)
+    quantised = any(form.quantised for form in weights)
+    if quantised:
+        with tempfile.TemporaryDirectory(dir=exported.parent, prefix=".reference.") as folder:
+            reference = write_reference(original, changed, Path(folder), progress)
+            expected = _run(_Graph("reference", reference, provider, None), caches, first.tokens, progress)
+    room = _PROMPT_TOKENS + _DECODE_STEPS if _is_dense(model) else 0
+    actual = _run(_Graph("exported", exported, provider, library, room), caches, first.tokens, progress)
+    tolerance = _tolerance(model, caches, () if quantised else weights)
+    phases = [Phase(**asdict(difference), tolerance=tolerance) for difference in _differences(expected, actual)]
     status = "passed" if all(phase.passed for phase in phases) else "failed"
-    return Verification(status, provider=provider, phases=phases)
+    loss = _differences(first, actual) if quantised else []
+    return Verification(status, provider=provider, phases=phases, loss=loss)
+
+
+def _tolerance(model: ir.Model, caches: list[_Cache], weights: Collection[WeightFormat]) -> float:
+    """Bound of the relative error, where `weights` are rounded differently."""
+    rounded = [spec_name(BY_FORMAT[form.name]) for form in weights if form.name != "keep"]
+    tolerances = [_TOLERANCES[name] for name in (caches[0].activations, *rounded)]
+    if any(cache.dtype == np.int8 for cache in caches):
+        tolerances.append(_EIGHT_BIT_TOLERANCE)
+    if _rounds_activations(model):
+        tolerances.append(_TOLERANCES["bfloat16"])
+    return max(tolerances)
 
 
 @dataclass(frozen=True)
@@ -258,18 +288,24 @@ def _feeds(session: Any, tokens: np.ndarray, mask: np.ndarray, past: dict[str, n
     return feeds
 
 
-def _compare(name: str, expected: list[np.ndarray], actual: list[np.ndarray], tolerance: float) -> Phase:
-    """Differences over all steps' logits, each [tokens, vocabulary]."""
+def _differences(expected: _Record, actual: _Record) -> list[Difference]:
+    return [
+        _difference("prefill", expected.logits[:1], actual.logits[:1]),
+        _difference("decode", expected.logits[1:], actual.logits[1:]),
+    ]
+
+
+def _difference(name: str, expected: list[np.ndarray], actual: list[np.ndarray]) -> Difference:
+    """Over all steps' logits, each [tokens, vocabulary]."""
     want, got = np.concatenate(expected), np.concatenate(actual)
     largest = float(np.max(np.abs(want)))
     if not 0 < largest < np.inf:
         raise _Unfit(f"the original graph's logits are all zero or not finite ({name})")
     error = float(np.max(np.abs(want - got)))
-    return Phase(
+    return Difference(
         name=name,
         tokens=len(want),
         max_abs_error=error,
         relative_error=error / largest,
-        tolerance=tolerance,
         top1_agreement=float(np.mean(want.argmax(axis=-1) == got.argmax(axis=-1))),
     )

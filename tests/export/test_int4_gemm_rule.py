@@ -14,6 +14,7 @@ from small_models import FLOAT, FLOAT16, HIDDEN, add_input, decoder, ir_node, no
 from fdpp_ort.export import export_model
 from fdpp_ort.export.fuse import fuse
 from fdpp_ort.export.report import ExportReport
+from fdpp_ort.export.weight_format import WeightFormat
 
 NAME = "layers.0.o"
 KIND = "MatMulNBits -> FdppFlatGemm"
@@ -21,7 +22,7 @@ KIND = "MatMulNBits -> FdppFlatGemm"
 
 def rewrite(proto: onnx.ModelProto, report: ExportReport, weights: str = "keep") -> ir.Model:
     model = ir.from_proto(proto)
-    fuse(model, weights, report)
+    fuse(model, WeightFormat.parse(weights), report)
     return model
 
 

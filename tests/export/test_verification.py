@@ -24,6 +24,7 @@ from small_models import (
 
 from fdpp_ort.export import ExportError, ExportReport, export_model
 from fdpp_ort.export.verify import verify_export
+from fdpp_ort.export.weight_format import WeightFormat
 
 
 def export(proto: onnx.ModelProto, tmp_path: Path, library: str, **options) -> ExportReport:
@@ -119,7 +120,9 @@ def test_a_different_model_fails(tmp_path: Path, library: str) -> None:
     original = save_folder(decoder(seed=1), tmp_path / "original")
     export(decoder(seed=2), tmp_path, library, verify=False)
     exported = tmp_path / "out" / "model.onnx"
-    check = verify_export(ir.load(exported), original / "model.onnx", exported, Path(library), "keep")
+    check = verify_export(
+        ir.load(exported), original / "model.onnx", exported, Path(library), {WeightFormat("keep")}, {}
+    )
     assert check.status == "failed" and all(phase.relative_error > 1e-2 for phase in check.phases)
 
 
