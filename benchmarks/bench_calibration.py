@@ -4,9 +4,8 @@
     fdpp-export ORIGINAL unified --calibrate calibration.txt
     bench_calibration.py --online online --unified unified --held-out held-out.txt [--output FILE]
 
-A piece of the text is a prompt of --row tokens, of which the mean negative log-likelihood of the next token is taken; its
-first half, by itself, is continued by --new-tokens greedy ones, so that rows in decoding steps are counted, too.
-Everyday prompts of bench_generate.py are continued as well.
+A piece of the text is a prompt of --row tokens, whose perplexity is taken; its first half, by itself, is continued by
+--new-tokens greedy ones, so that rows in decoding steps are counted, too. So are bench_generate.py's prompts.
 
 Exit status 1: a greedy token differs, perplexities differ by more than 1e-4 of themselves, or more than 0.5 % of the
 query rows leave phi.

@@ -12,6 +12,7 @@ from .calibrate import calibrate_phi, read_tokens
 from .destination import check_destination, staged
 from .errors import ExportError
 from .fuse import fuse
+from .fuse.language_model_head import language_model_head
 from .lower import (
     PROFILES_FILE,
     checked_library,
@@ -36,10 +37,10 @@ from .normalise.source import GENAI_CONFIG, side_files
 from .progress import Progress
 from .report import REPORT_FILE, ExportReport, Verification
 from .verify import verify_export
+from .weight_format import WeightFormat
 from .write import weight_bytes, write_model
 
 TARGETS = ("onnxruntime", "tensorrt")
-WEIGHTS = ("keep", "f32", "f16", "bf16")
 SOFTMAX_MODES = ("lazy", "online")
 _GRAPH = "model.onnx"
 
@@ -50,6 +51,7 @@ def export_model(
     *,
     target: str = "onnxruntime",
     weights: str = "keep",
+    head_weights: str | None = None,
     softmax: str = "lazy",
     verify: bool = True,
     gated: bool = True,
@@ -65,7 +67,8 @@ def export_model(
 
     source: a model folder or an .onnx file.
     destination: a folder that does not exist; with `overwrite` also one that an earlier export wrote.
-    target: one of TARGETS. weights: element type of the packed weights, one of WEIGHTS. softmax: one of SOFTMAX_MODES.
+    target: one of TARGETS. weights: how weights are stored, as WEIGHTS_HELP spells it. head_weights: those of the
+    product that makes the logits; None: as the others. softmax: one of SOFTMAX_MODES.
     verify: compare the logits of both graphs in ONNX Runtime.
     gated: make one product of gate and up in silu(gate) * up.
     prefetch: of the target onnxruntime alone, tell each product which weight the next one reads.
@@ -80,10 +83,12 @@ def export_model(
     Raises ExportError, and then leaves nothing behind, for input that cannot be exported, if no attention could be
     rewritten, if calibration or writing fails and if the logits leave their tolerance.
     """
-    options = {"target": (target, TARGETS), "weights": (weights, WEIGHTS), "softmax": (softmax, SOFTMAX_MODES)}
+    options = {"target": (target, TARGETS), "softmax": (softmax, SOFTMAX_MODES)}
     for name, (value, allowed) in options.items():
         if value not in allowed:
             raise ExportError(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
+    stored = WeightFormat.parse(weights)
+    head_stored = WeightFormat.parse(head_weights, "head_weights") if head_weights is not None else stored
     if max_batch is not None and target != "tensorrt":
         raise ExportError(f"max_batch is of the target tensorrt alone; the target is {target}")
     for name, value in (("max_batch", max_batch), ("max_length", max_length)):
@@ -100,7 +105,7 @@ def export_model(
             raise ExportError("calibrate runs the exported graph, which needs the op library")
         tokens = read_tokens(Path(calibrate), found.model.parent)
 
-    report = ExportReport(str(source), str(destination), target, weights, softmax)
+    report = ExportReport(str(source), str(destination), target, str(stored), softmax, str(head_stored))
     model, data_files = load(found.model)
     if any(node.domain in (op_spec.DOMAIN, op_spec.DENSE_DOMAIN) for node in model.graph.all_nodes()):
         raise ExportError(f"{found.model} already has ops of domain {op_spec.DOMAIN}: it was exported before")
@@ -109,7 +114,9 @@ def export_model(
     require_well_formed(model, found.model)
     to_grouped_query(model, max_length or context_length(found), report)
     fuse_norms(model, report)
-    fuse(model, weights, report, gated=gated)
+    if head_weights is not None and language_model_head(model) is None:
+        raise ExportError(f"{found.model}: --head-weights {head_weights}: no product makes an output named logits")
+    changed = fuse(model, stored, report, head_weights=head_stored, gated=gated)
     _require_rewrites(model, found.model, weights, report)
     lower(model, softmax)
     if target == "tensorrt":
@@ -129,7 +136,9 @@ def export_model(
             positions = max_length or context_length(found)
             report.calibration = calibrate_phi(folder / _GRAPH, tokens, str(calibrate), library, positions, progress)
         if verify:
-            report.verification = verify_export(model, found.model, folder / _GRAPH, library, weights, progress)
+            report.verification = verify_export(
+                model, found.model, folder / _GRAPH, library, {stored, head_stored}, changed, progress
+            )
             _require_verified(report.verification)
         (folder / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
     return report
@@ -167,4 +176,10 @@ def _require_verified(verification: Verification) -> None:
         raise ExportError(
             f"verification failed: {worst.name} logits differ from the original's by {worst.relative_error:.2e} of "
             f"their largest magnitude, tolerance {worst.tolerance:g}"
+        )
+    generation = verification.generation
+    if generation is not None and not generation.passed:
+        raise ExportError(
+            f"verification failed: after {min(generation.same)} tokens the graphs generate different ones, by a gap of "
+            f"{generation.gap:.2e} of the original's largest logit, tolerance {generation.tolerance:g}"
         )

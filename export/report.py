@@ -29,15 +29,21 @@ class LeftNode:
 
 
 @dataclass(frozen=True)
-class Phase:
-    """Logits of one phase (prefill or decode) compared with the original graph's."""
+class Difference:
+    """Logits of one phase (prefill or decode) compared with another graph's."""
 
     name: str
     tokens: int
     max_abs_error: float
-    relative_error: float  # max_abs_error over the largest magnitude of the original's logits
-    tolerance: float  # of relative_error
+    relative_error: float  # max_abs_error over the largest magnitude of the other's logits
     top1_agreement: float  # share of the tokens whose largest logit is the same
+
+
+@dataclass(frozen=True)
+class Phase(Difference):
+    """A difference that is judged."""
+
+    tolerance: float  # of relative_error
 
     @property
     def passed(self) -> bool:
@@ -45,14 +51,46 @@ class Phase:
         return self.relative_error <= self.tolerance
 
 
+@dataclass(frozen=True)
+class Generation:
+    """Greedy tokens of both graphs, each by its own logits."""
+
+    tokens: int  # of each row
+    same: list[int]  # of each row, before the first that differs
+    gap: float  # by which the original preferred its own there, over the largest magnitude of its logits
+    tolerance: float  # of gap
+
+    @property
+    def passed(self) -> bool:
+        """False for NaN too."""
+        return self.gap <= self.tolerance
+
+
+@dataclass(frozen=True)
+class OutputError:
+    """A cache, after the last step, compared with the original graph's."""
+
+    name: str
+    max_abs_error: float
+    relative_error: float  # max_abs_error over the largest magnitude of the original's
+
+
 @dataclass
 class Verification:
-    """`status` is "passed", "failed" or "not verified"; `reason` says why it was not."""
+    """`status` is "passed", "failed" or "not verified"; `reason` says why it was not.
+
+    phases: judged, against the original graph or, where weights are quantised, against the original graph with the
+    values that are stored. loss: what quantisation did, the differences to the original graph with its own weights.
+    rows: the prompts, in words. generation, outputs: against what the phases are."""
 
     status: str
     reason: str = ""
     provider: str = ""
     phases: list[Phase] = field(default_factory=list)
+    loss: list[Difference] = field(default_factory=list)
+    rows: str = ""
+    generation: Generation | None = None
+    outputs: list[OutputError] = field(default_factory=list)
 
 
 @dataclass
@@ -64,6 +102,7 @@ class ExportReport:
     target: str
     weights: str
     softmax: str
+    head_weights: str = "keep"
     rewritten: dict[str, int] = field(default_factory=dict)
     left: list[LeftNode] = field(default_factory=list)
     needs_tensorrt_10: list[str] = field(default_factory=list)  # why 8.6 does not take it
@@ -123,19 +162,29 @@ class ExportReport:
         if not self.verification.phases:
             console.print(f"[bold yellow]not verified[/]: {escape(self.verification.reason)}")
             return
-        table = Table(title=f"Logits against the original graph: {self.verification.status}")
+        against = "the original graph with the stored weights" if self.verification.loss else "the original graph"
+        table = Table(title=f"Logits against {against}: {self.verification.status}")
         for column in ("phase", "tokens", "max abs error", "relative error", "tolerance", "same top-1"):
             table.add_column(column, justify="left" if column == "phase" else "right")
         for phase in self.verification.phases:
-            table.add_row(
-                phase.name,
-                str(phase.tokens),
-                f"{phase.max_abs_error:.2e}",
-                f"{phase.relative_error:.2e}",
-                f"{phase.tolerance:g}",
-                f"{phase.top1_agreement:.0%}",
-            )
+            table.add_row(*_columns(phase, f"{phase.tolerance:g}"))
+        for loss in self.verification.loss:
+            table.add_row(*_columns(loss, "", "lost by quantising: "))
         console.print(table)
+        generation = self.verification.generation
+        same = ", ".join(f"{count} of {generation.tokens}" for count in generation.same)
+        console.print(f"{self.verification.rows}; generated alike: {same} tokens")
+
+
+def _columns(difference: Difference, tolerance: str, prefix: str = "") -> tuple[str, ...]:
+    return (
+        prefix + difference.name,
+        str(difference.tokens),
+        f"{difference.max_abs_error:.2e}",
+        f"{difference.relative_error:.2e}",
+        tolerance,
+        f"{difference.top1_agreement:.0%}",
+    )
 
 
 def is_export(folder: Path) -> bool:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from . import op_spec
 from .dtypes import spec_name
 from .errors import ExportError
-from .fuse.attention import activation_dtype, head_size, takes_norms
+from .fuse.attention import activation_dtype, head_size
 
 # FdppAttention and what it came from have the same inputs and outputs; a graph may hold both.
 _ATTENTIONS = (
@@ -30,8 +30,7 @@ class Unfit(Exception):
 class Cache:
     """Names of one past input and its present output, and what past needs: heads, head size, numpy dtype.
 
-    activations: the attention's other element type, by name. norms: it normalises query and key heads.
-    window: tokens that a query sees; -1: all."""
+    activations: the attention's other element type, by name."""
 
     past: str
     present: str
@@ -39,8 +38,6 @@ class Cache:
     head_size: int
     dtype: np.dtype
     activations: str
-    norms: bool
-    window: int
 
 
 def attentions(model: ir.Model) -> list[ir.Node]:
@@ -67,8 +64,6 @@ def caches_of(model: ir.Model) -> list[Cache]:
                     size,
                     past.dtype.numpy(),
                     activations=spec_name(activation_dtype(node) or past.dtype),
-                    norms=takes_norms(node),
-                    window=node.attributes.get_int("local_window_size", -1),
                 )
             )
     return caches

@@ -1,24 +1,27 @@
-"""Runs the original and the exported graph in ONNX Runtime on the same tokens and compares their logits."""
+"""Runs the original and the exported graph in ONNX Runtime on the same tokens and compares what they put out."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Collection, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from . import op_spec
+from .decode_run import Graph, OnlyLastPosition, Record, Rows, run
 from .dtypes import BY_FORMAT, spec_name
 from .errors import ExportError
+from .fuse.attention import takes_norms
 from .progress import Progress
-from .report import Phase, Verification
-from .session import Cache, Unfit, attentions, caches_of, empty_past, feeds_for, open_session, provider_for
+from .reference import write_reference
+from .report import Difference, Generation, OutputError, Phase, Verification
+from .session import Cache, Unfit, attentions, caches_of, provider_for
+from .weight_format import WeightFormat
 
-_SEED = 20240501
-_PROMPT_TOKENS = 17
-_DECODE_STEPS = 8
-_PADDING = 5  # tokens on the left of a second row, where the graph hides them
+_LONG, _SHORT = 17, 12  # tokens of the prompts
 
 # Bounds of max |difference| / max |logit|, by what was rounded differently.
 # Same float32 weights: only the order of float32 sums differs; some 1e-6 a layer's product, over tens of layers.
@@ -33,76 +36,110 @@ _EIGHT_BIT_TOLERANCE = 2e-2
 _BIAS = op_spec.input_names(op_spec.ATTENTION).index("attention_bias")
 
 
-@dataclass(frozen=True)
-class _Graph:
-    """One of the two graphs and what its session needs.
-
-    room: tokens that its caches have room for from the beginning; 0: they grow with each run."""
-
-    name: str
-    path: Path
-    provider: str
-    library: Path | None
-    room: int = 0
-
-
 def verify_export(
     model: ir.Model,
     original: Path,
     exported: Path,
     library: Path | None,
-    weights: str,
+    weights: Collection[WeightFormat],
+    changed: Mapping[str, ir.TensorProtocol],
     progress: Progress | None = None,
 ) -> Verification:
     """Compares the graph files `original` and `exported`; `model` is the exported graph.
 
+    weights: the formats in use. changed: by name, what original weights have become that are stored as something else.
+
     A prompt of random tokens and some decode steps, greedy by the original's logits, the cache passed from each run's
     present outputs to the next one's past inputs; it grows, or has room for all from the beginning where the exported
-    graph is in the dense form. One row, and where the graph hides padding by a bias from attention_mask a second one,
-    which begins with padding. Where that cannot be done the result says "not verified"
-    and why. Raises ExportError if one of the graphs fails to run.
+    graph is in the dense form. Then the exported graph goes on from the prompt by its own greedy tokens. There are two
+    rows, the shorter one with padding where attention_mask says what that is: on the left where the graph hides it by a
+    bias, on the right where it counts each row's tokens, as GroupQueryAttention does. A graph that takes no such rows
+    gets two of one length, or one row.
+
+    Where weights are quantised, what is judged is the difference to the original graph with the values that are stored,
+    which is written beside `exported` meanwhile; the difference to the original itself is reported. Where that cannot
+    be done the result says "not verified" and why. Raises ExportError if one of the graphs fails to run.
     """
     try:
-        caches = caches_of(model)
-        dtype = caches[0].activations
-        provider = _provider(caches)
-        if library is None:
-            raise Unfit("no op library was given")
-        expected = _run_original(_Graph("original", original, provider, None), caches, _rows(model), progress)
-        room = _PROMPT_TOKENS + _DECODE_STEPS if _is_dense(model) else 0
-        actual = _run(_Graph("exported", exported, provider, library, room), caches, expected.tokens, progress)
-        tolerance = _TOLERANCES[dtype if weights == "keep" else spec_name(BY_FORMAT[weights])]
-        if any(cache.dtype == np.int8 for cache in caches):
-            tolerance = max(tolerance, _EIGHT_BIT_TOLERANCE)
-        if _rounds_activations(model):
-            tolerance = max(tolerance, _TOLERANCES["bfloat16"])
-        phases = [
-            _compare("prefill", expected.logits[:1], actual.logits[:1], tolerance),
-            _compare("decode", expected.logits[1:], actual.logits[1:], tolerance),
-        ]
+        return _verification(model, original, exported, library, weights, changed, progress)
     except Unfit as reason:
         return Verification("not verified", str(reason))
-    status = "passed" if all(phase.passed for phase in phases) else "failed"
-    return Verification(status, provider=provider, phases=phases)
 
 
-@dataclass(frozen=True)
-class _Record:
-    """`logits`: float32 [tokens, vocabulary] of each step, without padding; `tokens`: int64 [rows, tokens] that it was
-    fed."""
+def _verification(
+    model: ir.Model,
+    original: Path,
+    exported: Path,
+    library: Path | None,
+    weights: Collection[WeightFormat],
+    changed: Mapping[str, ir.TensorProtocol],
+    progress: Progress | None,
+) -> Verification:
+    caches, before = caches_of(model), attentions(ir.load(original))
+    provider = _provider(caches, before)
+    if library is None:
+        raise Unfit("no op library was given")
+    own = Graph("original", original, provider)
+    batches = _batches(model, before)
+    rows, expected = _first_that_runs(own, caches, batches, progress)
+    quantised = any(form.quantised for form in weights)
+    loss: list[Difference] = []
+    ours = Graph("exported", exported, provider, library, fixed_caches=_is_dense(model))
+    actual = run(ours, caches, rows, expected.fed, progress)
+    if quantised:
+        loss = _differences(expected, actual)
+        with tempfile.TemporaryDirectory(dir=exported.parent, prefix=".reference.") as folder:
+            reference = Graph("reference", write_reference(original, changed, Path(folder), progress), provider)
+            expected = run(reference, caches, rows, expected.fed[:1], progress)
+        actual = run(ours, caches, rows, expected.fed, progress)
+    alone = run(ours, caches, rows, expected.fed[:1], progress)
+    tolerance = _tolerance(model, caches, () if quantised else weights)
+    phases = [Phase(**asdict(difference), tolerance=tolerance) for difference in _differences(expected, actual)]
+    generation = _generation(expected, alone, tolerance)
+    passed = generation.passed and all(phase.passed for phase in phases)
+    return Verification(
+        "passed" if passed else "failed",
+        provider=provider,
+        rows=str(rows),
+        phases=phases,
+        loss=loss,
+        generation=generation,
+        outputs=_output_errors(expected, actual, rows),
+    )
 
-    logits: list[np.ndarray]
-    tokens: list[np.ndarray]
+
+def _tolerance(model: ir.Model, caches: list[Cache], weights: Collection[WeightFormat]) -> float:
+    """Bound of the relative error, where `weights` are rounded differently."""
+    rounded = [spec_name(BY_FORMAT[form.name]) for form in weights if form.name != "keep"]
+    tolerances = [_TOLERANCES[name] for name in (caches[0].activations, *rounded)]
+    if any(cache.dtype == np.int8 for cache in caches):
+        tolerances.append(_EIGHT_BIT_TOLERANCE)
+    if _rounds_activations(model):
+        tolerances.append(_TOLERANCES["bfloat16"])
+    return max(tolerances)
 
 
-def _rows(model: ir.Model) -> int:
-    """2 where all attentions hide padding by a bias and nothing says that there is one row alone; otherwise 1."""
+def _batches(model: ir.Model, before: list[ir.Node]) -> list[Rows]:
+    """What to try, the best first; `before`: the original's attentions."""
     inputs = {value.name: value for value in model.graph.inputs}
     tokens = inputs.get("input_ids")
-    if "attention_mask" not in inputs or tokens is None or (tokens.shape and isinstance(tokens.shape[0], int)):
-        return 1
-    biases = [op_spec.inputs(node)[_BIAS : _BIAS + 1] for node in attentions(model)]
-    return 2 if all(bias and bias[0] is not None for bias in biases) else 1
+    one = Rows((_LONG,))
+    if tokens is None or (tokens.shape and isinstance(tokens.shape[0], int)):
+        return [one]
+    plain = [Rows((_LONG, _LONG)), one]
+    if "attention_mask" not in inputs:
+        return plain
+    now = attentions(model)
+    if all(_has_bias(node) for node in now):
+        return [Rows((_LONG, _SHORT), "left"), *plain]
+    if len(before) == len(now):
+        return [Rows((_LONG, _SHORT), "right"), *plain]
+    return plain
+
+
+def _has_bias(node: ir.Node) -> bool:
+    inputs = op_spec.inputs(node)
+    return len(inputs) > _BIAS and inputs[_BIAS] is not None
 
 
 def _is_dense(model: ir.Model) -> bool:
@@ -117,79 +154,74 @@ def _rounds_activations(model: ir.Model) -> bool:
     )
 
 
-def _provider(caches: list[Cache]) -> str:
+def _provider(caches: list[Cache], before: list[ir.Node]) -> str:
     provider = provider_for(caches)
-    if provider == "CPUExecutionProvider" and any(cache.norms for cache in caches):
+    if provider == "CPUExecutionProvider" and any(map(takes_norms, before)):
         raise Unfit("ONNX Runtime normalises query and key heads on GPUs alone, which take no float32")
     return provider
 
 
-def _run_original(graph: _Graph, caches: list[Cache], rows: int, progress: Progress | None) -> _Record:
-    """Steps on random tokens in `rows` rows; in one, if the graph does not run on more."""
-    if rows > 1:
+def _first_that_runs(
+    graph: Graph, caches: list[Cache], batches: list[Rows], progress: Progress | None
+) -> tuple[Rows, Record]:
+    """The first rows that the original graph runs on, and what it made of them."""
+    *tries, last = batches
+    for rows in tries:
         try:
-            return _run(graph, caches, rows, progress)
-        except ExportError:
-            pass
-    return _run(graph, caches, 1, progress)
+            return rows, run(graph, caches, rows, [], progress)
+        except (ExportError, OnlyLastPosition):
+            continue
+    return last, run(graph, caches, last, [], progress)
 
 
-def _run(graph: _Graph, caches: list[Cache], tokens: list[np.ndarray] | int, progress: Progress | None) -> _Record:
-    """Prefill and decode steps on `tokens`; a number of rows: random ones, then greedy by the graph's own logits."""
-    session = open_session(f"the {graph.name} graph", graph.path, graph.provider, graph.library)
-    outputs = {output.name: output for output in session.get_outputs()}
-    if "logits" not in outputs:
-        raise Unfit("the graph has no output named logits")
-    vocabulary = outputs["logits"].shape[-1]
-    if not isinstance(vocabulary, int):
-        raise Unfit("the vocabulary's size is not in the shape of logits")
-    names = ["logits", *(cache.present for cache in caches)]
-    rows = tokens if isinstance(tokens, int) else len(tokens[0])
-    past = empty_past(caches, rows, graph.room)
-    record = _Record([], [])
-    step_tokens = np.random.default_rng(_SEED).integers(0, vocabulary, (rows, _PROMPT_TOKENS))
-    mask = np.zeros((rows, 0), np.int64)
-    for step in range(1 + _DECODE_STEPS):
-        step_tokens = step_tokens if isinstance(tokens, int) else tokens[step]
-        real = np.ones(step_tokens.shape, np.int64)
-        if step == 0:
-            real[1:, :_PADDING] = 0
-        mask = np.concatenate([mask, real], axis=1)
-        feeds = feeds_for(session, _known(step_tokens, mask), past)
-        try:
-            logits, *present = session.run(names, feeds)
-        except Exception as error:  # ONNX Runtime's exception classes share no public base
-            raise ExportError(f"verification: the {graph.name} graph fails on step {step}: {error}") from error
-        if progress is not None:
-            progress(f"running the {graph.name} graph", step + 1, 1 + _DECODE_STEPS)
-        record.logits.append(logits[real.astype(bool)].astype(np.float32))
-        record.tokens.append(step_tokens)
-        past = {cache.past: array for cache, array in zip(caches, present, strict=True)}
-        step_tokens = logits[:, -1:].argmax(axis=-1)
-    return record
+def _differences(expected: Record, actual: Record) -> list[Difference]:
+    return [
+        _difference("prefill", expected.logits[:1], actual.logits[:1]),
+        _difference("decode", expected.logits[1:], actual.logits[1:]),
+    ]
 
 
-def _known(tokens: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
-    """Inputs for the new `tokens` of rows whose tokens, all together, have the attention_mask `mask`."""
-    return {
-        "input_ids": tokens,
-        "attention_mask": mask,
-        "position_ids": np.maximum(mask.cumsum(axis=1) - 1, 0)[:, -tokens.shape[1] :],
-    }
-
-
-def _compare(name: str, expected: list[np.ndarray], actual: list[np.ndarray], tolerance: float) -> Phase:
-    """Differences over all steps' logits, each [tokens, vocabulary]."""
+def _difference(name: str, expected: list[np.ndarray], actual: list[np.ndarray]) -> Difference:
+    """Over all steps' logits, each [tokens, vocabulary]."""
     want, got = np.concatenate(expected), np.concatenate(actual)
     largest = float(np.max(np.abs(want)))
     if not 0 < largest < np.inf:
         raise Unfit(f"the original graph's logits are all zero or not finite ({name})")
     error = float(np.max(np.abs(want - got)))
-    return Phase(
+    return Difference(
         name=name,
         tokens=len(want),
         max_abs_error=error,
         relative_error=error / largest,
-        tolerance=tolerance,
         top1_agreement=float(np.mean(want.argmax(axis=-1) == got.argmax(axis=-1))),
     )
+
+
+def _generation(expected: Record, actual: Record, tolerance: float) -> Generation:
+    """Both by their own greedy tokens. Two logits, each off by at most the tolerance, may change places."""
+    largest = max(float(np.max(np.abs(logits))) for logits in expected.following)
+    same, gap = [], 0.0
+    for row, (want, got) in enumerate(zip(expected.greedy, actual.greedy, strict=True)):
+        differ = np.flatnonzero(want != got)
+        same.append(int(differ[0]) if differ.size else len(want))
+        if differ.size:
+            logits = expected.following[differ[0]][row]
+            gap = max(gap, float(logits[want[differ[0]]] - logits[got[differ[0]]]) / largest)
+    return Generation(expected.greedy.shape[1], same, gap, 2 * tolerance)
+
+
+def _output_errors(expected: Record, actual: Record, rows: Rows) -> list[OutputError]:
+    """The caches after the last step, where they hold tokens."""
+    real = rows.mask(len(expected.fed) - 1)
+    errors = []
+    for name, want in expected.caches.items():
+        want, got = (_tokens_of(cache, real) for cache in (want, actual.caches[name]))
+        error = float(np.max(np.abs(want - got)))
+        largest = float(np.max(np.abs(want)))
+        errors.append(OutputError(name, error, error / largest if largest > 0 else error))
+    return errors
+
+
+def _tokens_of(cache: np.ndarray, real: np.ndarray) -> np.ndarray:
+    """float32 [tokens, heads, head size] of [rows, heads, slots, head size]."""
+    return np.moveaxis(cache, 1, 2)[:, : real.shape[1]][real].astype(np.float32)

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 
 import fdpp_ort
 from fdpp_ort.errors import FdppError
-from fdpp_ort.export import PROFILES_FILE, SOFTMAX_MODES, TARGETS, WEIGHTS, ExportError, ExportReport, export_model
+from fdpp_ort.export import PROFILES_FILE, SOFTMAX_MODES, TARGETS, WEIGHTS_HELP, ExportError, ExportReport, export_model
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,7 +39,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("destination", metavar="OUT", type=Path, help="folder to make")
     parser.add_argument("--target", choices=TARGETS, default="onnxruntime", help="runtime to export for")
     parser.add_argument(
-        "--weights", choices=WEIGHTS, default="keep", help="element type of the packed weights (keep: as in IN)"
+        "--weights",
+        metavar="FORMAT",
+        default="keep",
+        help=f"how the weights of products are stored: {WEIGHTS_HELP}; keep (default): as in IN",
+    )
+    parser.add_argument(
+        "--head-weights",
+        metavar="FORMAT",
+        help="the same for the product that makes the logits (default: as --weights)",
     )
     parser.add_argument("--softmax", choices=SOFTMAX_MODES, default="lazy", help="softmax_mode of FdppAttention")
     parser.add_argument(
@@ -96,6 +104,7 @@ def _export(options: argparse.Namespace) -> ExportReport:
             options.destination,
             target=options.target,
             weights=options.weights,
+            head_weights=options.head_weights,
             softmax=options.softmax,
             verify=options.verify,
             gated=options.gated,

@@ -52,7 +52,8 @@ def test_same_logits(name: str, tmp_path: Path, library: str) -> None:
     assert report.rewritten["GroupQueryAttention -> FdppAttention"] == models.LAYERS
     assert report.verification.status == "passed"
     # Two rows, the second with padding.
-    assert [phase.tokens for phase in report.verification.phases] == [17 + 12, 16]
+    assert report.verification.rows == "prompts of 17, 12 tokens, padded on the left"
+    assert [phase.tokens for phase in report.verification.phases] == [17 + 12, 32]
     assert report.left == []
     norms = sum(count for kind, count in report.rewritten.items() if kind.startswith("RMS norm"))
     assert norms >= (0 if name.startswith("opt") or "fused" in name else 2 * models.LAYERS + 1)
