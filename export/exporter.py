@@ -13,6 +13,7 @@ from .destination import check_destination, staged
 from .errors import ExportError
 from .fuse import fuse
 from .fuse.language_model_head import language_model_head
+from .gpus import Gpu
 from .lower import (
     PROFILES_FILE,
     checked_library,
@@ -34,8 +35,10 @@ from .normalise import (
     to_grouped_query,
 )
 from .normalise.source import GENAI_CONFIG, side_files
+from .page import to_html
 from .progress import Progress
-from .report import REPORT_FILE, ExportReport, Verification
+from .report import PAGE_FILE, REPORT_FILE, ExportReport, Verification
+from .traffic import traffic_of
 from .verify import verify_export
 from .weight_format import WeightFormat
 from .write import weight_bytes, write_model
@@ -61,6 +64,7 @@ def export_model(
     max_batch: int | None = None,
     max_length: int | None = None,
     calibrate: str | Path | None = None,
+    gpu: Gpu | None = None,
     progress: Progress | None = None,
 ) -> ExportReport:
     """Writes the model `source` with our ops to the folder `destination`.
@@ -78,6 +82,7 @@ def export_model(
     are made for; None: the model's context length.
     calibrate: a UTF-8 text, or an .npz file of token ids, over which the exported graph is run: layers where that is
     worth it get the unified softmax and its phi. Needs the library, too.
+    gpu: for which the report says how many tokens/s its memory allows.
     progress: called during long steps.
 
     Raises ExportError, and then leaves nothing behind, for input that cannot be exported, if no attention could be
@@ -112,7 +117,8 @@ def export_model(
     report.weight_bytes_before = weight_bytes(model)
     canonicalise(model)
     require_well_formed(model, found.model)
-    to_grouped_query(model, max_length or context_length(found), report)
+    positions = max_length or context_length(found)
+    to_grouped_query(model, positions, report)
     fuse_norms(model, report)
     if head_weights is not None and language_model_head(model) is None:
         raise ExportError(f"{found.model}: --head-weights {head_weights}: no product makes an output named logits")
@@ -125,6 +131,7 @@ def export_model(
     elif prefetch:
         hint_next_weights(model, report)
     report.weight_bytes_after = weight_bytes(model)
+    report.traffic = traffic_of(model, positions, gpu)
 
     with staged(destination, overwrite) as folder:
         _copy_side_files(found, data_files, bundled, folder)
@@ -133,7 +140,6 @@ def export_model(
             for_8_6 = not report.needs_tensorrt_10
             write_profiles(model, limits, _GRAPH, folder / PROFILES_FILE, for_8_6=for_8_6)
         if tokens is not None:
-            positions = max_length or context_length(found)
             report.calibration = calibrate_phi(folder / _GRAPH, tokens, str(calibrate), library, positions, progress)
         if verify:
             report.verification = verify_export(
@@ -141,6 +147,7 @@ def export_model(
             )
             _require_verified(report.verification)
         (folder / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
+        (folder / PAGE_FILE).write_text(to_html(report), encoding="utf-8")
     return report
 
 

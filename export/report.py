@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .calibrate.findings import Calibration
+if TYPE_CHECKING:
+    from .calibrate import Calibration
+    from .traffic import Traffic
 
 # Names the report that every OUT holds; it also marks OUT as written by fdpp-export.
 REPORT_FILE = "fdpp_report.json"
+PAGE_FILE = "fdpp_report.html"
 MARKER = "fdpp_export"
 
 
@@ -108,6 +111,7 @@ class ExportReport:
     needs_tensorrt_10: list[str] = field(default_factory=list)  # why 8.6 does not take it
     weight_bytes_before: int = 0
     weight_bytes_after: int = 0
+    traffic: Traffic | None = None
     calibration: Calibration | None = None
     verification: Verification = field(default_factory=lambda: Verification("not verified", "not asked for"))
 
@@ -145,8 +149,15 @@ class ExportReport:
         for reason in self.needs_tensorrt_10:
             console.print(f"TensorRT 8.6 does not take it: {escape(reason)}")
         console.print(f"weights: {_megabytes(self.weight_bytes_before)} -> {_megabytes(self.weight_bytes_after)}")
+        self._print_traffic(console)
         self._print_calibration(console)
         self._print_verification(console)
+
+    def _print_traffic(self, console: Console) -> None:
+        if self.traffic is None or not self.traffic.gpu:
+            return
+        limits = ", ".join(f"{step.tokens_per_second:.0f} at {step.context}" for step in self.traffic.steps)
+        console.print(f"{escape(self.traffic.gpu)} allows one row at most so many tokens/s by its context: {limits}")
 
     def _print_calibration(self, console: Console) -> None:
         found = self.calibration

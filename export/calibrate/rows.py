@@ -24,7 +24,7 @@ from .probe import ProbedAttention
 _QUERIES = 128
 # Quantiles come from a histogram of the scores of every so many query rows.
 _SAMPLED = 16
-_BINS_PER_UNIT, _FURTHEST = 8, 512
+_BINS_PER_UNIT, _FURTHEST = 8, 1024
 _OUTSIDE = 5e-5  # on either side of the 99.99 % in the middle
 
 
@@ -96,8 +96,8 @@ class ScoreRows:
                 raise ExportError(f"calibration: no query of {self.attention.node} sees a key")
             phi = best_phi(low, high, self.kernels)
             leaving = share_leaving(low, high, phi, self.kernels)
-            quantiles = _quantiles(head.histogram)
-            found.append(HeadScores(head.minimum, float(high.max()), *quantiles, phi, leaving))
+            extremes = head.minimum, float(high.max())
+            found.append(HeadScores(*extremes, *_quantiles(head.histogram, extremes), phi, leaving))
         return found
 
 
@@ -112,8 +112,13 @@ def _shade(begin: int, end: int, window: int) -> np.ndarray:
     return np.where(hidden, np.inf, 0).astype(np.float32)
 
 
-def _quantiles(histogram: np.ndarray) -> tuple[float, float]:
+def _quantiles(histogram: np.ndarray, extremes: tuple[float, float]) -> tuple[float, float]:
+    """The scores that hold 99.99 % between them; the extremes where the histogram does not reach as far."""
     below = np.cumsum(histogram) / histogram.sum()
-    bins = np.searchsorted(below, [_OUTSIDE, 1 - _OUTSIDE])
+    low, high = (int(np.searchsorted(below, share)) for share in (_OUTSIDE, 1 - _OUTSIDE))
+    lowest, highest = extremes
     # The lower edge of the one bin and the upper edge of the other.
-    return tuple(float((bins[side] + side) / _BINS_PER_UNIT - _FURTHEST) for side in (0, 1))
+    return (
+        max(low / _BINS_PER_UNIT - _FURTHEST, lowest) if low > 0 else lowest,
+        min((high + 1) / _BINS_PER_UNIT - _FURTHEST, highest) if high < len(histogram) - 1 else highest,
+    )

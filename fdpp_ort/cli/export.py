@@ -12,7 +12,18 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 
 import fdpp_ort
 from fdpp_ort.errors import FdppError
-from fdpp_ort.export import PROFILES_FILE, SOFTMAX_MODES, TARGETS, WEIGHTS_HELP, ExportError, ExportReport, export_model
+from fdpp_ort.export import (
+    PROFILES_FILE,
+    SOFTMAX_MODES,
+    TARGETS,
+    WEIGHTS_HELP,
+    ExportError,
+    ExportReport,
+    Gpu,
+    export_model,
+    find_gpu,
+    to_html,
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -83,7 +94,15 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="run this text, or token ids (.npz), and give layers where it is worth it the unified softmax and its phi",
     )
-    parser.add_argument("--report", metavar="FILE", type=Path, help="write the report there as JSON, too")
+    parser.add_argument(
+        "--gpu", metavar="NAME|GB/s", help="whose tokens/s limit the report states (default: this machine's)"
+    )
+    parser.add_argument(
+        "--report",
+        metavar="FILE",
+        type=Path,
+        help="write the report there, too, as JSON or, for FILE.html, as a page",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if fdpp-export wrote it")
     return parser
 
@@ -114,8 +133,18 @@ def _export(options: argparse.Namespace) -> ExportReport:
             max_batch=options.max_batch,
             max_length=options.max_length,
             calibrate=options.calibrate,
+            gpu=find_gpu(options.gpu) if options.gpu is not None else _own_gpu(),
             progress=show,
         )
+
+
+def _own_gpu() -> Gpu | None:
+    """This machine's; None where there is none, or its driver does not say how fast its memory is."""
+    try:
+        gpu = fdpp_ort.info()["gpu"]
+    except FdppError:
+        return None
+    return Gpu(gpu["name"], gpu["memory_bandwidth"]) if gpu is not None and gpu["memory_bandwidth"] > 0 else None
 
 
 def _print_commands(destination: Path) -> None:
@@ -128,7 +157,7 @@ def _print_commands(destination: Path) -> None:
 
 def _write_report(report: ExportReport, path: Path) -> None:
     try:
-        path.write_text(report.to_json(), encoding="utf-8")
+        path.write_text(to_html(report) if path.suffix == ".html" else report.to_json(), encoding="utf-8")
     except OSError as error:
         raise ExportError(
             f"{path}: cannot write the report ({error.strerror}); {report.destination} is complete"

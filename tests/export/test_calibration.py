@@ -29,6 +29,7 @@ from fdpp_ort.cli.export import main
 from fdpp_ort.export import ExportError, ExportReport, export_model
 from fdpp_ort.export.calibrate import calibration, read_tokens
 from fdpp_ort.export.calibrate.interval import KERNELS, Kernels, best_phi, share_leaving
+from fdpp_ort.export.calibrate.rows import _quantiles
 
 TOKENS = 4 * POSITIONS
 
@@ -168,8 +169,20 @@ def test_extremes_and_quantiles(tokens: Path, tmp_path: Path, library: str) -> N
     assert wide == layer  # the mode before changes nothing
     assert len(layer.heads) == HEADS
     for head in layer.heads:
-        assert head.minimum < head.low + 0.2 and head.low < 0 < head.high and head.high - 0.2 < head.maximum
-        assert head.minimum > -20 and head.maximum < 20 and head.leaving == 0
+        assert -20 < head.minimum <= head.low < 0 < head.high <= head.maximum < 20
+        assert head.low < head.minimum + 1 and head.high > head.maximum - 1 and head.leaving == 0
+
+
+def test_quantiles_leave_out_few() -> None:
+    def quantiles(scores: list[float], counts: list[int]) -> tuple[float, float]:
+        histogram = np.zeros(2 * 1024 * 8 + 1, np.int64)
+        bins = np.clip((np.array(scores) + 1024) * 8, 0, len(histogram) - 1).astype(int)
+        np.add.at(histogram, bins, counts)
+        return _quantiles(histogram, (min(scores), max(scores)))
+
+    assert quantiles([-90, 1, 2, 90], [1, 50000, 50000, 1]) == (1, 2.125)
+    assert quantiles([-90, 1, 2, 90], [100, 50000, 50000, 100]) == (-90, 90)
+    assert quantiles([-3e5, 0, 4e5], [1000, 1, 1000]) == (-3e5, 4e5)  # beyond the histogram
 
 
 # ---- what becomes of the graph
@@ -188,7 +201,8 @@ def test_layers_for_which_it_is_worth_it(tokens: Path, tmp_path: Path, library: 
     assert report.verification.status == "passed"
     found = report.calibration
     assert [layer.unified for layer in found.layers] == [True, False, True]
-    assert found.layers[1].leaving > 0.3 and max(abs(head.maximum) for head in found.layers[1].heads) > 200
+    wide = found.layers[1]
+    assert wide.leaving > 0.3 and all(head.high > 100 and head.low < -100 for head in wide.heads)
     assert found.leaving == 0 and (found.tokens, found.row_tokens) == (TOKENS, POSITIONS)
 
     graph = onnx.load(tmp_path / "out" / "model.onnx")

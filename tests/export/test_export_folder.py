@@ -22,6 +22,7 @@ def test_folder_for_onnxruntime(model_folder: Path, stand_in: Path, tmp_path: Pa
     out = tmp_path / "out"
     assert sorted(path.name for path in out.iterdir()) == [
         "chat_template.jinja",
+        "fdpp_report.html",
         "fdpp_report.json",
         "genai_config.json",
         "libfdpp_ort.so",

@@ -151,7 +151,7 @@ def test_a_failed_verification_leaves_nothing(tmp_path: Path, library: str, monk
 
 
 def test_rows_of_different_lengths(tmp_path: Path, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An export that takes all rows to be as long as the longest: decoding steps put the shorter one in a wrong place."""
+    """An export that takes all rows to be as long as the longest: a step puts the shorter one in a wrong place."""
     from fdpp_ort.export import exporter
 
     def lower_wrongly(model: ir.Model, softmax: str) -> None:

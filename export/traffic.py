@@ -1,0 +1,86 @@
+"""Bytes that a decoding step reads at least, and the tokens/s that a GPU's memory bandwidth leaves possible."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from . import op_spec
+from .gpus import Gpu
+from .session import attentions
+
+_CONTEXTS = (128, 1024, 4096, 16384, 65536, 131072)
+_PAST = ("past_key", "past_value")
+_ROTARY = ("cos_cache", "sin_cache")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of one row. context: its tokens. bytes: of weights and caches. tokens_per_second: None without a GPU."""
+
+    context: int
+    cache_bytes: int
+    bytes: int
+    tokens_per_second: float | None
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """weights: bytes that every step reads, however many rows share it. gpu: its name, bandwidth: bytes/s; "" and None
+    where it is not known."""
+
+    weights: int
+    gpu: str
+    bandwidth: float | None
+    steps: list[Step]
+
+
+def traffic_of(model: ir.Model, context_length: int, gpu: Gpu | None) -> Traffic:
+    """What steps of the exported graph `model` read, with contexts up to `context_length` tokens.
+
+    Of a table only the row that is looked up counts; all other weights count in full, those of experts, too.
+    """
+    weights = sum(_bytes_read(value) for graph in model.graphs() for value in graph.initializers.values())
+    contexts = [context for context in _CONTEXTS if context < context_length] + [context_length]
+    steps = []
+    for context in contexts:
+        cached = sum(_cache_bytes(node, context) for node in attentions(model))
+        total = weights + cached
+        steps.append(Step(context, cached, total, gpu.bandwidth / total if gpu is not None else None))
+    return Traffic(weights, gpu.name if gpu else "", gpu.bandwidth if gpu else None, steps)
+
+
+def _bytes_read(value: ir.Value) -> int:
+    uses = value.uses()
+    size = value.const_value.nbytes if uses else 0
+    return size // value.shape[0] if uses and all(_looks_up(use.node, use.idx) for use in uses) else size
+
+
+def _looks_up(node: ir.Node, index: int) -> bool:
+    """Whether `node` reads rows of its input `index`, not all of it."""
+    if op_spec.is_op(node, op_spec.ATTENTION):
+        return any(op_spec.inputs(node)[place] is node.inputs[index] for place in _places(node, _ROTARY))
+    return index == 0 and node.op_type.startswith("Gather") and node.attributes.get_int("axis", 0) == 0
+
+
+def _cache_bytes(node: ir.Node, context: int) -> int:
+    window = node.attributes.get_int("local_window_size", -1)
+    tokens = min(context, window) if window > 0 else context
+    caches = [op_spec.inputs(node)[place] for place in _places(node, _PAST)]
+    return sum(tokens * _bytes_per_token(cache) for cache in caches if cache is not None)
+
+
+def _bytes_per_token(cache: ir.Value) -> int:
+    """Of a cache [batch, heads, tokens, head size]; 0 where the graph does not say."""
+    sizes = [cache.shape[axis] for axis in (1, 3)] if cache.shape is not None and len(cache.shape) == 4 else [None]
+    if cache.dtype is None or not all(isinstance(size, int) for size in sizes):
+        return 0
+    return math.prod(sizes) * cache.dtype.itemsize
+
+
+def _places(node: ir.Node, names: tuple[str, ...]) -> list[int]:
+    """Where the op has these inputs, as far as `node` goes."""
+    places = map(op_spec.input_names(op_spec.ATTENTION).index, names)
+    return [place for place in places if place < len(op_spec.inputs(node))]
