@@ -61,6 +61,8 @@ def _scores(
     caches = caches_of(model)
     provider = provider_for(caches)
     found = [ScoreRows(attention) for attention in add_probes(model)]
+    if not found:
+        raise Unfit("its attention lies in subgraphs alone")
     probed = graph.with_name(f".{graph.name}.probed")
     try:
         ir.save(model, probed)

@@ -1,10 +1,9 @@
 """The scores of one attention over a row of text, reduced to what phi depends on.
 
 A kernel shares the keys of a query row out to parts, each of which looks at some first keys, then at the rest. The row
-stays at phi while the largest of every part's first scores is above the interval's lower bound and all are below the
-upper one.
-Which keys are whose is the kernel's affair, but none looks at fewer than `Kernels.first_keys` at first. So it is enough
-that the largest score of every block of that many keys lies above the lower bound; most calls ask for less.
+stays at phi while the largest of every part's first scores is above the interval's lower bound and all scores are below
+the upper one. Which keys are whose is the kernel's affair, but none looks at fewer than `Kernels.first_keys` at first. So
+it is enough that the largest score of every block of that many keys lies above the lower bound; most calls ask for less.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from .findings import HeadScores
 from .interval import KERNELS, best_phi, share_leaving
 from .probe import ProbedAttention
 
-# Queries at a time: their scores fit the processor's cache. A multiple of all blocks.
+# Queries at a time: their scores fit the processor's cache.
 _QUERIES = 128
 # Quantiles come from a histogram of the scores of every so many query rows.
 _SAMPLED = 16
@@ -30,7 +29,7 @@ _OUTSIDE = 5e-5  # on either side of the 99.99 % in the middle
 
 @dataclass
 class _Head:
-    """`low`, `high`: per row of text, float32 [tokens], the least of the blocks' largest scores, the largest score."""
+    """low, high: of each query row the least of its blocks' largest scores, and its largest score."""
 
     low: list[np.ndarray] = field(default_factory=list)
     high: list[np.ndarray] = field(default_factory=list)
