@@ -163,7 +163,7 @@ class ExportReport:
         found = self.calibration
         if found is None:
             return
-        leaving = "" if found.leaving is None else f"; {found.leaving:.2%} of their query rows leave phi"
+        leaving = "" if found.leaving is None else f"; {found.leaving:.3%} of their query rows leave phi"
         console.print(f"unified softmax in {len(found.unified)} of {len(found.layers)} layers{leaving}")
         for layer in found.layers:
             if not layer.unified:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from . import op_spec
+from .fuse.attention import head_size
 from .gpus import Gpu
 from .session import attentions
 
@@ -37,19 +37,45 @@ class Traffic:
     steps: list[Step]
 
 
-def traffic_of(model: ir.Model, context_length: int, gpu: Gpu | None) -> Traffic:
-    """What steps of the exported graph `model` read, with contexts up to `context_length` tokens.
+def traffic_of(model: ir.Model, context_length: int, gpu: Gpu | None) -> Traffic | None:
+    """What steps of the exported graph `model` read, with contexts up to `context_length` tokens; None where the graph
+    does not say how large its caches are.
 
     Of a table only the row that is looked up counts; all other weights count in full, those of experts, too.
     """
+    caches = [_Caches.of(node) for node in attentions(model)]
+    if None in caches:
+        return None
     weights = sum(_bytes_read(value) for graph in model.graphs() for value in graph.initializers.values())
     contexts = [context for context in _CONTEXTS if context < context_length] + [context_length]
     steps = []
     for context in contexts:
-        cached = sum(_cache_bytes(node, context) for node in attentions(model))
+        cached = sum(cache.bytes_read(context) for cache in caches)
         total = weights + cached
         steps.append(Step(context, cached, total, gpu.bandwidth / total if gpu is not None else None))
     return Traffic(weights, gpu.name if gpu else "", gpu.bandwidth if gpu else None, steps)
+
+
+@dataclass(frozen=True)
+class _Caches:
+    """Keys and values of one attention. token_bytes: of a token. window: tokens that a step sees; -1: all."""
+
+    token_bytes: int
+    window: int
+
+    @classmethod
+    def of(cls, node: ir.Node) -> _Caches | None:
+        """None where the graph does not say."""
+        past = [op_spec.inputs(node)[place] for place in _places(node, _PAST)]
+        size = head_size(node)
+        if size is None or any(cache is not None and cache.dtype is None for cache in past):
+            return None
+        row = node.attributes.get_int("kv_num_heads", 0) * size
+        stored = sum(int(row * cache.dtype.itemsize) for cache in past if cache is not None)
+        return cls(stored, node.attributes.get_int("local_window_size", -1))
+
+    def bytes_read(self, context: int) -> int:
+        return self.token_bytes * (min(context, self.window) if self.window > 0 else context)
 
 
 def _bytes_read(value: ir.Value) -> int:
@@ -63,21 +89,6 @@ def _looks_up(node: ir.Node, index: int) -> bool:
     if op_spec.is_op(node, op_spec.ATTENTION):
         return any(op_spec.inputs(node)[place] is node.inputs[index] for place in _places(node, _ROTARY))
     return index == 0 and node.op_type.startswith("Gather") and node.attributes.get_int("axis", 0) == 0
-
-
-def _cache_bytes(node: ir.Node, context: int) -> int:
-    window = node.attributes.get_int("local_window_size", -1)
-    tokens = min(context, window) if window > 0 else context
-    caches = [op_spec.inputs(node)[place] for place in _places(node, _PAST)]
-    return sum(tokens * _bytes_per_token(cache) for cache in caches if cache is not None)
-
-
-def _bytes_per_token(cache: ir.Value) -> int:
-    """Of a cache [batch, heads, tokens, head size]; 0 where the graph does not say."""
-    sizes = [cache.shape[axis] for axis in (1, 3)] if cache.shape is not None and len(cache.shape) == 4 else [None]
-    if cache.dtype is None or not all(isinstance(size, int) for size in sizes):
-        return 0
-    return math.prod(sizes) * cache.dtype.itemsize
 
 
 def _places(node: ir.Node, names: tuple[str, ...]) -> list[int]:

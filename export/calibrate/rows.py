@@ -2,8 +2,9 @@
 
 A kernel shares the keys of a query row out to parts, each of which looks at some first keys, then at the rest. The row
 stays at phi while the largest of every part's first scores is above the interval's lower bound and all scores are below
-the upper one. Which keys are whose is the kernel's affair, but none looks at fewer than `Kernels.first_keys` at first. So
-it is enough that the largest score of every block of that many keys lies above the lower bound; most calls ask for less.
+the upper one. Which keys are whose is the kernel's affair, but none looks at fewer than `Kernels.first_keys` at first.
+So it is enough that the largest score of every block of that many keys lies above the lower bound; most calls ask for
+less.
 """
 
 from __future__ import annotations

@@ -251,7 +251,7 @@ def test_a_text(tmp_path: Path, library: str, capsys) -> None:
     np.testing.assert_array_equal(read_tokens(text, folder), np.arange(TOKENS) % VOCABULARY)
 
     assert main([str(folder), str(tmp_path / "out"), "--calibrate", str(text), "--max-length", str(POSITIONS)]) == 0
-    assert "unified softmax in 1 of 1 layers; 0.00% of their query rows leave phi" in capsys.readouterr().out
+    assert "unified softmax in 1 of 1 layers; 0.000% of their query rows leave phi" in capsys.readouterr().out
     written = json.loads((tmp_path / "out" / "fdpp_report.json").read_text())["calibration"]
     assert written["text"] == str(text) and len(written["layers"][0]["heads"]) == HEADS
 

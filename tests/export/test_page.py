@@ -172,6 +172,24 @@ def test_bytes_of_a_step(tied: bool, target: str, tmp_path: Path, stand_in: Path
     assert written["steps"][-1]["bytes"] == last.bytes
 
 
+@pytest.mark.parametrize("dimension", [1, 3])
+def test_sizes_that_only_the_attention_states(dimension: int) -> None:
+    """As in onnxruntime-genai's graphs."""
+    proto = decoder()
+    for value in proto.graph.input[2:]:
+        value.type.tensor_type.shape.dim[dimension].dim_param = "some"
+    (step,) = traffic_of(ir.from_proto(proto), 100, None).steps
+    assert step.cache_bytes == 100 * 2 * 4 * KV_HEADS * HEAD_SIZE
+
+
+def test_caches_of_unknown_size() -> None:
+    proto = decoder(packed=False)
+    del proto.graph.value_info[:]
+    for value in proto.graph.input[2:]:
+        value.type.tensor_type.ClearField("shape")
+    assert traffic_of(ir.from_proto(proto), 100, None) is None
+
+
 def test_a_window_and_a_narrow_cache() -> None:
     proto = decoder(layers=2, dtype=FLOAT16)
     window = next(item for item in attention_nodes(proto)[1].attribute if item.name == "local_window_size")
