@@ -54,6 +54,7 @@ def export_model(
     softmax: str = "lazy",
     verify: bool = True,
     gated: bool = True,
+    packed_qkv: bool = True,
     prefetch: bool = False,
     library: str | Path | None = None,
     overwrite: bool = False,
@@ -68,7 +69,7 @@ def export_model(
     target: one of TARGETS. weights: how weights are stored, as WEIGHTS_HELP spells it. head_weights: those of the
     product that makes the logits; None: as the others. softmax: one of SOFTMAX_MODES.
     verify: compare the logits of both graphs in ONNX Runtime.
-    gated: make one product of gate and up in silu(gate) * up.
+    gated: make one product of gate and up in silu(gate) * up. packed_qkv: make one of queries, keys and values.
     prefetch: of the target onnxruntime alone, tell each product which weight the next one reads.
     library: the op library, for the target onnxruntime (which gets a copy) and for verify.
     max_batch: of the target tensorrt alone, the rows at once that engines are built for; None: 1.
@@ -107,7 +108,7 @@ def export_model(
     fuse_norms(model, report)
     if head_weights is not None and language_model_head(model) is None:
         raise ExportError(f"{found.model}: --head-weights {head_weights}: no product makes an output named logits")
-    changed = fuse(model, stored, report, head_weights=head_stored, gated=gated)
+    changed = fuse(model, stored, report, head_weights=head_stored, gated=gated, packed_qkv=packed_qkv)
     _require_rewrites(model, found.model, weights, report)
     lower(model, softmax)
     if target == "tensorrt":

@@ -65,7 +65,7 @@ class _Graph:
 class _Cache:
     """Names of one past input and its present output, and what past needs: heads, head size, numpy dtype.
 
-    activations: the attention's other element type, by name. norms: it normalises query and key heads."""
+    activations: the attention's other element type, by name."""
 
     past: str
     present: str
@@ -73,7 +73,6 @@ class _Cache:
     head_size: int
     dtype: np.dtype
     activations: str
-    norms: bool
 
 
 def verify_export(
@@ -113,7 +112,7 @@ def _verification(
     progress: Progress | None,
 ) -> Verification:
     caches = _caches(model)
-    provider = _provider(caches)
+    provider = _provider(caches, original)
     if library is None:
         raise _Unfit("no op library was given")
     first = expected = _run_original(_Graph("original", original, provider, None), caches, _rows(model), progress)
@@ -151,11 +150,13 @@ class _Record:
     tokens: list[np.ndarray]
 
 
+def _attentions(model: ir.Model) -> list[ir.Node]:
+    return [node for node in model.graph.all_nodes() if (node.domain, node.op_type) in _ATTENTIONS]
+
+
 def _caches(model: ir.Model) -> list[_Cache]:
     caches = []
-    for node in model.graph.all_nodes():
-        if (node.domain, node.op_type) not in _ATTENTIONS:
-            continue
+    for node in _attentions(model):
         inputs = op_spec.inputs(node)
         if len(inputs) < 5 or inputs[3] is None:
             continue
@@ -165,7 +166,7 @@ def _caches(model: ir.Model) -> list[_Cache]:
                 raise _Unfit(f"the cache of {node.name} is not an input and an output of the graph with known sizes")
             activations = spec_name(activation_dtype(node) or past.dtype)
             names = (past.name, present.name)
-            caches.append(_Cache(*names, heads, size, past.dtype.numpy(), activations, takes_norms(node)))
+            caches.append(_Cache(*names, heads, size, past.dtype.numpy(), activations))
     return caches
 
 
@@ -175,8 +176,7 @@ def _rows(model: ir.Model) -> int:
     tokens = inputs.get("input_ids")
     if "attention_mask" not in inputs or tokens is None or (tokens.shape and isinstance(tokens.shape[0], int)):
         return 1
-    attentions = [node for node in model.graph.all_nodes() if (node.domain, node.op_type) in _ATTENTIONS]
-    biases = [op_spec.inputs(node)[_BIAS : _BIAS + 1] for node in attentions]
+    biases = [op_spec.inputs(node)[_BIAS : _BIAS + 1] for node in _attentions(model)]
     return 2 if all(bias and bias[0] is not None for bias in biases) else 1
 
 
@@ -192,7 +192,7 @@ def _rounds_activations(model: ir.Model) -> bool:
     )
 
 
-def _provider(caches: list[_Cache]) -> str:
+def _provider(caches: list[_Cache], original: Path) -> str:
     try:
         import onnxruntime
     except ImportError as error:
@@ -202,7 +202,7 @@ def _provider(caches: list[_Cache]) -> str:
             raise _Unfit(f"a {np.dtype(cache.dtype).name} cache cannot be passed from NumPy")
     dtype = caches[0].activations
     if dtype == "float32":
-        if any(cache.norms for cache in caches):
+        if any(map(takes_norms, _attentions(ir.load(original)))):
             raise _Unfit("ONNX Runtime normalises query and key heads on GPUs alone, which take no float32")
         return "CPUExecutionProvider"
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():

@@ -63,6 +63,12 @@ def _parser() -> argparse.ArgumentParser:
         help="make one product of gate and up in silu(gate) * up",
     )
     parser.add_argument(
+        "--packed-qkv",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="make one product of those for queries, keys and values",
+    )
+    parser.add_argument(
         "--prefetch",
         action=argparse.BooleanOptionalAction,
         default=False,
@@ -102,6 +108,7 @@ def _export(options: argparse.Namespace) -> ExportReport:
             softmax=options.softmax,
             verify=options.verify,
             gated=options.gated,
+            packed_qkv=options.packed_qkv,
             prefetch=options.prefetch,
             library=fdpp_ort.library_path() if needs_library else None,
             overwrite=options.overwrite,

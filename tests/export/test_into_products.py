@@ -39,7 +39,7 @@ def with_norms() -> onnx.ModelProto:
 
 def export(proto: onnx.ModelProto, tmp_path: Path, library: str) -> tuple[ExportReport, onnx.GraphProto]:
     folder = save_folder(proto, tmp_path / "in")
-    report = export_model(folder, tmp_path / "out", target="tensorrt", library=library)
+    report = export_model(folder, tmp_path / "out", target="tensorrt", packed_qkv=False, library=library)
     assert report.verification.status == "passed"
     return report, onnx.load(tmp_path / "out" / "model.onnx").graph
 
