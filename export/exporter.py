@@ -17,6 +17,7 @@ from .lower import (
     checked_library,
     engine_limits,
     hint_next_weights,
+    into_products,
     lower,
     lower_for_tensorrt,
     write_genai_config,
@@ -55,6 +56,7 @@ def export_model(
     verify: bool = True,
     gated: bool = True,
     packed_qkv: bool = True,
+    norms_into_products: bool = False,
     prefetch: bool = False,
     library: str | Path | None = None,
     overwrite: bool = False,
@@ -70,8 +72,9 @@ def export_model(
     product that makes the logits; None: as the others. softmax: one of SOFTMAX_MODES.
     verify: compare the logits of both graphs in ONNX Runtime.
     gated: make one product of gate and up in silu(gate) * up. packed_qkv: make one of queries, keys and values.
-    prefetch: of the target onnxruntime alone, tell each product which weight the next one reads.
-    library: the op library, for the target onnxruntime (which gets a copy) and for verify.
+    norms_into_products: of the target onnxruntime alone (tensorrt always does it), RMS norms and residual sums are done
+    by the products beside them. prefetch: of the target onnxruntime alone, tell each product which weight the next one
+    reads. library: the op library, for the target onnxruntime (which gets a copy) and for verify.
     max_batch: of the target tensorrt alone, the rows at once that engines are built for; None: 1.
     max_length: tokens in a row that engines are built for, and that rotary tables which the graph does not have itself
     are made for; None: the model's context length.
@@ -114,8 +117,11 @@ def export_model(
     if target == "tensorrt":
         lower_for_tensorrt(model, report)
         limits = engine_limits(model, found.genai_config, max_batch, max_length)
-    elif prefetch:
-        hint_next_weights(model, report)
+    else:
+        if norms_into_products:
+            into_products(model, report, sums_stay=True)
+        if prefetch:
+            hint_next_weights(model, report)
     report.weight_bytes_after = weight_bytes(model)
 
     with staged(destination, overwrite) as folder:

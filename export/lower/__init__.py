@@ -3,6 +3,7 @@ TensorRT's parser takes and the shapes that its engines are built for."""
 
 from .genai_config import write_genai_config
 from .graph import lower
+from .into_products import into_products
 from .library import checked_library
 from .next_weight import hint_next_weights
 from .profiles import PROFILES_FILE, engine_limits, write_profiles
@@ -13,6 +14,7 @@ __all__ = [
     "checked_library",
     "engine_limits",
     "hint_next_weights",
+    "into_products",
     "lower",
     "lower_for_tensorrt",
     "write_genai_config",

@@ -69,6 +69,12 @@ def _parser() -> argparse.ArgumentParser:
         help="make one product of those for queries, keys and values",
     )
     parser.add_argument(
+        "--norms-into-products",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="onnxruntime: let products do the RMS norms ahead of them and the residual sums behind them",
+    )
+    parser.add_argument(
         "--prefetch",
         action=argparse.BooleanOptionalAction,
         default=False,
@@ -109,6 +115,7 @@ def _export(options: argparse.Namespace) -> ExportReport:
             verify=options.verify,
             gated=options.gated,
             packed_qkv=options.packed_qkv,
+            norms_into_products=options.norms_into_products,
             prefetch=options.prefetch,
             library=fdpp_ort.library_path() if needs_library else None,
             overwrite=options.overwrite,
