@@ -18,6 +18,7 @@ from .lower import (
     engine_limits,
     hint_next_weights,
     into_products,
+    keep_last_logits,
     lower,
     lower_for_tensorrt,
     write_genai_config,
@@ -58,6 +59,7 @@ def export_model(
     packed_qkv: bool = True,
     norms_into_products: bool = False,
     prefetch: bool = False,
+    last_logits: bool = False,
     library: str | Path | None = None,
     overwrite: bool = False,
     max_batch: int | None = None,
@@ -91,6 +93,8 @@ def export_model(
     head_stored = WeightFormat.parse(head_weights, "head_weights") if head_weights is not None else stored
     if max_batch is not None and target != "tensorrt":
         raise ExportError(f"max_batch is of the target tensorrt alone; the target is {target}")
+    if last_logits and target != "onnxruntime":
+        raise ExportError(f"last_logits is of the target onnxruntime alone; the target is {target}")
     for name, value in (("max_batch", max_batch), ("max_length", max_length)):
         if value is not None and value < 1:
             raise ExportError(f"{name} is {value}, expected at least 1")
@@ -118,6 +122,8 @@ def export_model(
         lower_for_tensorrt(model, report)
         limits = engine_limits(model, found.genai_config, max_batch, max_length)
     else:
+        if last_logits:
+            keep_last_logits(model, report)
         if norms_into_products:
             into_products(model, report, sums_stay=True)
         if prefetch:

@@ -81,6 +81,12 @@ def _parser() -> argparse.ArgumentParser:
         help="onnxruntime: tell each product which weight the next one reads, for a GPU to prefetch it into the L2",
     )
     parser.add_argument(
+        "--last-logits",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="onnxruntime: compute the logits of each row's last token alone; they become [batch, 1, vocabulary]",
+    )
+    parser.add_argument(
         "--max-batch", metavar="ROWS", type=int, help="tensorrt: rows at once that engines are built for (default 1)"
     )
     parser.add_argument(
@@ -117,6 +123,7 @@ def _export(options: argparse.Namespace) -> ExportReport:
             packed_qkv=options.packed_qkv,
             norms_into_products=options.norms_into_products,
             prefetch=options.prefetch,
+            last_logits=options.last_logits,
             library=fdpp_ort.library_path() if needs_library else None,
             overwrite=options.overwrite,
             max_batch=options.max_batch,
