@@ -15,10 +15,6 @@ STEPS = 16
 _SEED = 20240501
 
 
-class OnlyLastPosition(Unfit):
-    """The graph makes logits of the last position alone, which is padding in some row."""
-
-
 @dataclass(frozen=True)
 class Graph:
     """A graph file and what its session needs. fixed_caches: they have room for all tokens from the beginning;
@@ -66,14 +62,19 @@ class Rows:
 
 @dataclass
 class Record:
-    """logits: float32 [tokens, vocabulary] of each run, without padding. fed: int64 [rows, tokens] of each run.
-    following: float32 [rows, vocabulary] of each run, of the token after the last one. caches: the present outputs of
-    the last run by name."""
+    """logits: float32 [tokens, vocabulary] of each run, without padding, or of each row's last token alone where the
+    graph makes no others. fed: int64 [rows, tokens] of each run. following: float32 [rows, vocabulary] of each run, of
+    the token after the last one. caches: the present outputs of the last run by name."""
 
     logits: list[np.ndarray] = field(default_factory=list)
     fed: list[np.ndarray] = field(default_factory=list)
     following: list[np.ndarray] = field(default_factory=list)
     caches: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def last_alone(self) -> bool:
+        """Whether the prompt's logits are of one token of each row."""
+        return len(self.logits[0]) == len(self.fed[0]) and self.fed[0].shape[1] > 1
 
     @property
     def greedy(self) -> np.ndarray:
@@ -110,7 +111,12 @@ def run(graph: Graph, caches: list[Cache], rows: Rows, fed: list[np.ndarray], pr
             raise
         except Exception as error:  # ONNX Runtime's exception classes share no public base
             raise ExportError(f"verification: the {graph.name} graph fails on step {step}: {error}") from error
-        _add(record, graph, rows, tokens, logits)
+        if logits.ndim != 3 or logits.shape[:2] not in (tokens.shape, (len(tokens), 1)):
+            raise ExportError(
+                f"verification: the {graph.name} graph's logits have shape {list(logits.shape)} for tokens of shape "
+                f"{list(tokens.shape)}"
+            )
+        _add(record, rows, tokens, logits.astype(np.float32))
         past = {cache.past: array for cache, array in zip(caches, present, strict=True)}
         if progress is not None:
             progress(f"running the {graph.name} graph", step + 1, 1 + STEPS)
@@ -128,22 +134,11 @@ def _vocabulary(session) -> int:
     return vocabulary
 
 
-def _add(record: Record, graph: Graph, rows: Rows, tokens: np.ndarray, logits: np.ndarray) -> None:
-    """Adds the outcome of one run to `record`; logits [rows, tokens, vocabulary], or of the last position alone."""
-    if logits.ndim != 3 or logits.shape[:2] not in (tokens.shape, (len(tokens), 1)):
-        raise ExportError(
-            f"verification: the {graph.name} graph's logits have shape {list(logits.shape)} for tokens of shape "
-            f"{list(tokens.shape)}"
-        )
-    prompt = not record.fed
-    real = rows.mask(0) if prompt else np.ones(tokens.shape, bool)
-    last = rows.last() if prompt else np.zeros(len(tokens), int)
-    positions = logits.shape[1]
-    if positions < tokens.shape[1]:
-        if rows.ragged and rows.side == "right":
-            raise OnlyLastPosition(f"the {graph.name} graph has logits of the last position alone")
-        real, last = real[:, -1:], np.zeros(len(tokens), int)
-    logits = logits.astype(np.float32)
+def _add(record: Record, rows: Rows, tokens: np.ndarray, logits: np.ndarray) -> None:
+    """Adds the outcome of one run to `record`; logits [rows, tokens or 1, vocabulary]."""
+    real, last = np.ones(logits.shape[:2], bool), np.zeros(len(tokens), int)
+    if logits.shape[1] > 1:
+        real, last = rows.mask(0), rows.last()
     record.logits.append(logits[real])
     record.following.append(logits[np.arange(len(tokens)), last])
     record.fed.append(tokens)

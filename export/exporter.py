@@ -19,6 +19,8 @@ from .lower import (
     checked_library,
     engine_limits,
     hint_next_weights,
+    into_products,
+    keep_last_logits,
     lower,
     lower_for_tensorrt,
     write_genai_config,
@@ -58,7 +60,10 @@ def export_model(
     softmax: str = "lazy",
     verify: bool = True,
     gated: bool = True,
+    packed_qkv: bool = True,
+    norms_into_products: bool = False,
     prefetch: bool = False,
+    last_logits: bool = False,
     library: str | Path | None = None,
     overwrite: bool = False,
     max_batch: int | None = None,
@@ -74,9 +79,10 @@ def export_model(
     target: one of TARGETS. weights: how weights are stored, as WEIGHTS_HELP spells it. head_weights: those of the
     product that makes the logits; None: as the others. softmax: one of SOFTMAX_MODES.
     verify: compare the logits of both graphs in ONNX Runtime.
-    gated: make one product of gate and up in silu(gate) * up.
-    prefetch: of the target onnxruntime alone, tell each product which weight the next one reads.
-    library: the op library, for the target onnxruntime (which gets a copy) and for verify.
+    gated: make one product of gate and up in silu(gate) * up. packed_qkv: make one of queries, keys and values.
+    norms_into_products: of the target onnxruntime alone (tensorrt always does it), RMS norms and residual sums are done
+    by the products beside them. prefetch: of the target onnxruntime alone, tell each product which weight the next one
+    reads. library: the op library, for the target onnxruntime (which gets a copy) and for verify.
     max_batch: of the target tensorrt alone, the rows at once that engines are built for; None: 1.
     max_length: tokens in a row that engines are built for, and that rotary tables which the graph does not have itself
     are made for; None: the model's context length.
@@ -96,6 +102,8 @@ def export_model(
     head_stored = WeightFormat.parse(head_weights, "head_weights") if head_weights is not None else stored
     if max_batch is not None and target != "tensorrt":
         raise ExportError(f"max_batch is of the target tensorrt alone; the target is {target}")
+    if last_logits and target != "onnxruntime":
+        raise ExportError(f"last_logits is of the target onnxruntime alone; the target is {target}")
     for name, value in (("max_batch", max_batch), ("max_length", max_length)):
         if value is not None and value < 1:
             raise ExportError(f"{name} is {value}, expected at least 1")
@@ -122,14 +130,19 @@ def export_model(
     fuse_norms(model, report)
     if head_weights is not None and language_model_head(model) is None:
         raise ExportError(f"{found.model}: --head-weights {head_weights}: no product makes an output named logits")
-    changed = fuse(model, stored, report, head_weights=head_stored, gated=gated)
+    changed = fuse(model, stored, report, head_weights=head_stored, gated=gated, packed_qkv=packed_qkv)
     _require_rewrites(model, found.model, weights, report)
     lower(model, softmax)
     if target == "tensorrt":
         lower_for_tensorrt(model, report)
         limits = engine_limits(model, found.genai_config, max_batch, max_length)
-    elif prefetch:
-        hint_next_weights(model, report)
+    else:
+        if last_logits:
+            keep_last_logits(model, report)
+        if norms_into_products:
+            into_products(model, report, sums_stay=True)
+        if prefetch:
+            hint_next_weights(model, report)
     report.weight_bytes_after = weight_bytes(model)
     report.traffic = traffic_of(model, positions, gpu)
 

@@ -74,10 +74,28 @@ def _parser() -> argparse.ArgumentParser:
         help="make one product of gate and up in silu(gate) * up",
     )
     parser.add_argument(
+        "--packed-qkv",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="make one product of those for queries, keys and values",
+    )
+    parser.add_argument(
+        "--norms-into-products",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="onnxruntime: let products do the RMS norms ahead of them and the residual sums behind them",
+    )
+    parser.add_argument(
         "--prefetch",
         action=argparse.BooleanOptionalAction,
         default=False,
         help="onnxruntime: tell each product which weight the next one reads, for a GPU to prefetch it into the L2",
+    )
+    parser.add_argument(
+        "--last-logits",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="onnxruntime: compute the logits of each row's last token alone; they become [batch, 1, vocabulary]",
     )
     parser.add_argument(
         "--max-batch", metavar="ROWS", type=int, help="tensorrt: rows at once that engines are built for (default 1)"
@@ -127,7 +145,10 @@ def _export(options: argparse.Namespace) -> ExportReport:
             softmax=options.softmax,
             verify=options.verify,
             gated=options.gated,
+            packed_qkv=options.packed_qkv,
+            norms_into_products=options.norms_into_products,
             prefetch=options.prefetch,
+            last_logits=options.last_logits,
             library=fdpp_ort.library_path() if needs_library else None,
             overwrite=options.overwrite,
             max_batch=options.max_batch,

@@ -82,6 +82,28 @@ def test_half_the_weights(smollm2):
     assert sizes["fdpp-f16"] < 0.51 * sizes["original"]
 
 
+def test_genai_takes_logits_of_last_tokens(smollm2, tmp_path):
+    """In two prompts of different lengths, the shorter one padded on the right."""
+    import onnxruntime_genai as genai
+
+    from fdpp_ort import library_path
+    from fdpp_ort.export import export_model
+
+    folder = tmp_path / "last"
+    export_model(smollm2["original"], folder, last_logits=True, verify=False, library=library_path())
+    rows = []
+    for path in (smollm2["original"], folder):
+        model = genai.Model(str(path))
+        parameters = genai.GeneratorParams(model)
+        parameters.set_search_options(do_sample=False, max_length=32, batch_size=2)
+        generator = genai.Generator(model, parameters)
+        generator.append_tokens(genai.Tokenizer(model).encode_batch(["The capital of France is the city of", "Once"]))
+        for _ in range(8):
+            generator.generate_next_token()
+        rows.append([list(generator.get_sequence(row)) for row in range(2)])
+    assert rows[0][0][:8] != rows[0][1][:8] and rows[1] == rows[0]
+
+
 def test_genai_runs_the_folder_unchanged(smollm2):
     import onnxruntime_genai as genai
 
