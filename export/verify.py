@@ -212,8 +212,8 @@ def _run(graph: _Graph, caches: list[_Cache], tokens: list[np.ndarray] | int, pr
     outputs = {output.name: output for output in session.get_outputs()}
     if "logits" not in outputs:
         raise _Unfit("the graph has no output named logits")
-    vocabulary = outputs["logits"].shape[-1]
-    if not isinstance(vocabulary, int):
+    *_, vocabulary = outputs["logits"].shape or [None]
+    if not isinstance(vocabulary, int) or vocabulary < 1:
         raise _Unfit("the vocabulary's size is not in the shape of logits")
     names = ["logits", *(cache.present for cache in caches)]
     rows = tokens if isinstance(tokens, int) else len(tokens[0])
@@ -232,6 +232,11 @@ def _run(graph: _Graph, caches: list[_Cache], tokens: list[np.ndarray] | int, pr
             logits, *present = session.run(names, feeds)
         except Exception as error:  # as in _session
             raise ExportError(f"verification: the {graph.name} graph fails on step {step}: {error}") from error
+        if logits.shape[:2] != step_tokens.shape:
+            raise ExportError(
+                f"verification: the {graph.name} graph's logits have shape {list(logits.shape)} for tokens of shape "
+                f"{list(step_tokens.shape)}"
+            )
         if progress is not None:
             progress(f"running the {graph.name} graph", step + 1, 1 + _DECODE_STEPS)
         record.logits.append(logits[real.astype(bool)].astype(np.float32))

@@ -124,6 +124,8 @@ def _computed(turn: Rotation, decoder: Decoder) -> list[np.ndarray]:
     if turn.rows is not None:
         (rows,) = decoder.evaluate([turn.rows], prompt)
         arrays = [array[rows.ravel()] for array in arrays]
+    if any(array.size % decoder.positions for array in arrays):
+        raise Declined("its cosines and sines are not one row for each token")
     return [array.reshape(decoder.positions, -1) for array in arrays]
 
 
