@@ -61,7 +61,8 @@ class _Graph:
 class _Cache:
     """Names of one past input and its present output, and what past needs: heads, head size, numpy dtype.
 
-    activations: the attention's other element type, by name. norms: it normalises query and key heads."""
+    activations: the attention's other element type, by name. norms: it normalises query and key heads. room: tokens
+    that it has room for in any case, its window where it holds no more than that."""
 
     past: str
     present: str
@@ -70,6 +71,7 @@ class _Cache:
     dtype: np.dtype
     activations: str
     norms: bool
+    room: int
 
 
 def verify_export(
@@ -130,12 +132,14 @@ def _caches(model: ir.Model) -> list[_Cache]:
         if len(inputs) < 5 or inputs[3] is None:
             continue
         heads, size = node.attributes.get_int("kv_num_heads", 0), head_size(node)
+        ring = node.attributes.get_int("sliding_window_cache", 0)
+        room = node.attributes.get_int("local_window_size", 0) if ring else 0
         for past, present in zip(inputs[3:5], node.outputs[1:3], strict=False):
             if not past.is_graph_input() or not present.is_graph_output() or past.dtype is None or size is None:
                 raise _Unfit(f"the cache of {node.name} is not an input and an output of the graph with known sizes")
             activations = spec_name(activation_dtype(node) or past.dtype)
             names = (past.name, present.name)
-            caches.append(_Cache(*names, heads, size, past.dtype.numpy(), activations, takes_norms(node)))
+            caches.append(_Cache(*names, heads, size, past.dtype.numpy(), activations, takes_norms(node), room))
     return caches
 
 
@@ -217,7 +221,10 @@ def _run(graph: _Graph, caches: list[_Cache], tokens: list[np.ndarray] | int, pr
         raise _Unfit("the vocabulary's size is not in the shape of logits")
     names = ["logits", *(cache.present for cache in caches)]
     rows = tokens if isinstance(tokens, int) else len(tokens[0])
-    past = {cache.past: np.zeros((rows, cache.heads, graph.room, cache.head_size), cache.dtype) for cache in caches}
+    past = {
+        cache.past: np.zeros((rows, cache.heads, cache.room or graph.room, cache.head_size), cache.dtype)
+        for cache in caches
+    }
     record = _Record([], [])
     step_tokens = np.random.default_rng(_SEED).integers(0, vocabulary, (rows, _PROMPT_TOKENS))
     mask = np.zeros((rows, 0), np.int64)

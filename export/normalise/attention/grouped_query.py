@@ -89,10 +89,17 @@ def _attention(
             attributes["rotary_embedding_dim"] = columns
     # Position ids only say how far to rotate.
     inputs += [rotary.cos, rotary.sin, rotary.position_ids] if rotary is not None else [None] * 3
-    inputs.append(added)
+    inputs += [added, _sinks(core, found, name, decoder)]
     outputs = [ir.Value(name=f"{name}/{port}") for port in ("output", "present_key", "present_value")]
     domain = "com.microsoft"
     return ir.node("GroupQueryAttention", inputs, attributes=attributes, domain=domain, outputs=outputs, name=name)
+
+
+def _sinks(core: Core, found: Parts, name: str, decoder: Decoder) -> ir.Value | None:
+    """head_sink [Hq]"""
+    if core.sinks is None:
+        return None
+    return decoder.constant(core.sinks.const_value.numpy().ravel(), f"{name}/head_sink")
 
 
 def _merged(part: Heads, node: ir.Node, name: str, decoder: Decoder) -> ir.Value:
