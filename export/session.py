@@ -30,7 +30,8 @@ class Unfit(Exception):
 class Cache:
     """Names of one past input and its present output, and what past needs: heads, head size, numpy dtype.
 
-    activations: the attention's other element type, by name."""
+    activations: the attention's other element type, by name. room: tokens that it has room for in any case, its window
+    where it holds no more than that."""
 
     past: str
     present: str
@@ -38,6 +39,7 @@ class Cache:
     head_size: int
     dtype: np.dtype
     activations: str
+    room: int
 
 
 def attentions(model: ir.Model) -> list[ir.Node]:
@@ -53,6 +55,8 @@ def caches_of(model: ir.Model) -> list[Cache]:
         if len(inputs) < 5 or inputs[3] is None:
             continue
         heads, size = node.attributes.get_int("kv_num_heads", 0), head_size(node)
+        ring = node.attributes.get_int("sliding_window_cache", 0)
+        room = node.attributes.get_int("local_window_size", 0) if ring else 0
         for past, present in zip(inputs[3:5], node.outputs[1:3], strict=False):
             if not past.is_graph_input() or not present.is_graph_output() or past.dtype is None or size is None:
                 raise Unfit(f"the cache of {node.name} is not an input and an output of the graph with known sizes")
@@ -64,6 +68,7 @@ def caches_of(model: ir.Model) -> list[Cache]:
                     size,
                     past.dtype.numpy(),
                     activations=spec_name(activation_dtype(node) or past.dtype),
+                    room=room,
                 )
             )
     return caches
@@ -108,7 +113,9 @@ def open_session(what: str, path: Path, provider: str, library: Path | None) -> 
 
 def empty_past(caches: list[Cache], rows: int, room: int) -> dict[str, np.ndarray]:
     """Values of the past inputs before the first token, with room for `room` tokens; 0: they grow with each run."""
-    return {cache.past: np.zeros((rows, cache.heads, room, cache.head_size), cache.dtype) for cache in caches}
+    return {
+        cache.past: np.zeros((rows, cache.heads, cache.room or room, cache.head_size), cache.dtype) for cache in caches
+    }
 
 
 def feeds_for(session: Any, known: dict[str, np.ndarray], past: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

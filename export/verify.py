@@ -227,5 +227,6 @@ def _output_errors(expected: Record, actual: Record, rows: Rows) -> list[OutputE
 
 
 def _tokens_of(cache: np.ndarray, real: np.ndarray) -> np.ndarray:
-    """float32 [tokens, heads, head size] of [rows, heads, slots, head size]."""
-    return np.moveaxis(cache, 1, 2)[:, : real.shape[1]][real].astype(np.float32)
+    """float32 [tokens, heads, head size] of [rows, heads, slots, head size]; all slots where they are but a window."""
+    by_slot = np.moveaxis(cache, 1, 2).astype(np.float32)
+    return by_slot[:, : real.shape[1]][real] if by_slot.shape[1] >= real.shape[1] else by_slot

@@ -72,6 +72,8 @@ def parts(core: Core, structural: set[ir.Value]) -> Parts:
         )
     )
     (query, merged_query_scale), (key, merged_key_scale) = map(_unscaled, (query, key))
+    if core.sinks is not None and core.sinks.const_value.size != query.count:
+        raise Declined(f"its {query.count} heads have {core.sinks.const_value.size} sinks")
     scale = core.scale * key_scale * query_scale * merged_key_scale * merged_query_scale
     rotations = (query_rotation, key_rotation)
     return Parts(query, key, value, key_cache, value_cache, *rotations, scale, _merged_output(core.output), head_size)
