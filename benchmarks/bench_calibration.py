@@ -18,7 +18,6 @@ import hashlib
 import json
 import math
 import sys
-import time
 from pathlib import Path
 
 import machine
@@ -44,49 +43,45 @@ def negative_log_likelihood(logits: np.ndarray, tokens: np.ndarray) -> np.ndarra
     return total - logits[np.arange(len(following)), following]
 
 
-def measure(folder: Path, pieces: np.ndarray, new_tokens: int, provider: str) -> dict:
-    """Of one graph; `pieces` int64 [pieces, tokens]."""
-    model = load_model(ModelFolder.open(folder), provider)
-    codec = TextCodec(folder)
-    report = json.loads((folder / "fdpp_report.json").read_text(encoding="utf-8"))
-    unified = [layer for layer in (report["calibration"] or {"layers": []})["layers"] if layer["unified"]]
-    heads = sum(len(layer["heads"]) for layer in unified)  # query rows a token
-    decoder = Decoder(model, 1, pieces.shape[1] + new_tokens)
-    start, left = time.perf_counter(), rows_that_left()
-    losses = [negative_log_likelihood(decoder.prefill(piece[None]).numpy()[0], piece) for piece in pieces]
-    counts = {"prefill": (rows_that_left() - left, pieces.size * heads)}
+class Graph:
+    """One of the two folders, loaded, and what its report says of calibration."""
 
-    prompts = [piece[: len(piece) // 2].tolist() for piece in pieces]
-    prompts += [codec.encode_prompt(prompt, raw=False) for prompt in PROMPTS]
-    generated, steps, left = [], 0, 0
-    for prompt in prompts:
-        logits = decoder.prefill(np.array([prompt])).numpy()[:, -1]
+    def __init__(self, folder: Path, provider: str, capacity: int):
+        self.model = load_model(ModelFolder.open(folder), provider)
+        self.decoder = Decoder(self.model, 1, capacity)
+        report = json.loads((folder / "fdpp_report.json").read_text(encoding="utf-8"))
+        layers = (report["calibration"] or {"layers": []})["layers"]
+        self.unified = [layer for layer in layers if layer["unified"]]
+        self.heads = sum(len(layer["heads"]) for layer in self.unified)  # query rows a token
+
+    def counted(self, tokens: int, left: int) -> dict:
+        """Of the query rows of so many tokens `left` left phi."""
+        rows = tokens * self.heads
+        return {"left": left, "of": rows, "rate": left / rows if rows else None}
+
+    def perplexity(self, pieces: np.ndarray) -> tuple[float, dict]:
+        """Over all `pieces`, int64 [pieces, tokens], and rows that left phi."""
         before = rows_that_left()
-        tokens = []
-        for _ in range(new_tokens):
-            tokens.append(int(logits.argmax()))
-            logits = decoder.step(np.array([[tokens[-1]]]))
-        left += rows_that_left() - before
-        steps += new_tokens
-        generated.append(tokens)
-    counts["decode"] = (left, steps * heads)
-    return {
-        "folder": folder.name,
-        "layers": len(model.caches) // 2,
-        "unified_layers": len(unified),
-        "foreseen_leaving": report["calibration"] and expected(unified),
-        "perplexity": math.exp(np.concatenate(losses).mean()),
-        "rows": {
-            phase: {"left": out, "of": of, "rate": out / of if of else None} for phase, (out, of) in counts.items()
-        },
-        "tokens": generated,
-        "seconds": time.perf_counter() - start,
-    }
+        losses = [negative_log_likelihood(self.decoder.prefill(row[None]).numpy()[0], row) for row in pieces]
+        return math.exp(np.concatenate(losses).mean()), self.counted(pieces.size, rows_that_left() - before)
 
+    def generate(self, prompts: list[list[int]], new_tokens: int) -> tuple[list[list[int]], dict]:
+        """Greedy tokens of each prompt, ends of text ignored, and rows that left phi in decoding steps."""
+        generated, left = [], 0
+        for prompt in prompts:
+            logits = self.decoder.prefill(np.array([prompt])).numpy()[:, -1]
+            before, tokens = rows_that_left(), []
+            for _ in range(new_tokens):
+                tokens.append(int(logits.argmax()))
+                logits = self.decoder.step(np.array([[tokens[-1]]]))
+            left += rows_that_left() - before
+            generated.append(tokens)
+        return generated, self.counted(len(prompts) * new_tokens, left)
 
-def expected(unified: list[dict]) -> float | None:
-    shares = [head["leaving"] for layer in unified for head in layer["heads"]]
-    return sum(shares) / len(shares) if shares else None
+    def foreseen(self) -> float | None:
+        """The share of rows that calibration expects to leave, on its own text."""
+        shares = [head["leaving"] for layer in self.unified for head in layer["heads"]]
+        return sum(shares) / len(shares) if shares else None
 
 
 def cut(files: list[Path], codec: TextCodec, row: int, count: int) -> tuple[np.ndarray, list[dict]]:
@@ -118,35 +113,46 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
-    pieces, texts = cut(arguments.held_out, TextCodec(arguments.online), arguments.row, arguments.pieces)
-    folders = {"online": arguments.online, "unified": arguments.unified}
-    results = {
-        name: measure(folder, pieces, arguments.new_tokens, arguments.provider) for name, folder in folders.items()
-    }
+    codec = TextCodec(arguments.online)
+    pieces, texts = cut(arguments.held_out, codec, arguments.row, arguments.pieces)
+    prompts = [piece[: len(piece) // 2].tolist() for piece in pieces]
+    prompts += [codec.encode_prompt(prompt, raw=False) for prompt in PROMPTS]
+    results, tokens = {}, []
+    for name, folder in (("online", arguments.online), ("unified", arguments.unified)):
+        graph = Graph(folder, arguments.provider, arguments.row + arguments.new_tokens)
+        perplexity, prefill = graph.perplexity(pieces)
+        generated, decode = graph.generate(prompts, arguments.new_tokens)
+        tokens.append(generated)
+        results[name] = {
+            "layers": len(graph.model.caches) // 2,
+            "unified_layers": len(graph.unified),
+            "foreseen_rate": graph.foreseen(),
+            "perplexity": perplexity,
+            "prefill_rows": prefill,
+            "decode_rows": decode,
+        }
     online, unified = results["online"], results["unified"]
-    same = online["tokens"] == unified["tokens"]
-    difference = abs(unified["perplexity"] / online["perplexity"] - 1)
-    rows = unified["rows"].values()
-    rate = sum(phase["left"] for phase in rows) / max(sum(phase["of"] for phase in rows), 1)
+    phases = unified["prefill_rows"], unified["decode_rows"]
     summary = {
-        "unified_layers": f"{unified['unified_layers']} of {unified['layers']}",
-        "rate": rate,
-        "perplexity_difference": difference,
-        "generations": len(online["tokens"]),
-        "tokens_identical": same,
+        "rate": sum(phase["left"] for phase in phases) / max(sum(phase["of"] for phase in phases), 1),
+        "perplexity_difference": abs(unified["perplexity"] / online["perplexity"] - 1),
+        "tokens_identical": tokens[0] == tokens[1],
     }
-    print(
-        json.dumps(
-            summary | {"perplexity": [online["perplexity"], unified["perplexity"]], "rows": unified["rows"]}, indent=1
-        )
-    )
+    content = {
+        **machine.describe(PACKAGES),
+        "texts": texts,
+        "pieces": len(pieces),
+        "row": arguments.row,
+        "generations": len(prompts),
+        "new_tokens": arguments.new_tokens,
+        "summary": summary,
+        "results": results,
+    }
+    print(json.dumps(content, indent=1))
     if arguments.output is not None:
-        head = machine.describe(PACKAGES)
-        settings = {"texts": texts, "row": arguments.row, "pieces": len(pieces), "new_tokens": arguments.new_tokens}
-        content = {**head, **settings, "summary": summary, "results": results}
         arguments.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    good = unified["unified_layers"] and same and difference <= LARGEST_DIFFERENCE and rate <= LARGEST_RATE
-    return 0 if good else 1
+    close = summary["rate"] <= LARGEST_RATE and summary["perplexity_difference"] <= LARGEST_DIFFERENCE
+    return 0 if close and summary["tokens_identical"] and unified["unified_layers"] else 1
 
 
 if __name__ == "__main__":
