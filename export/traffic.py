@@ -79,9 +79,12 @@ class _Caches:
 
 
 def _bytes_read(value: ir.Value) -> int:
-    uses = value.uses()
-    size = value.const_value.nbytes if uses else 0
-    return size // value.shape[0] if uses and all(_looks_up(use.node, use.idx) for use in uses) else size
+    uses, tensor = value.uses(), value.const_value
+    if not uses:
+        return 0
+    if tensor.size > 0 and len(tensor.shape) > 0 and all(_looks_up(use.node, use.idx) for use in uses):
+        return tensor.nbytes // tensor.shape[0]
+    return tensor.nbytes
 
 
 def _looks_up(node: ir.Node, index: int) -> bool:

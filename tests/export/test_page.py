@@ -13,6 +13,7 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 from small_models import (
+    FLOAT,
     FLOAT16,
     HEAD_SIZE,
     HIDDEN,
@@ -180,6 +181,17 @@ def test_sizes_that_only_the_attention_states(dimension: int) -> None:
         value.type.tensor_type.shape.dim[dimension].dim_param = "some"
     (step,) = traffic_of(ir.from_proto(proto), 100, None).steps
     assert step.cache_bytes == 100 * 2 * 4 * KV_HEADS * HEAD_SIZE
+
+
+@pytest.mark.parametrize("shape", [[], [0, 3]])
+def test_tables_without_rows(shape: list[int]) -> None:
+    """Damaged graphs have them."""
+    proto = decoder()
+    (before,) = traffic_of(ir.from_proto(proto), 100, None).steps
+    proto.graph.initializer.append(helper.make_tensor("table", FLOAT, shape, [1.0] if shape == [] else []))
+    proto.graph.node.append(helper.make_node("Gather", ["table", "input_ids"], ["found"], name="look up"))
+    (step,) = traffic_of(ir.from_proto(proto), 100, None).steps
+    assert step.bytes == before.bytes + (4 if shape == [] else 0)
 
 
 def test_caches_of_unknown_size() -> None:
