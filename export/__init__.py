@@ -1,8 +1,22 @@
 """Exporter: an ONNX language model in, the same model with the ops of domain `fdpp` out."""
 
 from .errors import ExportError
-from .exporter import SOFTMAX_MODES, TARGETS, WEIGHTS, export_model
+from .exporter import SOFTMAX_MODES, TARGETS, export_model
+from .gpus import Gpu, find_gpu
 from .lower import PROFILES_FILE
+from .page import to_html
 from .report import ExportReport
+from .weight_format import WEIGHTS_HELP
 
-__all__ = ["PROFILES_FILE", "SOFTMAX_MODES", "TARGETS", "WEIGHTS", "ExportError", "ExportReport", "export_model"]
+__all__ = [
+    "PROFILES_FILE",
+    "SOFTMAX_MODES",
+    "TARGETS",
+    "WEIGHTS_HELP",
+    "ExportError",
+    "ExportReport",
+    "Gpu",
+    "export_model",
+    "find_gpu",
+    "to_html",
+]

@@ -8,14 +8,19 @@ from pathlib import Path
 import onnx_ir as ir
 
 from . import op_spec
+from .calibrate import calibrate_phi, read_tokens
 from .destination import check_destination, staged
 from .errors import ExportError
 from .fuse import fuse
+from .fuse.language_model_head import language_model_head
+from .gpus import Gpu
 from .lower import (
     PROFILES_FILE,
     checked_library,
     engine_limits,
     hint_next_weights,
+    into_products,
+    keep_last_logits,
     lower,
     lower_for_tensorrt,
     write_genai_config,
@@ -32,13 +37,15 @@ from .normalise import (
     to_grouped_query,
 )
 from .normalise.source import GENAI_CONFIG, side_files
+from .page import to_html
 from .progress import Progress
-from .report import REPORT_FILE, ExportReport, Verification
+from .report import PAGE_FILE, REPORT_FILE, ExportReport, Verification
+from .traffic import traffic_of
 from .verify import verify_export
+from .weight_format import WeightFormat
 from .write import weight_bytes, write_model
 
 TARGETS = ("onnxruntime", "tensorrt")
-WEIGHTS = ("keep", "f32", "f16", "bf16")
 SOFTMAX_MODES = ("lazy", "online")
 _GRAPH = "model.onnx"
 
@@ -49,39 +56,54 @@ def export_model(
     *,
     target: str = "onnxruntime",
     weights: str = "keep",
+    head_weights: str | None = None,
     softmax: str = "lazy",
     verify: bool = True,
     gated: bool = True,
+    packed_qkv: bool = True,
+    norms_into_products: bool = False,
     prefetch: bool = False,
+    last_logits: bool = False,
     library: str | Path | None = None,
     overwrite: bool = False,
     max_batch: int | None = None,
     max_length: int | None = None,
+    calibrate: str | Path | None = None,
+    gpu: Gpu | None = None,
     progress: Progress | None = None,
 ) -> ExportReport:
     """Writes the model `source` with our ops to the folder `destination`.
 
     source: a model folder or an .onnx file.
     destination: a folder that does not exist; with `overwrite` also one that an earlier export wrote.
-    target: one of TARGETS. weights: element type of the packed weights, one of WEIGHTS. softmax: one of SOFTMAX_MODES.
+    target: one of TARGETS. weights: how weights are stored, as WEIGHTS_HELP spells it. head_weights: those of the
+    product that makes the logits; None: as the others. softmax: one of SOFTMAX_MODES.
     verify: compare the logits of both graphs in ONNX Runtime.
-    gated: make one product of gate and up in silu(gate) * up.
-    prefetch: of the target onnxruntime alone, tell each product which weight the next one reads.
-    library: the op library, for the target onnxruntime (which gets a copy) and for verify.
+    gated: make one product of gate and up in silu(gate) * up. packed_qkv: make one of queries, keys and values.
+    norms_into_products: of the target onnxruntime alone (tensorrt always does it), RMS norms and residual sums are done
+    by the products beside them. prefetch: of the target onnxruntime alone, tell each product which weight the next one
+    reads. library: the op library, for the target onnxruntime (which gets a copy) and for verify.
     max_batch: of the target tensorrt alone, the rows at once that engines are built for; None: 1.
     max_length: tokens in a row that engines are built for, and that rotary tables which the graph does not have itself
     are made for; None: the model's context length.
+    calibrate: a UTF-8 text, or an .npz file of token ids, over which the exported graph is run: layers where that is
+    worth it get the unified softmax and its phi. Needs the library, too.
+    gpu: for which the report says how many tokens/s its memory allows.
     progress: called during long steps.
 
     Raises ExportError, and then leaves nothing behind, for input that cannot be exported, if no attention could be
-    rewritten, if writing fails and if the logits leave their tolerance.
+    rewritten, if calibration or writing fails and if the logits leave their tolerance.
     """
-    options = {"target": (target, TARGETS), "weights": (weights, WEIGHTS), "softmax": (softmax, SOFTMAX_MODES)}
+    options = {"target": (target, TARGETS), "softmax": (softmax, SOFTMAX_MODES)}
     for name, (value, allowed) in options.items():
         if value not in allowed:
             raise ExportError(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
+    stored = WeightFormat.parse(weights)
+    head_stored = WeightFormat.parse(head_weights, "head_weights") if head_weights is not None else stored
     if max_batch is not None and target != "tensorrt":
         raise ExportError(f"max_batch is of the target tensorrt alone; the target is {target}")
+    if last_logits and target != "onnxruntime":
+        raise ExportError(f"last_logits is of the target onnxruntime alone; the target is {target}")
     for name, value in (("max_batch", max_batch), ("max_length", max_length)):
         if value is not None and value < 1:
             raise ExportError(f"{name} is {value}, expected at least 1")
@@ -90,25 +112,39 @@ def export_model(
     library = Path(library) if library is not None else None
     bundled = checked_library(library) if target == "onnxruntime" else None
     found = find_source(Path(source))
+    tokens = None
+    if calibrate is not None:
+        if library is None:
+            raise ExportError("calibrate runs the exported graph, which needs the op library")
+        tokens = read_tokens(Path(calibrate), found.model.parent)
 
-    report = ExportReport(str(source), str(destination), target, weights, softmax)
+    report = ExportReport(str(source), str(destination), target, str(stored), softmax, str(head_stored))
     model, data_files = load(found.model)
     if any(node.domain in (op_spec.DOMAIN, op_spec.DENSE_DOMAIN) for node in model.graph.all_nodes()):
         raise ExportError(f"{found.model} already has ops of domain {op_spec.DOMAIN}: it was exported before")
     report.weight_bytes_before = weight_bytes(model)
     canonicalise(model)
     require_well_formed(model, found.model)
-    to_grouped_query(model, max_length or context_length(found), report)
+    positions = max_length or context_length(found)
+    to_grouped_query(model, positions, report)
     fuse_norms(model, report)
-    fuse(model, weights, report, gated=gated)
+    if head_weights is not None and language_model_head(model) is None:
+        raise ExportError(f"{found.model}: --head-weights {head_weights}: no product makes an output named logits")
+    changed = fuse(model, stored, report, head_weights=head_stored, gated=gated, packed_qkv=packed_qkv)
     _require_rewrites(model, found.model, weights, report)
     lower(model, softmax)
     if target == "tensorrt":
         lower_for_tensorrt(model, report)
         limits = engine_limits(model, found.genai_config, max_batch, max_length)
-    elif prefetch:
-        hint_next_weights(model, report)
+    else:
+        if last_logits:
+            keep_last_logits(model, report)
+        if norms_into_products:
+            into_products(model, report, sums_stay=True)
+        if prefetch:
+            hint_next_weights(model, report)
     report.weight_bytes_after = weight_bytes(model)
+    report.traffic = traffic_of(model, positions, gpu)
 
     with staged(destination, overwrite) as folder:
         _copy_side_files(found, data_files, bundled, folder)
@@ -116,10 +152,15 @@ def export_model(
         if target == "tensorrt":
             for_8_6 = not report.needs_tensorrt_10
             write_profiles(model, limits, _GRAPH, folder / PROFILES_FILE, for_8_6=for_8_6)
+        if tokens is not None:
+            report.calibration = calibrate_phi(folder / _GRAPH, tokens, str(calibrate), library, positions, progress)
         if verify:
-            report.verification = verify_export(model, found.model, folder / _GRAPH, library, weights, progress)
+            report.verification = verify_export(
+                model, found.model, folder / _GRAPH, library, {stored, head_stored}, changed, progress
+            )
             _require_verified(report.verification)
         (folder / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
+        (folder / PAGE_FILE).write_text(to_html(report), encoding="utf-8")
     return report
 
 
@@ -155,4 +196,10 @@ def _require_verified(verification: Verification) -> None:
         raise ExportError(
             f"verification failed: {worst.name} logits differ from the original's by {worst.relative_error:.2e} of "
             f"their largest magnitude, tolerance {worst.tolerance:g}"
+        )
+    generation = verification.generation
+    if generation is not None and not generation.passed:
+        raise ExportError(
+            f"verification failed: after {min(generation.same)} tokens the graphs generate different ones, by a gap of "
+            f"{generation.gap:.2e} of the original's largest logit, tolerance {generation.tolerance:g}"
         )

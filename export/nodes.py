@@ -13,3 +13,27 @@ def input_at(node: ir.Node, index: int) -> ir.Value | None:
 def is_constant(value: ir.Value) -> bool:
     """Whether `value` is an initializer that nobody can override."""
     return value.is_initializer() and not value.is_graph_input()
+
+
+def numbers(value: ir.Value | None) -> list[int] | None:
+    """The integers that the constant `value` holds, in order; None: it is absent or no constant."""
+    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+    return tensor.numpy().ravel().tolist() if tensor is not None else None
+
+
+def read_once(value: ir.Value) -> bool:
+    """Whether one node reads `value`, once, and nobody outside the graph."""
+    return len(value.uses()) == 1 and not value.is_graph_output()
+
+
+def remove_unread(node: ir.Node) -> None:
+    """`node`, whose outputs nobody reads, and what nobody reads without it."""
+    above = [value.producer() for value in node.inputs if value is not None]
+    node.graph.remove(node, safe=True)
+    for producer in above:
+        if producer is not None and producer.graph is not None and not any(map(_is_read, producer.outputs)):
+            remove_unread(producer)
+
+
+def _is_read(value: ir.Value) -> bool:
+    return bool(value.uses()) or value.is_graph_output()

@@ -1,25 +1,27 @@
-"""Runs the original and the exported graph in ONNX Runtime on the same tokens and compares their logits."""
+"""Runs the original and the exported graph in ONNX Runtime on the same tokens and compares what they put out."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Collection, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from . import op_spec
+from .decode_run import Graph, Record, Rows, run
 from .dtypes import BY_FORMAT, spec_name
 from .errors import ExportError
-from .fuse.attention import activation_dtype, head_size, takes_norms
+from .fuse.attention import takes_norms
 from .progress import Progress
-from .report import Phase, Verification
+from .reference import write_reference
+from .report import Difference, Generation, OutputError, Phase, Verification
+from .session import Cache, Unfit, attentions, caches_of, provider_for
+from .weight_format import WeightFormat
 
-_SEED = 20240501
-_PROMPT_TOKENS = 17
-_DECODE_STEPS = 8
-_PADDING = 5  # tokens on the left of a second row, where the graph hides them
+_LONG, _SHORT = 17, 12  # tokens of the prompts
 
 # Bounds of max |difference| / max |logit|, by what was rounded differently.
 # Same float32 weights: only the order of float32 sums differs; some 1e-6 a layer's product, over tens of layers.
@@ -31,45 +33,7 @@ _PADDING = 5  # tokens on the left of a second row, where the graph hides them
 _TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1.5e-1}
 _EIGHT_BIT_TOLERANCE = 2e-2
 
-# FdppAttention and what it came from have the same inputs and outputs; a graph may hold both.
-_ATTENTIONS = (
-    (op_spec.DOMAIN, op_spec.ATTENTION),
-    (op_spec.DENSE_DOMAIN, op_spec.ATTENTION),
-    ("com.microsoft", "GroupQueryAttention"),
-)
 _BIAS = op_spec.input_names(op_spec.ATTENTION).index("attention_bias")
-
-
-class _Unfit(Exception):
-    """Why this graph or machine does not allow the comparison."""
-
-
-@dataclass(frozen=True)
-class _Graph:
-    """One of the two graphs and what its session needs.
-
-    room: tokens that its caches have room for from the beginning; 0: they grow with each run."""
-
-    name: str
-    path: Path
-    provider: str
-    library: Path | None
-    room: int = 0
-
-
-@dataclass(frozen=True)
-class _Cache:
-    """Names of one past input and its present output, and what past needs: heads, head size, numpy dtype.
-
-    activations: the attention's other element type, by name. norms: it normalises query and key heads."""
-
-    past: str
-    present: str
-    heads: int
-    head_size: int
-    dtype: np.dtype
-    activations: str
-    norms: bool
 
 
 def verify_export(
@@ -77,77 +41,105 @@ def verify_export(
     original: Path,
     exported: Path,
     library: Path | None,
-    weights: str,
+    weights: Collection[WeightFormat],
+    changed: Mapping[str, ir.TensorProtocol],
     progress: Progress | None = None,
 ) -> Verification:
     """Compares the graph files `original` and `exported`; `model` is the exported graph.
 
+    weights: the formats in use. changed: by name, what original weights have become that are stored as something else.
+
     A prompt of random tokens and some decode steps, greedy by the original's logits, the cache passed from each run's
     present outputs to the next one's past inputs; it grows, or has room for all from the beginning where the exported
-    graph is in the dense form. One row, and where the graph hides padding by a bias from attention_mask a second one,
-    which begins with padding. Where that cannot be done the result says "not verified"
-    and why. Raises ExportError if one of the graphs fails to run.
+    graph is in the dense form. Then the exported graph goes on from the prompt by its own greedy tokens. There are two
+    rows, the shorter one with padding where attention_mask says what that is: on the left where the graph hides it by a
+    bias, on the right where it counts each row's tokens, as GroupQueryAttention does. A graph that takes no such rows
+    gets two of one length, or one row.
+
+    Where weights are quantised, what is judged is the difference to the original graph with the values that are stored,
+    which is written beside `exported` meanwhile; the difference to the original itself is reported. Where that cannot
+    be done the result says "not verified" and why. Raises ExportError if one of the graphs fails to run.
     """
     try:
-        caches = _caches(model)
-        dtype = caches[0].activations
-        provider = _provider(caches)
-        if library is None:
-            raise _Unfit("no op library was given")
-        expected = _run_original(_Graph("original", original, provider, None), caches, _rows(model), progress)
-        room = _PROMPT_TOKENS + _DECODE_STEPS if _is_dense(model) else 0
-        actual = _run(_Graph("exported", exported, provider, library, room), caches, expected.tokens, progress)
-        tolerance = _TOLERANCES[dtype if weights == "keep" else spec_name(BY_FORMAT[weights])]
-        if any(cache.dtype == np.int8 for cache in caches):
-            tolerance = max(tolerance, _EIGHT_BIT_TOLERANCE)
-        if _rounds_activations(model):
-            tolerance = max(tolerance, _TOLERANCES["bfloat16"])
-        phases = [
-            _compare("prefill", expected.logits[:1], actual.logits[:1], tolerance),
-            _compare("decode", expected.logits[1:], actual.logits[1:], tolerance),
-        ]
-    except _Unfit as reason:
+        return _verification(model, original, exported, library, weights, changed, progress)
+    except Unfit as reason:
         return Verification("not verified", str(reason))
-    status = "passed" if all(phase.passed for phase in phases) else "failed"
-    return Verification(status, provider=provider, phases=phases)
 
 
-@dataclass(frozen=True)
-class _Record:
-    """`logits`: float32 [tokens, vocabulary] of each step, without padding; `tokens`: int64 [rows, tokens] that it was
-    fed."""
+def _verification(
+    model: ir.Model,
+    original: Path,
+    exported: Path,
+    library: Path | None,
+    weights: Collection[WeightFormat],
+    changed: Mapping[str, ir.TensorProtocol],
+    progress: Progress | None,
+) -> Verification:
+    caches, before = caches_of(model), attentions(ir.load(original))
+    provider = _provider(caches, before)
+    if library is None:
+        raise Unfit("no op library was given")
+    own = Graph("original", original, provider)
+    batches = _batches(model, before)
+    rows, expected = _first_that_runs(own, caches, batches, progress)
+    quantised = any(form.quantised for form in weights)
+    loss: list[Difference] = []
+    ours = Graph("exported", exported, provider, library, fixed_caches=_is_dense(model))
+    actual = run(ours, caches, rows, expected.fed, progress)
+    if quantised:
+        loss = _differences(expected, actual)
+        with tempfile.TemporaryDirectory(dir=exported.parent, prefix=".reference.") as folder:
+            reference = Graph("reference", write_reference(original, changed, Path(folder), progress), provider)
+            expected = run(reference, caches, rows, expected.fed[:1], progress)
+        actual = run(ours, caches, rows, expected.fed, progress)
+    alone = run(ours, caches, rows, expected.fed[:1], progress)
+    tolerance = _tolerance(model, caches, () if quantised else weights)
+    phases = [Phase(**asdict(difference), tolerance=tolerance) for difference in _differences(expected, actual)]
+    generation = _generation(expected, alone, tolerance)
+    passed = generation.passed and all(phase.passed for phase in phases)
+    return Verification(
+        "passed" if passed else "failed",
+        provider=provider,
+        rows=str(rows),
+        phases=phases,
+        loss=loss,
+        generation=generation,
+        outputs=_output_errors(expected, actual, rows),
+    )
 
-    logits: list[np.ndarray]
-    tokens: list[np.ndarray]
+
+def _tolerance(model: ir.Model, caches: list[Cache], weights: Collection[WeightFormat]) -> float:
+    """Bound of the relative error, where `weights` are rounded differently."""
+    rounded = [spec_name(BY_FORMAT[form.name]) for form in weights if form.name != "keep"]
+    tolerances = [_TOLERANCES[name] for name in (caches[0].activations, *rounded)]
+    if any(cache.dtype == np.int8 for cache in caches):
+        tolerances.append(_EIGHT_BIT_TOLERANCE)
+    if _rounds_activations(model):
+        tolerances.append(_TOLERANCES["bfloat16"])
+    return max(tolerances)
 
 
-def _caches(model: ir.Model) -> list[_Cache]:
-    caches = []
-    for node in model.graph.all_nodes():
-        if (node.domain, node.op_type) not in _ATTENTIONS:
-            continue
-        inputs = op_spec.inputs(node)
-        if len(inputs) < 5 or inputs[3] is None:
-            continue
-        heads, size = node.attributes.get_int("kv_num_heads", 0), head_size(node)
-        for past, present in zip(inputs[3:5], node.outputs[1:3], strict=False):
-            if not past.is_graph_input() or not present.is_graph_output() or past.dtype is None or size is None:
-                raise _Unfit(f"the cache of {node.name} is not an input and an output of the graph with known sizes")
-            activations = spec_name(activation_dtype(node) or past.dtype)
-            names = (past.name, present.name)
-            caches.append(_Cache(*names, heads, size, past.dtype.numpy(), activations, takes_norms(node)))
-    return caches
-
-
-def _rows(model: ir.Model) -> int:
-    """2 where all attentions hide padding by a bias and nothing says that there is one row alone; otherwise 1."""
+def _batches(model: ir.Model, before: list[ir.Node]) -> list[Rows]:
+    """What to try, the best first; `before`: the original's attentions."""
     inputs = {value.name: value for value in model.graph.inputs}
     tokens = inputs.get("input_ids")
-    if "attention_mask" not in inputs or tokens is None or (tokens.shape and isinstance(tokens.shape[0], int)):
-        return 1
-    attentions = [node for node in model.graph.all_nodes() if (node.domain, node.op_type) in _ATTENTIONS]
-    biases = [op_spec.inputs(node)[_BIAS : _BIAS + 1] for node in attentions]
-    return 2 if all(bias and bias[0] is not None for bias in biases) else 1
+    one = Rows((_LONG,))
+    if tokens is None or (tokens.shape and isinstance(tokens.shape[0], int)):
+        return [one]
+    plain = [Rows((_LONG, _LONG)), one]
+    if "attention_mask" not in inputs:
+        return plain
+    now = attentions(model)
+    if all(_has_bias(node) for node in now):
+        return [Rows((_LONG, _SHORT), "left"), *plain]
+    if len(before) == len(now):
+        return [Rows((_LONG, _SHORT), "right"), *plain]
+    return plain
+
+
+def _has_bias(node: ir.Node) -> bool:
+    inputs = op_spec.inputs(node)
+    return len(inputs) > _BIAS and inputs[_BIAS] is not None
 
 
 def _is_dense(model: ir.Model) -> bool:
@@ -162,114 +154,79 @@ def _rounds_activations(model: ir.Model) -> bool:
     )
 
 
-def _provider(caches: list[_Cache]) -> str:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise _Unfit("onnxruntime is not installed") from error
-    for cache in caches:
-        if cache.dtype not in (np.float32, np.float16, np.int8):
-            raise _Unfit(f"a {np.dtype(cache.dtype).name} cache cannot be passed from NumPy")
-    dtype = caches[0].activations
-    if dtype == "float32":
-        if any(cache.norms for cache in caches):
-            raise _Unfit("ONNX Runtime normalises query and key heads on GPUs alone, which take no float32")
-        return "CPUExecutionProvider"
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        raise _Unfit(f"a {dtype} graph needs ONNX Runtime's CUDA provider, which is not available here")
-    return "CUDAExecutionProvider"
+def _provider(caches: list[Cache], before: list[ir.Node]) -> str:
+    provider = provider_for(caches)
+    if provider == "CPUExecutionProvider" and any(map(takes_norms, before)):
+        raise Unfit("ONNX Runtime normalises query and key heads on GPUs alone, which take no float32")
+    return provider
 
 
-def _session(graph: _Graph) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    try:
-        if graph.library is not None:
-            options.register_custom_ops_library(str(graph.library))
-        session = onnxruntime.InferenceSession(str(graph.path), options, providers=[graph.provider])
-    except Exception as error:  # ONNX Runtime's exception classes share no public base
-        raise ExportError(f"verification: ONNX Runtime cannot load the {graph.name} graph: {error}") from error
-    if graph.provider not in session.get_providers():
-        raise _Unfit(f"ONNX Runtime's {graph.provider} does not start here")
-    return session
-
-
-def _run_original(graph: _Graph, caches: list[_Cache], rows: int, progress: Progress | None) -> _Record:
-    """Steps on random tokens in `rows` rows; in one, if the graph does not run on more."""
-    if rows > 1:
+def _first_that_runs(
+    graph: Graph, caches: list[Cache], batches: list[Rows], progress: Progress | None
+) -> tuple[Rows, Record]:
+    """The first rows that the original graph runs on, and what it made of them."""
+    *tries, last = batches
+    for rows in tries:
         try:
-            return _run(graph, caches, rows, progress)
+            record = run(graph, caches, rows, [], progress)
         except ExportError:
-            pass
-    return _run(graph, caches, 1, progress)
-
-
-def _run(graph: _Graph, caches: list[_Cache], tokens: list[np.ndarray] | int, progress: Progress | None) -> _Record:
-    """Prefill and decode steps on `tokens`; a number of rows: random ones, then greedy by the graph's own logits."""
-    session = _session(graph)
-    outputs = {output.name: output for output in session.get_outputs()}
-    if "logits" not in outputs:
-        raise _Unfit("the graph has no output named logits")
-    vocabulary = outputs["logits"].shape[-1]
-    if not isinstance(vocabulary, int):
-        raise _Unfit("the vocabulary's size is not in the shape of logits")
-    names = ["logits", *(cache.present for cache in caches)]
-    rows = tokens if isinstance(tokens, int) else len(tokens[0])
-    past = {cache.past: np.zeros((rows, cache.heads, graph.room, cache.head_size), cache.dtype) for cache in caches}
-    record = _Record([], [])
-    step_tokens = np.random.default_rng(_SEED).integers(0, vocabulary, (rows, _PROMPT_TOKENS))
-    mask = np.zeros((rows, 0), np.int64)
-    for step in range(1 + _DECODE_STEPS):
-        step_tokens = step_tokens if isinstance(tokens, int) else tokens[step]
-        real = np.ones(step_tokens.shape, np.int64)
-        if step == 0:
-            real[1:, :_PADDING] = 0
-        mask = np.concatenate([mask, real], axis=1)
-        feeds = _feeds(session, step_tokens, mask, past)
-        try:
-            logits, *present = session.run(names, feeds)
-        except Exception as error:  # as in _session
-            raise ExportError(f"verification: the {graph.name} graph fails on step {step}: {error}") from error
-        if progress is not None:
-            progress(f"running the {graph.name} graph", step + 1, 1 + _DECODE_STEPS)
-        record.logits.append(logits[real.astype(bool)].astype(np.float32))
-        record.tokens.append(step_tokens)
-        past = {cache.past: array for cache, array in zip(caches, present, strict=True)}
-        step_tokens = logits[:, -1:].argmax(axis=-1)
-    return record
-
-
-def _feeds(session: Any, tokens: np.ndarray, mask: np.ndarray, past: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Values of all inputs for the new `tokens` of rows whose tokens, all together, have the attention_mask `mask`."""
-    known = {
-        "input_ids": tokens,
-        "attention_mask": mask,
-        "position_ids": np.maximum(mask.cumsum(axis=1) - 1, 0)[:, -tokens.shape[1] :],
-    }
-    feeds = dict(past)
-    for item in session.get_inputs():
-        if item.name in feeds:
             continue
-        if item.name not in known or item.type not in ("tensor(int64)", "tensor(int32)"):
-            raise _Unfit(f"no values are known for the graph's input {item.name} ({item.type})")
-        feeds[item.name] = known[item.name].astype(np.int64 if item.type == "tensor(int64)" else np.int32)
-    return feeds
+        # The last place of a row that ends with padding says nothing.
+        if not (record.last_alone and rows.ragged and rows.side == "right"):
+            return rows, record
+    return last, run(graph, caches, last, [], progress)
 
 
-def _compare(name: str, expected: list[np.ndarray], actual: list[np.ndarray], tolerance: float) -> Phase:
-    """Differences over all steps' logits, each [tokens, vocabulary]."""
+def _differences(expected: Record, actual: Record) -> list[Difference]:
+    """Over all tokens, or over the last ones where `actual` has no others."""
+    want, got = expected.logits, actual.logits
+    if actual.last_alone:
+        want, got = expected.following, actual.following
+    return [_difference("prefill", want[:1], got[:1]), _difference("decode", want[1:], got[1:])]
+
+
+def _difference(name: str, expected: list[np.ndarray], actual: list[np.ndarray]) -> Difference:
+    """Over all steps' logits, each [tokens, vocabulary]."""
     want, got = np.concatenate(expected), np.concatenate(actual)
     largest = float(np.max(np.abs(want)))
     if not 0 < largest < np.inf:
-        raise _Unfit(f"the original graph's logits are all zero or not finite ({name})")
+        raise Unfit(f"the original graph's logits are all zero or not finite ({name})")
     error = float(np.max(np.abs(want - got)))
-    return Phase(
+    return Difference(
         name=name,
         tokens=len(want),
         max_abs_error=error,
         relative_error=error / largest,
-        tolerance=tolerance,
         top1_agreement=float(np.mean(want.argmax(axis=-1) == got.argmax(axis=-1))),
     )
+
+
+def _generation(expected: Record, actual: Record, tolerance: float) -> Generation:
+    """Both by their own greedy tokens. Two logits, each off by at most the tolerance, may change places."""
+    largest = max(float(np.max(np.abs(logits))) for logits in expected.following)
+    same, gap = [], 0.0
+    for row, (want, got) in enumerate(zip(expected.greedy, actual.greedy, strict=True)):
+        differ = np.flatnonzero(want != got)
+        same.append(int(differ[0]) if differ.size else len(want))
+        if differ.size:
+            logits = expected.following[differ[0]][row]
+            gap = max(gap, float(logits[want[differ[0]]] - logits[got[differ[0]]]) / largest)
+    return Generation(expected.greedy.shape[1], same, gap, 2 * tolerance)
+
+
+def _output_errors(expected: Record, actual: Record, rows: Rows) -> list[OutputError]:
+    """The caches after the last step, where they hold tokens."""
+    real = rows.mask(len(expected.fed) - 1)
+    errors = []
+    for name, want in expected.caches.items():
+        want, got = (_tokens_of(cache, real) for cache in (want, actual.caches[name]))
+        error = float(np.max(np.abs(want - got)))
+        largest = float(np.max(np.abs(want)))
+        errors.append(OutputError(name, error, error / largest if largest > 0 else error))
+    return errors
+
+
+def _tokens_of(cache: np.ndarray, real: np.ndarray) -> np.ndarray:
+    """float32 [tokens, heads, head size] of [rows, heads, slots, head size]; all slots where they are but a window."""
+    by_slot = np.moveaxis(cache, 1, 2).astype(np.float32)
+    return by_slot[:, : real.shape[1]][real] if by_slot.shape[1] >= real.shape[1] else by_slot

@@ -5,18 +5,34 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from ..report import ExportReport
-from . import attention, bias, flat_gemm, gated_products, int4_gemm, tied_embedding
+from ..weight_format import WeightFormat
+from . import attention, bias, flat_gemm, gated_products, head_norms, int4_gemm, qkv_product, split_qkv, tied_embedding
 
 
-def fuse(model: ir.Model, weights: str, report: ExportReport, *, gated: bool = True) -> None:
-    """Applies all rules to `model` in place; `weights` is "keep", "f32", "f16" or "bf16".
+def fuse(
+    model: ir.Model,
+    weights: WeightFormat,
+    report: ExportReport,
+    *,
+    head_weights: WeightFormat | None = None,
+    gated: bool = True,
+    packed_qkv: bool = True,
+) -> dict[str, ir.TensorProtocol]:
+    """Applies all rules to `model` in place.
 
-    gated: gates and what they gate become one product.
+    head_weights: of the product that makes the logits; None: as the others'. gated: gates and what they gate become one
+    product. packed_qkv: so do queries, keys and values, which an attention reads packed. Returns, by name, what those
+    original weights have become that are not stored as they were.
     """
     attention.rewrite(model, report)
+    head_norms.rewrite(model, report)
     int4_gemm.rewrite(model, report)
-    packed = flat_gemm.rewrite(model, weights, report)
+    packed = flat_gemm.rewrite(model, weights, report, head_weights)
     bias.rewrite(model, report)
     tied_embedding.rewrite(packed, report)
     if gated:
         gated_products.rewrite(model, report)
+    if packed_qkv:
+        qkv_product.rewrite(model, report)
+        split_qkv.rewrite(model, report)
+    return {weight.value.name: made.stored for weight, made in packed.items() if made.stored is not None}

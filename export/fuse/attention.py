@@ -113,6 +113,9 @@ def _refused_shapes(node: ir.Node) -> str | None:
     size = head_size(node)
     if size is None:
         return "the head size is not known: neither query nor past_key has a static last dimension"
+    columns, heads = _last_dimension(_input(node, 0)), _query_heads(node)
+    if columns not in (None, heads * size):
+        return f"query has {columns} columns, not those of {heads} heads of {size}"
     cache = _dtype(_input(node, 3))
     unit = 16 if cache in _EIGHT_BIT else 8
     if size % unit or not 0 < size <= _MAX_HEAD_SIZE:
@@ -132,8 +135,11 @@ def _refused_shapes(node: ir.Node) -> str | None:
 
 def _refused_types(node: ir.Node) -> str | None:
     cache = _dtype(_input(node, 3))
-    if cache is None:
-        return "the element type of past_key is not known"
+    values = _dtype(_input(node, 4))
+    if cache is None or values is None:
+        return f"the element type of {'past_key' if cache is None else 'past_value'} is not known"
+    if cache != values:
+        return f"past_key is {spec_name(cache)}, past_value {spec_name(values)}"
     if cache in (ir.DataType.UINT8, ir.DataType.UINT4, ir.DataType.INT4):
         return f"a 4-bit cache ({spec_name(cache)}) is not supported"
     query = activation_dtype(node) or cache
@@ -177,13 +183,16 @@ def takes_norms(node: ir.Node) -> bool:
 
 def head_size(node: ir.Node) -> int | None:
     """Columns of a head, from the query or else from past_key [B, Hkv, L, D]; None: neither says."""
-    heads = _attribute(node, "num_heads", 0)
-    if _input(node, 1) is None:  # packed QKV
-        heads += 2 * _attribute(node, "kv_num_heads", 0)
-    columns = _last_dimension(_input(node, 0))
+    columns, heads = _last_dimension(_input(node, 0)), _query_heads(node)
     if columns is not None and columns % heads == 0:
         return columns // heads
     return _last_dimension(_input(node, 3))
+
+
+def _query_heads(node: ir.Node) -> int:
+    """How many heads the query of `node` has, those of keys and values included where they are packed with it."""
+    packed = _input(node, 1) is None
+    return _attribute(node, "num_heads", 0) + (2 * _attribute(node, "kv_num_heads", 0) if packed else 0)
 
 
 def _input(node: ir.Node, index: int) -> ir.Value | None:

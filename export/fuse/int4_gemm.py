@@ -15,8 +15,8 @@ from ..dtypes import spec_name
 from ..nodes import input_at, is_constant
 from ..pack import packed_int4, register, reshaped
 from ..report import ExportReport
+from ..weight_format import BLOCK_SIZES
 
-_BLOCK_SIZES = (16, 32, 64, 128)
 _KNOWN = {"K", "N", "bits", "block_size", "accuracy_level"}
 # MatMulNBits' inputs by index.
 _A, _B, _SCALES, _ZERO_POINTS, _GROUP_INDEX, _BIAS = range(6)
@@ -72,8 +72,8 @@ def _refused_attributes(node: ir.Node) -> str | None:
             return f"attribute {name} = {attribute.value!r} is not supported"
     if _attribute(node, "bits", 4) != 4:
         return f"its weights have {_attribute(node, 'bits', 4)} bits, expected 4"
-    if _attribute(node, "block_size", 0) not in _BLOCK_SIZES:
-        return f"block_size is {_attribute(node, 'block_size', 0)}, expected one of {_BLOCK_SIZES}"
+    if _attribute(node, "block_size", 0) not in BLOCK_SIZES:
+        return f"block_size is {_attribute(node, 'block_size', 0)}, expected one of {BLOCK_SIZES}"
     if min(_attribute(node, "N", 0), _attribute(node, "K", 0)) <= 0:
         return "attribute N or K is missing or not positive"
     if _attribute(node, "accuracy_level", 0) not in range(5):

@@ -3,7 +3,8 @@
 Models with tied embeddings have one matrix. onnxruntime-genai's builder stores it as the head's [K, N] and transposes
 it for the embedding; torch.onnx stores it as the embedding's [N, K] and transposes it for the head, or stores it both
 ways. The packed weight [N, K] is what the embedding reads, so it reads that; otherwise the largest tensor of the model
-would lie in memory twice.
+would lie in memory twice. A quantised weight is not what the embedding reads: that gets rows of the original type,
+without a transpose.
 """
 
 from __future__ import annotations
@@ -11,30 +12,53 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from ..pack import packed_weight, register
 from ..report import ExportReport
+from .flat_gemm import PackedWeight
 from .weight import Weight, is_transpose
 
 _ROWS_AT_ONCE = 4096
 
 
-def rewrite(packed: dict[Weight, ir.Value], report: ExportReport) -> None:
-    """Rewires in place; `packed` maps each original weight to its packed initializer."""
-    for weight, packed_weight in packed.items():
-        for matrix in _same_matrices(weight, set(packed.values())):
+def rewrite(packed: dict[Weight, PackedWeight], report: ExportReport) -> None:
+    """Rewires in place; `packed` says what each original weight became."""
+    made = {value for weight in packed.values() for value in weight.inputs.values()}
+    for weight, became in packed.items():
+        if became.form.quantised:
+            _give_rows(weight, report)
+            continue
+        rows = became.inputs["B"]
+        for matrix in _same_matrices(weight, made):
             for gather in _gathers_of(matrix):
-                gather.replace_input_with(0, packed_weight)
-                if packed_weight.dtype != weight.value.dtype:
-                    _cast_output(gather, packed_weight.dtype, weight.value.dtype)
+                gather.replace_input_with(0, rows)
+                if rows.dtype != weight.value.dtype:
+                    _cast_output(gather, rows.dtype, weight.value.dtype)
                 report.rewrote("Gather -> Gather of the packed weight")
+
+
+def _give_rows(weight: Weight, report: ExportReport) -> None:
+    """What gathers from a transpose of `weight` gets an initializer of its rows."""
+    gathers = [gather for matrix in _transposes_of(weight) for gather in _gathers_of(matrix)]
+    if weight.rows_first or not gathers:
+        return
+    tensor = weight.value.const_value
+    rows = register(weight.value.graph, packed_weight(tensor, tensor.dtype, f"{weight.value.name}.rows"))
+    for gather in gathers:
+        gather.replace_input_with(0, rows)
+        report.rewrote("Gather of a transpose -> Gather of rows")
+
+
+def _transposes_of(weight: Weight) -> list[ir.Value]:
+    return [node.outputs[0] for node in weight.value.consumers() if is_transpose(node)]
 
 
 def _same_matrices(weight: Weight, others: set[ir.Value]) -> list[ir.Value]:
     """Values [N, K] that hold what `weight` holds; none of `others`."""
     if weight.rows_first:
         return [weight.value]
-    transposed = [node.outputs[0] for node in weight.value.consumers() if is_transpose(node)]
     stored = [value for value in weight.value.graph.initializers.values() if value not in others and _gathers_of(value)]
-    return transposed + [value for value in stored if _is_transposed(value.const_value, weight.value.const_value)]
+    same = [value for value in stored if _is_transposed(value.const_value, weight.value.const_value)]
+    return _transposes_of(weight) + same
 
 
 def _gathers_of(matrix: ir.Value) -> list[ir.Node]:

@@ -3,6 +3,8 @@ TensorRT's parser takes and the shapes that its engines are built for."""
 
 from .genai_config import write_genai_config
 from .graph import lower
+from .into_products import into_products
+from .last_logits import keep_last_logits
 from .library import checked_library
 from .next_weight import hint_next_weights
 from .profiles import PROFILES_FILE, engine_limits, write_profiles
@@ -13,6 +15,8 @@ __all__ = [
     "checked_library",
     "engine_limits",
     "hint_next_weights",
+    "into_products",
+    "keep_last_logits",
     "lower",
     "lower_for_tensorrt",
     "write_genai_config",

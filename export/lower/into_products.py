@@ -1,6 +1,7 @@
 """RMS norms ahead of our products and sums behind them, done by the products themselves.
 
-TensorRT has no op for an RMS norm, and what lies between two plugins costs kernels of its own.
+TensorRT has no op for an RMS norm, and what lies between two plugins costs kernels of its own. ONNX Runtime has one op
+for a sum and the norm behind it, so there it depends on the products whether they are faster.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from .. import op_spec
-from ..nodes import input_at
+from ..nodes import input_at, read_once
 from ..report import ExportReport
 
 _A, _RESIDUAL, _NORM = (op_spec.input_names(op_spec.FLAT_GEMM).index(name) for name in ("A", "residual", "norm_weight"))
@@ -19,12 +20,16 @@ _SKIP_NORM = ("com.microsoft", "SkipSimplifiedLayerNormalization")
 _SKIP_EPSILON, _SKIP_BIAS, _SKIP_SUM = 1e-12, 3, 3  # of the input and of the output
 
 
-def into_products(model: ir.Model, report: ExportReport) -> None:
+def into_products(model: ir.Model, report: ExportReport, *, sums_stay: bool = False) -> None:
     """Changes `model` in place, ahead of the dense form. What is not like this stays: a norm whose every reader is a
-    product of ours, in the type of its weight; a sum of a product that nobody else reads and a tensor of its shape."""
+    product of ours, in the type of its weight; a sum of a product that nobody else reads and a tensor of its shape.
+
+    sums_stay: a norm with a sum of its own stays where no product can take the sum, which would become a node."""
     for node in list(model.graph.all_nodes()):
         key = (node.domain, node.op_type)
         if key == _SKIP_NORM and _sums_two(node) and _is_for_products(node, node.inputs[2]):
+            if sums_stay and _product_of_sum(node) is None:
+                continue
             _give_norm(_sum_ahead(node), node, node.inputs[2], node.attributes.get_float("epsilon", _SKIP_EPSILON))
         elif key in _NORMS and _is_last_axis(node) and _is_for_products(node, node.inputs[1]):
             _give_norm(node.inputs[0], node, node.inputs[1], node.attributes.get_float("epsilon", _NORMS[key]))
@@ -88,26 +93,33 @@ def _give_norm(x: ir.Value, norm: ir.Node, weight: ir.Value, epsilon: float) -> 
     norm.graph.remove(norm, safe=True)
 
 
+def _product_of_sum(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
+    """The product that can take the sum of the first two inputs of `node`, and what it is to add; None: neither can."""
+    for index in (1, 0):
+        y, other = node.inputs[index], node.inputs[1 - index]
+        product = y.producer()
+        if _is_product(product) and input_at(product, _RESIDUAL) is None and read_once(y) and _same_shape(y, other):
+            return product, other
+    return None
+
+
 def _take_sum(node: ir.Node) -> bool:
     """Whether a product of ours has taken the place of `node`."""
-    for index in (1, 0):
-        product, other = node.inputs[index].producer(), node.inputs[1 - index]
-        if not _is_product(product) or input_at(product, _RESIDUAL) is not None:
-            continue
-        y, total = product.outputs[0], node.outputs[0]
-        if len(y.uses()) != 1 or y.is_graph_output() or not _same_shape(y, other):
-            continue
-        product.resize_inputs(max(len(product.inputs), _RESIDUAL + 1))
-        product.replace_input_with(_RESIDUAL, other)
-        total.replace_all_uses_with(y, replace_graph_outputs=True)
-        y.name, total.name = total.name, None
-        graph = node.graph
-        # To where both operands are known.
-        graph.remove(product)
-        graph.insert_before(node, product)
-        graph.remove(node, safe=True)
-        return True
-    return False
+    found = _product_of_sum(node)
+    if found is None:
+        return False
+    product, other = found
+    y, total = product.outputs[0], node.outputs[0]
+    product.resize_inputs(max(len(product.inputs), _RESIDUAL + 1))
+    product.replace_input_with(_RESIDUAL, other)
+    total.replace_all_uses_with(y, replace_graph_outputs=True)
+    y.name, total.name = total.name, None
+    graph = node.graph
+    # To where both operands are known.
+    graph.remove(product)
+    graph.insert_before(node, product)
+    graph.remove(node, safe=True)
+    return True
 
 
 def _same_shape(x: ir.Value, y: ir.Value) -> bool:

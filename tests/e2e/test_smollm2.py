@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from fdpp_ort.generation import Decoder, ModelFolder, TextCodec, generate, load_model
@@ -49,9 +50,58 @@ def test_every_node_ran_our_kernels(smollm2, greedy_tokens):
     }
 
 
+def test_calibrated_on_one_text_and_run_on_another(smollm2, repository, greedy_tokens, tmp_path):
+    """The README, then the page about attention."""
+    import fdpp_ort
+    from fdpp_ort.export import export_model
+
+    folder, library = tmp_path / "unified", fdpp_ort.library_path()
+    text = repository / "README.md"
+    report = export_model(smollm2["original"], folder, calibrate=text, library=library, verify=False, max_length=1024)
+    unified = report.calibration.unified
+    assert len(unified) >= 25
+    assert greedy_tokens(folder) == greedy_tokens(smollm2["fdpp"])
+
+    def left() -> int:
+        return sum(plan["out_of_range_rows"] for plan in fdpp_ort.last_plan())
+
+    other = (repository / "docs" / "attention.md").read_text(encoding="utf-8")
+    tokens = np.array(TextCodec(folder).encode(other))[None, :1024]
+    before = left()
+    losses = []
+    for name in (smollm2["fdpp"], folder):
+        logits = Decoder(load_model(ModelFolder.open(name), "cpu"), 1, 1024).prefill(tokens).numpy()[0, :-1]
+        likely = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+        losses.append(-np.log(likely[np.arange(1023), tokens[0, 1:]] / likely.sum(axis=-1)).mean())
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    assert left() - before <= 0.005 * tokens.size * sum(len(layer.heads) for layer in unified)
+
+
 def test_half_the_weights(smollm2):
     sizes = {name: sum(f.stat().st_size for f in folder.glob("*.data")) for name, folder in smollm2.items()}
     assert sizes["fdpp-f16"] < 0.51 * sizes["original"]
+
+
+def test_genai_takes_logits_of_last_tokens(smollm2, tmp_path):
+    """In two prompts of different lengths, the shorter one padded on the right."""
+    import onnxruntime_genai as genai
+
+    from fdpp_ort import library_path
+    from fdpp_ort.export import export_model
+
+    folder = tmp_path / "last"
+    export_model(smollm2["original"], folder, last_logits=True, verify=False, library=library_path())
+    rows = []
+    for path in (smollm2["original"], folder):
+        model = genai.Model(str(path))
+        parameters = genai.GeneratorParams(model)
+        parameters.set_search_options(do_sample=False, max_length=32, batch_size=2)
+        generator = genai.Generator(model, parameters)
+        generator.append_tokens(genai.Tokenizer(model).encode_batch(["The capital of France is the city of", "Once"]))
+        for _ in range(8):
+            generator.generate_next_token()
+        rows.append([list(generator.get_sequence(row)) for row in range(2)])
+    assert rows[0][0][:8] != rows[0][1][:8] and rows[1] == rows[0]
 
 
 def test_genai_runs_the_folder_unchanged(smollm2):

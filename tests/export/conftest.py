@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from small_models import decoder, save_folder
+from support import PROPERTY, Verified, record
 
 from fdpp_ort.export.report import ExportReport
 
@@ -39,3 +40,9 @@ def library() -> str:
     import fdpp_ort
 
     return fdpp_ort.library_path()
+
+
+@pytest.fixture
+def verified(record_property) -> Verified:
+    """verified(exporter, model): to be called when a test has found the export of that pair to be right."""
+    return lambda exporter, model: record_property(PROPERTY, record(exporter, model))

@@ -137,6 +137,11 @@ def _model(text: str, heads: int, dtype: type[np.floating] = np.float32) -> onnx
     constants = {
         "embedding": random.standard_normal((_VOCABULARY, _HIDDEN), np.float32),
         "frequencies": (0.1 ** np.arange(HEAD_SIZE // 2)).astype(np.float32),
+        "sinks": np.array([0.5, -1, 2, 0], np.float32).reshape(1, 4, 1, 1),
+        "norm_weight": np.linspace(0.5, 2, HEAD_SIZE, dtype=np.float32),
+        "half": np.float32(0.5),
+        "many": np.int64(64),
+        "end": np.array([2**62]),
         "slopes": np.array([0.5, 0.25, 0.125, 0.0625], np.float32).reshape(4, 1, 1),
         "scale": np.float32(0.3),
         "zero_f": np.float32(0),

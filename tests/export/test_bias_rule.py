@@ -14,6 +14,7 @@ from small_models import HIDDEN, decoder, ir_node, node_named, save_folder
 from fdpp_ort.export import export_model
 from fdpp_ort.export.fuse import bias, flat_gemm
 from fdpp_ort.export.report import ExportReport
+from fdpp_ort.export.weight_format import WeightFormat
 
 
 def with_sum(values: np.ndarray, *, swapped: bool = False) -> onnx.ModelProto:
@@ -31,7 +32,7 @@ def with_sum(values: np.ndarray, *, swapped: bool = False) -> onnx.ModelProto:
 
 def rewrite(proto: onnx.ModelProto, report: ExportReport) -> ir.Model:
     model = ir.from_proto(proto)
-    flat_gemm.rewrite(model, "keep", report)
+    flat_gemm.rewrite(model, WeightFormat("keep"), report)
     bias.rewrite(model, report)
     return model
 

@@ -86,5 +86,5 @@ def test_report_that_cannot_be_written(model_folder: Path, tmp_path: Path, capsy
 
 def test_unknown_option(capsys) -> None:
     with pytest.raises(SystemExit, match="2"):
-        main(["in", "out", "--weights", "f8"])
+        main(["in", "out", "--softmax", "f8"])
     assert "invalid choice" in capsys.readouterr().err

@@ -11,11 +11,12 @@ from small_models import FLOAT, FLOAT16, HIDDEN, VOCABULARY, add_input, decoder,
 
 from fdpp_ort.export.fuse import flat_gemm
 from fdpp_ort.export.report import ExportReport
+from fdpp_ort.export.weight_format import WeightFormat
 
 
 def rewrite(proto: onnx.ModelProto, report: ExportReport, weights: str = "keep") -> ir.Model:
     model = ir.from_proto(proto)
-    flat_gemm.rewrite(model, weights, report)
+    flat_gemm.rewrite(model, WeightFormat.parse(weights), report)
     return model
 
 

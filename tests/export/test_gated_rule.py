@@ -16,6 +16,7 @@ from fdpp_ort.cli.export import main
 from fdpp_ort.export import export_model
 from fdpp_ort.export.fuse import fuse
 from fdpp_ort.export.report import ExportReport
+from fdpp_ort.export.weight_format import WeightFormat
 
 KIND = "silu(gate) * up -> silu_mul"
 GATE, UP, GATED = "layers.0.gate", "layers.0.up", "x.1.gated"
@@ -30,7 +31,7 @@ def gated(silu: str = "Sigmoid", **attributes: float) -> onnx.ModelProto:
 
 def rewrite(proto: onnx.ModelProto, report: ExportReport) -> ir.Model:
     model = ir.from_proto(proto)
-    fuse(model, "keep", report)
+    fuse(model, WeightFormat("keep"), report)
     return model
 
 
@@ -62,7 +63,7 @@ def test_int4_weights_with_all_that_goes_with_them(zero_points: bool, report: Ex
     for name in (GATE, UP):
         quantise(proto, name, block_size=32, zero_points=zero_points)
     apart = ir.from_proto(proto)
-    fuse(apart, "keep", ExportReport("", "", "onnxruntime", "keep", "lazy"), gated=False)
+    fuse(apart, WeightFormat("keep"), ExportReport("", "", "onnxruntime", "keep", "lazy"), gated=False)
     node = ir_node(rewrite(proto, report), GATED)
     parts = [ir_node(apart, name).inputs for name in (GATE, UP)]
     assert len(node.inputs) == len(parts[0]) == (4 if zero_points else 3)

@@ -53,7 +53,13 @@ def test_folder_with_several_graphs(tmp_path: Path, stand_in: Path) -> None:
 def test_folder_with_one_graph_of_another_name(tmp_path: Path, stand_in: Path) -> None:
     folder = save_folder(decoder(), tmp_path / "in", genai=False)
     (folder / "model.onnx").rename(folder / "a.onnx")
-    assert export(folder, stand_in) == ["fdpp_report.json", "libfdpp_ort.so", "model.onnx", "model.onnx.data"]
+    assert export(folder, stand_in) == [
+        "fdpp_report.html",
+        "fdpp_report.json",
+        "libfdpp_ort.so",
+        "model.onnx",
+        "model.onnx.data",
+    ]
 
 
 def test_lone_graph_takes_nothing_along(tmp_path: Path, stand_in: Path) -> None:

@@ -14,6 +14,7 @@ from small_models import FLOAT, FLOAT16, HIDDEN, add_input, decoder, ir_node, no
 from fdpp_ort.export import export_model
 from fdpp_ort.export.fuse import fuse
 from fdpp_ort.export.report import ExportReport
+from fdpp_ort.export.weight_format import WeightFormat
 
 NAME = "layers.0.o"
 KIND = "MatMulNBits -> FdppFlatGemm"
@@ -21,7 +22,7 @@ KIND = "MatMulNBits -> FdppFlatGemm"
 
 def rewrite(proto: onnx.ModelProto, report: ExportReport, weights: str = "keep") -> ir.Model:
     model = ir.from_proto(proto)
-    fuse(model, weights, report)
+    fuse(model, WeightFormat.parse(weights), report)
     return model
 
 
@@ -166,6 +167,8 @@ def test_exported_model_gives_the_same_logits(accuracy_level: int, library: str,
     report = export_model(source, tmp_path / "out", library=library)
     assert report.rewritten[KIND] == len(products) and report.left == []
     assert report.verification.status == "passed"
-    assert all(phase.top1_agreement == 1 for phase in report.verification.phases)
+    # At level 4 the shapes of a call say whether activations are rounded to int8.
+    least = 1 if accuracy_level == 0 else 0.9
+    assert all(phase.top1_agreement >= least for phase in report.verification.phases)
     # Packed without a byte more.
     assert report.weight_bytes_after == report.weight_bytes_before

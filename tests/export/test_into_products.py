@@ -1,4 +1,4 @@
-"""Norms and sums that products take over in the graph for TensorRT."""
+"""Norms and sums that products take over: for TensorRT, and for ONNX Runtime where that is asked for."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import pytest
 from onnx import helper, numpy_helper
 from small_models import FLOAT, HIDDEN, decoder, node_named, save_folder
 
+from fdpp_ort.cli.export import main
 from fdpp_ort.export import ExportReport, export_model
 
 SHAPE = ["batch", "tokens", HIDDEN]
+NORMS = ["SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"]
 
 
 def with_norms() -> onnx.ModelProto:
@@ -39,7 +41,7 @@ def with_norms() -> onnx.ModelProto:
 
 def export(proto: onnx.ModelProto, tmp_path: Path, library: str) -> tuple[ExportReport, onnx.GraphProto]:
     folder = save_folder(proto, tmp_path / "in")
-    report = export_model(folder, tmp_path / "out", target="tensorrt", library=library)
+    report = export_model(folder, tmp_path / "out", target="tensorrt", packed_qkv=False, library=library)
     assert report.verification.status == "passed"
     return report, onnx.load(tmp_path / "out" / "model.onnx").graph
 
@@ -106,3 +108,45 @@ def test_other_sums_stay(change, tmp_path: Path, library: str) -> None:
     report, graph = export(proto, tmp_path, library)
     assert report.rewritten["Add -> FdppFlatGemm"] == 1
     assert [node.name for node in graph.node if node.op_type == "Add"] == ["x.1"]
+
+
+def exported(proto: onnx.ModelProto, tmp_path: Path, library: str, **options) -> tuple[ExportReport, dict]:
+    """For ONNX Runtime; the graph's nodes by name."""
+    report = export_model(save_folder(proto, tmp_path / "in"), tmp_path / "out", library=library, **options)
+    assert report.verification.status == "passed"
+    return report, {node.name: node for node in onnx.load(tmp_path / "out" / "model.onnx").graph.node}
+
+
+@pytest.mark.parametrize("weights", ["keep", "int4"])
+def test_for_onnxruntime(weights: str, tmp_path: Path, library: str) -> None:
+    report, nodes = exported(with_norms(), tmp_path, library, norms_into_products=True, weights=weights)
+    assert not {node.op_type for node in nodes.values()} & {"Add", *NORMS}
+    qkv, o, head = nodes["layers.0.attention/qkv"], nodes["layers.1.o"], nodes["lm_head"]
+    assert (qkv.input[0], qkv.input[6]) == ("x.0", "norm.0")
+    assert (o.input[5], head.input[0], head.input[6]) == ("x.1", "x.2", "norm.2")
+    assert [report.rewritten[f"{kind} -> FdppFlatGemm"] for kind in (*NORMS, "Add")] == [1, 1, 2]
+
+
+def sum_read_elsewhere(proto: onnx.ModelProto) -> None:
+    proto.graph.output.append(helper.make_tensor_value_info("layers.1.o.out", FLOAT, SHAPE))
+
+
+def test_a_sum_that_no_product_takes_stays_with_its_norm(tmp_path: Path, library: str) -> None:
+    proto = with_norms()
+    sum_read_elsewhere(proto)
+    report, nodes = exported(proto, tmp_path, library, norms_into_products=True)
+    assert nodes["x.2"].op_type == NORMS[1]
+    assert report.rewritten["Add -> FdppFlatGemm"] == 1 and f"{NORMS[1]} -> FdppFlatGemm" not in report.rewritten
+
+
+def test_off_by_default(tmp_path: Path, library: str) -> None:
+    _, nodes = exported(with_norms(), tmp_path, library)
+    assert [nodes[name].op_type for name in ("n0", "x.1", "x.2")] == [NORMS[0], "Add", NORMS[1]]
+
+
+@pytest.mark.parametrize(("option", "count"), [("--norms-into-products", 0), ("--no-norms-into-products", 1)])
+def test_option(option: str, count: int, tmp_path: Path) -> None:
+    folder = save_folder(with_norms(), tmp_path / "in")
+    assert main([str(folder), str(tmp_path / "out"), "--no-verify", option]) == 0
+    nodes = onnx.load(tmp_path / "out" / "model.onnx", load_external_data=False).graph.node
+    assert sum(node.op_type == NORMS[1] for node in nodes) == count

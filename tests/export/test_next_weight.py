@@ -18,6 +18,7 @@ from fdpp_ort.export import export_model
 from fdpp_ort.export.fuse import fuse
 from fdpp_ort.export.lower import hint_next_weights
 from fdpp_ort.export.report import ExportReport
+from fdpp_ort.export.weight_format import WeightFormat
 
 KIND = "FdppFlatGemm -> with the next weight as a hint"
 
@@ -31,7 +32,7 @@ def hints(graph: onnx.GraphProto) -> dict[str, str]:
 
 def hinted(proto: onnx.ModelProto, report: ExportReport, weights: str = "keep") -> dict[str, str]:
     model = ir.from_proto(proto)
-    fuse(model, weights, report)
+    fuse(model, WeightFormat.parse(weights), report)
     hint_next_weights(model, report)
     return hints(ir.to_proto(model).graph)
 
@@ -68,7 +69,7 @@ def test_the_order_is_the_runtimes(packed: bool, tmp_path: Path, library: str) -
     for layer in range(3):
         with_gates(proto, layer)
     folder = save_folder(proto, tmp_path / "in")
-    report = export_model(folder, tmp_path / "out", prefetch=True, library=library)
+    report = export_model(folder, tmp_path / "out", prefetch=True, packed_qkv=False, library=library)
     assert report.verification.status == "passed"
     path = tmp_path / "out" / "model.onnx"
     options = onnxruntime.SessionOptions()

@@ -26,8 +26,50 @@ WINDOW = (
     seen = And(causal, near)
     visible = And(seen, real)""",
 )
+
+
+def sinks(column: str = "Expand(sinks, sink_shape)", rest: str = "i0, axis_last") -> tuple[str, str]:
+    """Scores with a further column, without which the weights are used."""
+    return (
+        "weights = Softmax<axis = -1>(masked)",
+        f"""score_shape = Shape<end = 3>(masked)
+        sink_shape = Concat<axis = 0>(score_shape, axis1)
+        sink_column = {column}
+        with_sinks = Concat<axis = -1>(masked, sink_column)
+        largest = ReduceMax<keepdims = 1>(with_sinks, axis_last)
+        shifted = Sub(with_sinks, largest)
+        all_weights = Softmax<axis = -1>(shifted)
+        weights = Slice(all_weights, {rest}, i3)""",
+    )
+
+
+def by_length(most: str) -> tuple[str, str]:
+    """Frequencies that are others in rows of more than `most` tokens."""
+    return (
+        "angles = Mul(numbers, frequencies)",
+        f"""is_long = Greater(total0, {most})
+        slower = Mul(frequencies, half)
+        chosen = Where(is_long, slower, frequencies)
+        angles = Mul(numbers, chosen)""",
+    )
+
+
 TAKEN = {
     "as it is": (),
+    "sinks": (sinks(),),
+    "heads normalised when they stand first": tuple(
+        (
+            f"{x} = Transpose<perm = [0, 2, 1, 3]>({x}4)",
+            f"""{x}_first = Transpose<perm = [0, 2, 1, 3]>({x}4)
+            {x}_squares = Mul({x}_first, {x}_first)
+            {x}_mean = ReduceMean<keepdims = 1>({x}_squares, axis_last)
+            {x}_root = Sqrt({x}_mean)
+            {x}_normed = Div({x}_first, {x}_root)
+            {x} = Mul({x}_normed, norm_weight)""",
+        )
+        for x in "qk"
+    ),
+    "other frequencies beyond the context": (by_length("many"),),
     "queries scaled": (
         ("scores = MatMul(query, keys_t)", "small = Mul(query, scale)\nscores = MatMul(small, keys_t)"),
         ("scaled = Mul(scores, scale)", "scaled = Identity(scores)"),
@@ -88,7 +130,8 @@ def test_is_taken(case: str, report: ExportReport) -> None:
         "MatMul, Softmax, MatMul -> GroupQueryAttention": 1,
         "GroupQueryAttention -> FdppAttention": 1,
     }
-    gone = {"Softmax", "Tanh", "Cos", "Transpose"} | (set() if case == "slopes" else {"Range"})
+    gone = {"Softmax", "Tanh", "Cos", *(["Range"] if case != "slopes" else [])}
+    gone |= {"Transpose"} if "heads" not in case else set()
     assert not gone & {node.op_type for node in after.graph.node}
     found = attributes(after)
     assert (found["num_heads"], found["kv_num_heads"]) == (4, 2)
@@ -180,6 +223,18 @@ LEFT = {
     "keys alone rotated": (
         "of its queries and keys only one has a rotary embedding",
         (("query = Add(q_cos, q_sin)", "query = Identity(q)"),),
+    ),
+    "sinks that are no constants": (
+        "its scores are put together with something that is no constant of one number a head",
+        (sinks("Slice(masked, i0, i1, i3)"),),
+    ),
+    "a key in place of the sink left out": (
+        "what its nodes compute is not what GroupQueryAttention computes",
+        (sinks(rest="i1, end"),),
+    ),
+    "frequencies by the length": (
+        "its rotary embedding follows from how many tokens there are, of at most 64",
+        (by_length("window"),),
     ),
     "a cache that is cut": (
         "are not an output of the graph",

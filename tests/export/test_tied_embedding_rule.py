@@ -12,13 +12,14 @@ from small_models import FLOAT, FLOAT16, decoder, ir_node, node_named
 from fdpp_ort.export.fuse import fuse
 from fdpp_ort.export.lower import lower
 from fdpp_ort.export.report import ExportReport
+from fdpp_ort.export.weight_format import WeightFormat
 
 KIND = "Gather -> Gather of the packed weight"
 
 
 def rewrite(proto: onnx.ModelProto, report: ExportReport, weights: str = "keep") -> ir.Model:
     model = ir.from_proto(proto)
-    fuse(model, weights, report)
+    fuse(model, WeightFormat.parse(weights), report)
     lower(model, "lazy")
     return model
 
@@ -41,6 +42,18 @@ def test_narrow_rows_are_cast_back(weights: str, report: ExportReport) -> None:
     assert cast.op_type == "Cast" and cast.attributes["to"].value == ir.DataType.FLOAT
     assert gather.outputs[0].dtype == gather.inputs[0].dtype != ir.DataType.FLOAT
     assert (cast.outputs[0].name, cast.outputs[0].dtype) == ("x.0", ir.DataType.FLOAT)
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_an_embedding_is_not_quantised(weights: str, report: ExportReport) -> None:
+    proto = decoder()
+    original = numpy_helper.to_array(next(w for w in proto.graph.initializer if w.name == "lm_head.weight"))
+    model = rewrite(proto, report, weights)
+    rows = ir_node(model, "embed").inputs[0]
+    np.testing.assert_array_equal(rows.const_value.numpy(), original.T)
+    assert "lm_head.weight" not in model.graph.initializers
+    assert not [node for node in model.graph if node.op_type == "Transpose"]
+    assert report.rewritten["Gather of a transpose -> Gather of rows"] == 1 and KIND not in report.rewritten
 
 
 def test_columns_are_not_rows(report: ExportReport) -> None:

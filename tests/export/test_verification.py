@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
@@ -13,17 +14,21 @@ from small_models import (
     FLOAT16,
     HEAD_SIZE,
     HEADS,
+    HIDDEN,
     INT64,
     KV_HEADS,
     add_input,
     attention_nodes,
     decoder,
+    ir_node,
     node_named,
     save_folder,
 )
 
 from fdpp_ort.export import ExportError, ExportReport, export_model
-from fdpp_ort.export.verify import verify_export
+from fdpp_ort.export.decode_run import Record
+from fdpp_ort.export.verify import _generation, verify_export
+from fdpp_ort.export.weight_format import WeightFormat
 
 
 def export(proto: onnx.ModelProto, tmp_path: Path, library: str, **options) -> ExportReport:
@@ -36,9 +41,13 @@ def test_same_logits(packed: bool, softmax: str, tmp_path: Path, library: str) -
     report = export(decoder(layers=2, packed=packed), tmp_path, library, softmax=softmax)
     check = report.verification
     assert (check.status, check.provider) == ("passed", "CPUExecutionProvider")
-    assert [(phase.name, phase.tokens) for phase in check.phases] == [("prefill", 17), ("decode", 8)]
+    assert check.rows == "prompts of 17, 12 tokens, padded on the right"
+    assert [(phase.name, phase.tokens) for phase in check.phases] == [("prefill", 17 + 12), ("decode", 2 * 16)]
     for phase in check.phases:
         assert phase.relative_error < 1e-5 and phase.tolerance == 1e-4 and phase.top1_agreement == 1
+    assert check.generation.same == [17, 17] and check.generation.gap == 0 and check.generation.tokens == 17
+    assert [output.name for output in check.outputs] == [f"present.{layer}.{part}" for layer in (0, 1) for part in "kv"]
+    assert all(output.relative_error < 1e-5 for output in check.outputs)
 
 
 @pytest.mark.parametrize(("weights", "largest", "tolerance"), [("f16", 5e-3, 2e-2), ("bf16", 4e-2, 1.5e-1)])
@@ -119,7 +128,9 @@ def test_a_different_model_fails(tmp_path: Path, library: str) -> None:
     original = save_folder(decoder(seed=1), tmp_path / "original")
     export(decoder(seed=2), tmp_path, library, verify=False)
     exported = tmp_path / "out" / "model.onnx"
-    check = verify_export(ir.load(exported), original / "model.onnx", exported, Path(library), "keep")
+    check = verify_export(
+        ir.load(exported), original / "model.onnx", exported, Path(library), {WeightFormat("keep")}, {}
+    )
     assert check.status == "failed" and all(phase.relative_error > 1e-2 for phase in check.phases)
 
 
@@ -137,6 +148,74 @@ def test_a_failed_verification_leaves_nothing(tmp_path: Path, library: str, monk
     with pytest.raises(ExportError, match="verification failed: prefill logits differ"):
         export(decoder(), tmp_path, library)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_rows_of_different_lengths(tmp_path: Path, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An export that takes all rows to be as long as the longest: a step puts the shorter one in a wrong place."""
+    from fdpp_ort.export import exporter
+
+    def lower_wrongly(model: ir.Model, softmax: str) -> None:
+        right(model, softmax)
+        subtract = ir_node(model, "lengths_less_one")
+        lengths = subtract.inputs[0]
+        zeros, largest = ir.node("Sub", [lengths, lengths]), ir.node("ReduceMax", [lengths])
+        wrong = ir.node("Add", [zeros.outputs[0], largest.outputs[0]])
+        model.graph.insert_before(subtract, [zeros, largest, wrong])
+        subtract.replace_input_with(0, wrong.outputs[0])
+
+    right = exporter.lower
+    monkeypatch.setattr(exporter, "lower", lower_wrongly)
+    with pytest.raises(ExportError, match="verification failed: decode logits differ"):
+        export(decoder(), tmp_path, library)
+
+
+def last_position(proto: onnx.ModelProto) -> None:
+    """Logits of the last position alone, as onnxruntime-genai's builder makes them if asked."""
+    head = node_named(proto, "lm_head")
+    proto.graph.initializer.append(helper.make_tensor("last", INT64, [1], [-1]))
+    gather = helper.make_node("Gather", [head.input[0], "last"], ["last_hidden"], name="last_hidden", axis=1)
+    head.input[0] = "last_hidden"
+    proto.graph.node.insert(list(proto.graph.node).index(head), gather)
+
+
+def one_row(proto: onnx.ModelProto) -> None:
+    """A graph that runs on one row alone, though its inputs do not say so."""
+    proto.graph.initializer.append(helper.make_tensor("one_row", INT64, [3], [1, -1, HIDDEN]))
+    first = node_named(proto, "embed")
+    first.output[0] = "x.any"
+    reshape = helper.make_node("Reshape", ["x.any", "one_row"], ["x.0"], name="one_row")
+    proto.graph.node.insert(1 + list(proto.graph.node).index(first), reshape)
+
+
+def one_row_by_its_inputs(proto: onnx.ModelProto) -> None:
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+
+
+@pytest.mark.parametrize(
+    ("edit", "rows", "prefill"),
+    [
+        (last_position, "prompts of 17, 17 tokens", 2),
+        (one_row, "a prompt of 17 tokens", 17),
+        (one_row_by_its_inputs, "a prompt of 17 tokens", 17),
+    ],
+)
+def test_rows_that_the_original_takes(edit, rows: str, prefill: int, tmp_path: Path, library: str) -> None:
+    proto = decoder()
+    edit(proto)
+    check = export(proto, tmp_path, library).verification
+    assert (check.status, check.rows, check.phases[0].tokens) == ("passed", rows, prefill)
+
+
+@pytest.mark.parametrize(("other", "passes"), [(0.5 - 1e-5, True), (0.5 - 1e-3, False)])
+def test_tokens_may_differ_where_logits_are_as_good_as_equal(other: float, passes: bool) -> None:
+    def record(second: float) -> Record:
+        steps = [[[0.0, 1.0, 0.0]], [[0.5, second, 0.0]], [[0.0, 0.0, 1.0]]]
+        return Record(following=[np.array(logits, np.float32) for logits in steps])
+
+    same = _generation(record(other), record(other), 1e-4)
+    assert same.same == [3] and same.gap == 0
+    differs = _generation(record(other), record(0.6), 1e-4)
+    assert differs.same == [1] and differs.gap == pytest.approx(0.5 - other, rel=1e-2) and differs.passed == passes
 
 
 def not_verified(proto: onnx.ModelProto, tmp_path: Path, library: str) -> str:

@@ -20,22 +20,74 @@ _USUAL = {
     "max_position_embeddings": 128,
     "pad_token_id": 0,
 }
-# What differs from the usual.
+_WINDOW = 6
+_EVERY_OTHER = {"sliding_window": _WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
+# transformers' name of the architecture, and what differs from the usual.
 _MODELS = {
-    "llama": {},
-    "qwen2": {},
-    "qwen3": {},
-    "phi3": {"partial_rotary_factor": 0.5},
-    "gemma2": {"sliding_window": 6, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 20},
-    "opt": {"ffn_dim": 96, "word_embed_proj_dim": _HIDDEN, "num_key_value_heads": HEADS},
+    "Llama 2": ("llama", {"num_key_value_heads": HEADS}),
+    "Llama 3": (
+        "llama",
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 1e4,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 32,
+            }
+        },
+    ),
+    "SmolLM2": ("llama", {"tie_word_embeddings": True}),
+    "Mistral": ("mistral", {"sliding_window": _WINDOW}),
+    "Qwen2.5": ("qwen2", {}),
+    "Qwen3": ("qwen3", {}),
+    "Phi-3": (
+        "phi3",
+        {
+            "partial_rotary_factor": 0.5,
+            "hidden_size": 2 * _HIDDEN,
+            "head_dim": 2 * HEAD_SIZE,
+            "original_max_position_embeddings": 128,
+        },
+    ),
+    "Phi-3 long": (
+        "phi3",
+        {
+            "original_max_position_embeddings": 64,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "type": "longrope",
+                "rope_theta": 1e4,
+                "short_factor": [1.0] * (HEAD_SIZE // 2),
+                "long_factor": [2.0] * (HEAD_SIZE // 2),
+                "original_max_position_embeddings": 64,
+            },
+        },
+    ),
+    "Gemma 2": ("gemma2", {"attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 20, **_EVERY_OTHER}),
+    "Gemma 3": ("gemma3_text", {"head_dim": 256, "query_pre_attn_scalar": 20, **_EVERY_OTHER}),
+    "GLM": ("glm", {"partial_rotary_factor": 0.5}),
+    "gpt-oss": (
+        "gpt_oss",
+        {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            **_EVERY_OTHER,
+        },
+    ),
+    "OPT": ("opt", {"ffn_dim": 96, "word_embed_proj_dim": _HIDDEN, "num_key_value_heads": HEADS}),
 }
 
 
-def model(kind: str, attention: str = "sdpa") -> torch.nn.Module:
-    """A model of the architecture `kind`, always the same numbers. attention: transformers' implementation."""
+def model(name: str, attention: str = "sdpa") -> torch.nn.Module:
+    """A model like `name`, always the same numbers. attention: transformers' implementation."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, **(_USUAL | _MODELS[kind]))
-    return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+    architecture, differences = _MODELS[name]
+    config = AutoConfig.for_model(architecture, **(_USUAL | differences))
+    # The other implementations of experts have no counterpart in ONNX.
+    experts = {"experts_implementation": "batched_mm"} if name == "gpt-oss" else {}
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention, **experts).eval()
 
 
 class _Decoder(torch.nn.Module):
@@ -63,6 +115,7 @@ def to_onnx(inner: torch.nn.Module, path: Path, *, opset: int, position_ids: boo
     dynamo: the exporter of today; without it the one that optimum uses.
     """
     kv_heads = getattr(inner.config, "num_key_value_heads", HEADS)
+    head_size = getattr(inner.config, "head_dim", HEAD_SIZE)
     batch, tokens, past = 2, 3, 5
     names = [f"{layer}.{part}" for layer in range(LAYERS) for part in ("key", "value")]
     examples = {
@@ -74,7 +127,7 @@ def to_onnx(inner: torch.nn.Module, path: Path, *, opset: int, position_ids: boo
         examples["position_ids"] = torch.arange(past, past + tokens)[None].repeat(batch, 1)
         axes["position_ids"] = axes["input_ids"]
     for name in names:
-        examples[f"past_key_values.{name}"] = torch.randn(batch, kv_heads, past, HEAD_SIZE)
+        examples[f"past_key_values.{name}"] = torch.randn(batch, kv_heads, past, head_size)
         axes[f"past_key_values.{name}"] = {0: "batch", 2: "past"}
     # Positional, since the decoder takes any number of caches.
     shapes = {"dynamic_shapes": (axes["input_ids"], axes["attention_mask"], tuple(list(axes.values())[2:]))}

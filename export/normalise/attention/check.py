@@ -104,9 +104,13 @@ def _attention(
     if core.softcap:
         scores = core.softcap * np.tanh(scores / core.softcap)
     scores = scores + bias
+    if core.sinks is not None:
+        sinks = core.sinks.const_value.numpy().astype(np.float32).reshape(1, -1, 1, 1)
+        scores = np.concatenate([scores, np.broadcast_to(sinks, (*scores.shape[:-1], 1))], axis=-1)
     with np.errstate(invalid="ignore"):  # of queries that see nothing
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        output = weights / weights.sum(axis=-1, keepdims=True) @ np.repeat(values, group, axis=1)
+        weights = (weights / weights.sum(axis=-1, keepdims=True))[..., : values.shape[2]]
+        output = weights @ np.repeat(values, group, axis=1)
     return [output.swapaxes(1, 2).reshape(sample.batch, sample.tokens, -1), keys, values]
 
 

@@ -23,7 +23,8 @@ class Core:
     """query [B, Hq, S, D], key and value [B, Hkv or Hq, T, D] (key perhaps transposed), output [B, Hq, S, D].
 
     Any of them may have its heads merged instead, [B, S, H · D]. mask: bool (true: visible) or added to the scores,
-    broadcast to [B, Hq, S, T]; None: there is none. softcap: 0: none. causal: later tokens are hidden in any case.
+    broadcast to [B, Hq, S, T]; None: there is none. softcap: 0: none. sinks: a constant, one score a head that takes
+    part in the softmax alone. causal: later tokens are hidden in any case.
     caches: of keys and values, if the op itself puts past and new ones together; then key and value are the new ones.
     """
 
@@ -34,6 +35,7 @@ class Core:
     mask: ir.Value | None
     scale: float
     softcap: float = 0.0
+    sinks: ir.Value | None = None
     causal: bool = False
     caches: tuple[Cache, Cache] | None = None
 

@@ -26,7 +26,8 @@ def rewrite(node: ir.Node, core: Core, decoder: Decoder) -> None:
     rotary = _tables(found, decoder)
     mask = mask_of(core.mask, core.causal, decoder)
     added = bias(mask, found.key_cache.past.dtype, node, decoder)
-    _require_no_cycle(found, [added, rotary.position_ids if rotary is not None else None])
+    before = [part.value for part in (found.query, found.key, found.value)]
+    _require_no_cycle(found, [*before, added, rotary.position_ids if rotary is not None else None])
     interleaved = check.interleaved(core, found, rotary, mask, added, decoder)
     attention = _attention(node, core, found, rotary, mask, added, interleaved, decoder)
     # What GroupQueryAttention can say and our op cannot stays in its own spelling.
@@ -42,7 +43,7 @@ def rewrite(node: ir.Node, core: Core, decoder: Decoder) -> None:
 def _require_no_cycle(found: Parts, inputs: list[ir.Value | None]) -> None:
     caches = {cache.present.producer() for cache in (found.key_cache, found.value_cache)}
     if not caches.isdisjoint(ancestors([value for value in inputs if value is not None])):
-        raise Declined("its mask or its positions follow from the size of its own cache")
+        raise Declined("its mask, its positions or what it multiplies follow from its own cache")
 
 
 def _tables(found: Parts, decoder: Decoder) -> Tables | None:
@@ -88,10 +89,17 @@ def _attention(
             attributes["rotary_embedding_dim"] = columns
     # Position ids only say how far to rotate.
     inputs += [rotary.cos, rotary.sin, rotary.position_ids] if rotary is not None else [None] * 3
-    inputs.append(added)
+    inputs += [added, _sinks(core, found, name, decoder)]
     outputs = [ir.Value(name=f"{name}/{port}") for port in ("output", "present_key", "present_value")]
     domain = "com.microsoft"
     return ir.node("GroupQueryAttention", inputs, attributes=attributes, domain=domain, outputs=outputs, name=name)
+
+
+def _sinks(core: Core, found: Parts, name: str, decoder: Decoder) -> ir.Value | None:
+    """head_sink [Hq]"""
+    if core.sinks is None:
+        return None
+    return decoder.constant(core.sinks.const_value.numpy().ravel(), f"{name}/head_sink")
 
 
 def _merged(part: Heads, node: ir.Node, name: str, decoder: Decoder) -> ir.Value:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import onnx_ir as ir
@@ -71,7 +71,10 @@ def parts(core: Core, structural: set[ir.Value]) -> Parts:
             (None, value_cache.new, kv_heads),
         )
     )
-    scale = core.scale * key_scale * query_scale
+    (query, merged_query_scale), (key, merged_key_scale) = map(_unscaled, (query, key))
+    if core.sinks is not None and core.sinks.const_value.size != query.count:
+        raise Declined(f"its {query.count} heads have {core.sinks.const_value.size} sinks")
+    scale = core.scale * key_scale * query_scale * merged_key_scale * merged_query_scale
     rotations = (query_rotation, key_rotation)
     return Parts(query, key, value, key_cache, value_cache, *rotations, scale, _merged_output(core.output), head_size)
 
@@ -109,6 +112,12 @@ def _heads(value: ir.Value, count: int | None, head_size: int, structural: set[i
     elif _rank(value) != 4:
         raise Declined(f"the rank of {value.name} is not known to be 3 or 4")
     return Heads(value, layout, count if count is not None else _count(value, head_size, structural))
+
+
+def _unscaled(heads: Heads) -> tuple[Heads, float]:
+    """`heads` ahead of a factor that they have even before they are split off, and that factor."""
+    value, factor = unscaled(heads.value, {"Identity"})
+    return replace(heads, value=value), factor
 
 
 def _count(value: ir.Value, head_size: int, structural: set[ir.Value]) -> int:

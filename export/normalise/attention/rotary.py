@@ -18,11 +18,14 @@ from .declined import Declined
 from .decoder import Decoder
 from .evaluate import ancestors
 from .samples import SAMPLES, Sample
-from .walk import LAYOUT, scalar, standard, whole_inputs
+from .walk import LAYOUT, scaled_by, standard, whole_inputs
 
 _PARTS = {"Add", "Sub", "Mul", "Neg", "Slice", "Split", "Concat", "Unsqueeze", "Squeeze", "Reshape", "Cast", "Identity"}
 # The ops that rotate, and where their cos, sin and position_ids are.
 _OPS = {("", "RotaryEmbedding"): (1, 2, 3), ("com.microsoft", "RotaryEmbedding"): (2, 3, 1)}
+
+# Against the longest row it shows whether the length decides: more than the one token that no angle turns.
+_SHORT = Sample(1, 2, 0)
 
 
 @dataclass(frozen=True)
@@ -67,11 +70,11 @@ def rotation(value: ir.Value, structural: set[ir.Value]) -> Rotation | None:
             *factors, rows = (inputs[index] for index in _OPS[op])
             if value is rotated:
                 return Rotation(inputs[0], tuple(factors), rows)
-        elif op is not None and op[0] == "" and op[1] in _PARTS:
-            factors = [v for v in node.inputs if op[1] == "Mul" and scalar(v) is None and v.const_value is None]
         else:
-            sources.append(value)
-            continue
+            factors = _factors(node, structural) if node is not None else None
+            if factors is None:
+                sources.append(value)
+                continue
         angles += [v for v in factors if v in structural and v not in angles]
         stack += [v for v in node.inputs if v is not None and v not in structural]
     if not angles:
@@ -79,6 +82,16 @@ def rotation(value: ir.Value, structural: set[ir.Value]) -> Rotation | None:
     if len(sources) != 1 or len(angles) != 2:
         raise Declined("its queries or keys are neither plain nor one value, its cosine and its sine")
     return Rotation(sources[0], tuple(angles), rows)
+
+
+def _factors(node: ir.Node, structural: set[ir.Value]) -> list[ir.Value] | None:
+    """The cosine or sine by which a node of a rotation multiplies, if any; None: it is no such node."""
+    if node.domain != "" or node.op_type not in _PARTS:
+        return None
+    if node.op_type != "Mul" or scaled_by(node) is not None:
+        return []
+    # What multiplies by nothing of the kind is the end of a norm, say.
+    return [v for v in node.inputs if v in structural and v.const_value is None] or None
 
 
 def tables(turn: Rotation, dtype: ir.DataType, decoder: Decoder) -> Tables:
@@ -124,7 +137,17 @@ def _computed(turn: Rotation, decoder: Decoder) -> list[np.ndarray]:
     if turn.rows is not None:
         (rows,) = decoder.evaluate([turn.rows], prompt)
         arrays = [array[rows.ravel()] for array in arrays]
-    return [array.reshape(decoder.positions, -1) for array in arrays]
+    if any(array.size % decoder.positions for array in arrays):
+        raise Declined("its cosines and sines are not one row for each token")
+    arrays = [array.reshape(decoder.positions, -1) for array in arrays]
+    short = decoder.evaluate(list(turn.angles), _SHORT) if turn.rows is None else []
+    for array, rows in zip(arrays, short, strict=False):
+        if not np.allclose(array[: _SHORT.tokens], rows.reshape(_SHORT.tokens, -1), atol=1e-5):
+            raise Declined(
+                f"its rotary embedding follows from how many tokens there are, of at most {decoder.positions}, "
+                "not from positions alone"
+            )
+    return arrays
 
 
 def _positions(angle: ir.Value, decoder: Decoder) -> ir.Value:

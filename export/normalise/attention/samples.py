@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 TOKENS = ("input_ids", "inputs_embeds")
 MASK = "attention_mask"
+_MOST = 1 << 16  # heads, columns of a head: far more than anybody has, and still room in memory
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,9 @@ SAMPLES = (Sample(2, 5, 0), Sample(3, 5, 0, 2), Sample(2, 3, 4), Sample(3, 3, 4,
 def is_past(value: ir.Value) -> bool:
     """Whether the graph input `value` is a cache, of [batch, heads, tokens, head size]."""
     shape = value.shape
-    return shape is not None and len(shape) == 4 and isinstance(shape[1], int) and isinstance(shape[3], int)
+    if shape is None or len(shape) != 4 or value.dtype is None or not value.dtype.is_floating_point():
+        return False
+    return all(isinstance(size, int) and 0 < size <= _MOST for size in (shape[1], shape[3]))
 
 
 def input_values(graph: ir.Graph, sample: Sample) -> dict[ir.Value, np.ndarray]:

@@ -1,7 +1,8 @@
 """Dialect: attention in standard ops, as torch.onnx (opset 18 to 22) and optimum write it.
 
     MatMul(Q, Kᵀ) -> Mul or Div by a number -> [Div, Tanh, Mul: softcap] -> Add(mask) or Where(mask, ., lowest)
-    -> Softmax -> [Where(IsNaN)] -> MatMul(., V)
+    -> [Concat(., sinks)] -> [Sub(., ReduceMax)] -> Softmax -> [Slice: without the sinks] -> [Where(IsNaN)]
+    -> MatMul(., V)
 
 Q and K may be scaled instead of the scores: torch's scaled_dot_product_attention does, transformers' eager one not.
 """
@@ -10,9 +11,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from ...nodes import is_constant
 from .core import Core
 from .declined import Declined
-from .walk import scalar, scaled_by, standard, unscaled
+from .walk import LAYOUT, scalar, scaled_by, standard, unscaled
 
 NAME = "MatMul, Softmax, MatMul"
 _PASSED = ("Cast", "Identity", "Dropout")
@@ -24,7 +26,7 @@ def found(node: ir.Node) -> ir.Node | None:
         return None
     weights = node.inputs[0]
     while True:
-        if passed := standard(weights, *_PASSED):
+        if passed := standard(weights, *_PASSED, "Slice"):
             weights = passed.inputs[0]
         elif (where := standard(weights, "Where")) and standard(where.inputs[0], "IsNaN"):
             weights = where.inputs[2]
@@ -37,7 +39,8 @@ def core(node: ir.Node, structural: set[ir.Value]) -> Core:
     softmax = found(node)
     if softmax.attributes.get_int("axis", -1) not in (-1, 3):
         raise Declined("its softmax is not over the last dimension")
-    scores, scale, softcap, mask = softmax.inputs[0], 1.0, 0.0, None
+    scores, sinks = _without_sinks(softmax.inputs[0])
+    scale, softcap, mask = 1.0, 0.0, None
     while not (product := standard(scores, "MatMul")):
         step = scores.producer()
         if step is None or step.domain != "":
@@ -55,7 +58,23 @@ def core(node: ir.Node, structural: set[ir.Value]) -> Core:
             raise Declined(f"its scores pass through {step.op_type}, which is not known there")
     query, query_scale = unscaled(product.inputs[0], set(_PASSED))
     scale *= query_scale * (softcap or 1.0)
-    return Core(query, product.inputs[1], node.inputs[1], node.outputs[0], mask, scale, softcap)
+    return Core(query, product.inputs[1], node.inputs[1], node.outputs[0], mask, scale, softcap, sinks)
+
+
+def _without_sinks(scores: ir.Value) -> tuple[ir.Value, ir.Value | None]:
+    """The scores of keys alone, and what every head has beside them as a constant of one number a head."""
+    shift = standard(scores, "Sub")
+    if shift and (largest := standard(shift.inputs[1], "ReduceMax")) and largest.inputs[0] is shift.inputs[0]:
+        scores = shift.inputs[0]
+    concat = standard(scores, "Concat")
+    if concat is None:
+        return scores, None
+    sinks = concat.inputs[-1]
+    while (moved := standard(sinks, *LAYOUT)) is not None:
+        sinks = moved.inputs[0]
+    if len(concat.inputs) != 2 or concat.attributes.get_int("axis") not in (-1, 3) or not is_constant(sinks):
+        raise Declined("its scores are put together with something that is no constant of one number a head")
+    return concat.inputs[0], sinks
 
 
 def _masked(node: ir.Node, structural: set[ir.Value]) -> tuple[ir.Value, ir.Value]:

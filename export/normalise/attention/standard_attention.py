@@ -40,4 +40,4 @@ def core(node: ir.Node, structural: set[ir.Value]) -> Core:
         scale = 1 / math.sqrt(columns // heads)
     causal = bool(node.attributes.get_int("is_causal", 0))
     caches = own_caches(node, [past_key, past_value], [key, value])
-    return Core(query, key, value, node.outputs[0], mask, scale, softcap, causal, caches)
+    return Core(query, key, value, node.outputs[0], mask, scale, softcap, causal=causal, caches=caches)

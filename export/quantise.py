@@ -1,0 +1,79 @@
+"""Weights as numbers times scales, by rows: int8 and fp8 with a scale a row, int4 with one a block, by ONNX Runtime's
+quantiser.
+
+T is the weight's own element type, which scales have, too. Numbers of int8 and fp8 are the nearest for a scale as T
+holds it; those of int4 are what MatMulNBits would hold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+
+from .errors import ExportError
+from .weight_format import WeightFormat
+
+_KNOWN_TO_QUANTISER = {np.dtype(np.float16), np.dtype(np.float32)}
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """Some rows of a weight. numbers: int8 or float8e4m3fn [rows, K], or of int4 uint8 [rows, blocks * block_size / 2],
+    two a byte in the order of k, the first in the low half. scales: T [rows], of int4 [rows, blocks]. zero_points: of
+    int4, uint8 [rows, ceil(blocks / 2)], two a byte; None: 8 everywhere."""
+
+    numbers: np.ndarray
+    scales: np.ndarray
+    zero_points: np.ndarray | None = None
+
+
+def quantise(rows: np.ndarray, form: WeightFormat, name: str) -> Quantised:
+    """`rows` T [rows, K] of the weight `name`. Raises ExportError for values that are not finite, and without ONNX
+    Runtime for int4."""
+    values = rows.astype(np.float32, copy=False)
+    if not np.isfinite(values).all():
+        raise ExportError(f"weight {name} has values that are not finite, which {form.name} does not hold")
+    if form.name == "int4":
+        return _int4(rows if rows.dtype in _KNOWN_TO_QUANTISER else values, rows.dtype, form)
+    limit = 127.0 if form.name == "int8" else float(ml_dtypes.finfo(ml_dtypes.float8_e4m3fn).max)
+    scales = (np.abs(values).max(axis=1) / limit).astype(rows.dtype)
+    divisors = scales.astype(np.float32)[:, None]
+    numbers = np.divide(values, divisors, out=np.zeros_like(values), where=divisors > 0)
+    np.clip(numbers, -limit, limit, out=numbers)  # where T has rounded the scale down
+    if form.name == "int8":
+        return Quantised(np.rint(numbers, out=numbers).astype(np.int8), scales)
+    return Quantised(numbers.astype(ml_dtypes.float8_e4m3fn), scales)
+
+
+def dequantise(rows: Quantised, form: WeightFormat, columns: int) -> np.ndarray:
+    """The values that `rows` stand for: float32 [rows, columns]."""
+    if form.name != "int4":
+        return rows.numbers.astype(np.float32) * rows.scales.astype(np.float32)[:, None]
+    count, blocks = rows.scales.shape
+    numbers = _unpacked(rows.numbers).reshape(count, blocks, form.block_size)
+    points = np.int8(8) if rows.zero_points is None else _unpacked(rows.zero_points)[:, :blocks, None]
+    return ((numbers - points) * rows.scales.astype(np.float32)[..., None]).reshape(count, -1)[:, :columns]
+
+
+def _int4(rows: np.ndarray, scale_type: np.dtype, form: WeightFormat) -> Quantised:
+    try:
+        from onnxruntime.capi._pybind_state import quantize_matmul_4bits
+    except ImportError as error:
+        raise ExportError("int4 needs ONNX Runtime's quantiser; install onnxruntime") from error
+    count, columns = rows.shape
+    blocks = -(-columns // form.block_size)
+    numbers = np.zeros((count, blocks, form.block_size // 2), np.uint8)
+    scales = np.zeros((count, blocks), rows.dtype)
+    points = np.zeros((count, -(-blocks // 2)), np.uint8)
+    # It reads [K, N].
+    symmetric = not form.zero_points
+    b = np.ascontiguousarray(rows.T)
+    quantize_matmul_4bits(numbers, b, scales, points, form.block_size, count, columns, symmetric)
+    return Quantised(numbers.reshape(count, -1), scales.astype(scale_type, copy=False), None if symmetric else points)
+
+
+def _unpacked(bytes_: np.ndarray) -> np.ndarray:
+    """Two numbers of each byte, the low half first: int8 [rows, 2 * bytes]."""
+    return np.stack((bytes_ & 15, bytes_ >> 4), axis=-1).reshape(len(bytes_), -1).astype(np.int8)

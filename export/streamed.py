@@ -1,0 +1,69 @@
+"""Tensors that are computed while they are written, some rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from .errors import ExportError
+
+# Rows of a piece. A piece of a weight's transpose then fits the L2 on its way.
+_ROWS = 128
+# Builds a piece from the first of its rows and the one behind its last.
+Piece = Callable[[int, int], np.ndarray]
+
+
+class Streamed(ir.LazyTensor):
+    """A tensor whose pieces, some rows each, are computed each time it is read; nothing of it stays in memory."""
+
+    def __init__(
+        self, pieces: Callable[[], Iterator[np.ndarray]], dtype: ir.DataType, shape: Sequence[int], name: str
+    ) -> None:
+        super().__init__(self._whole, dtype, ir.Shape(shape), name=name)
+        self.pieces = pieces
+
+    def _whole(self) -> ir.Tensor:
+        values = np.concatenate(list(self.pieces())).reshape(self.shape.numpy())
+        return ir.Tensor(values, dtype=self.dtype, name=self.name)
+
+    def tofile(self, file) -> None:
+        """Writes one piece after the other to the binary `file`."""
+        for piece in self.pieces():
+            file.write(np.ascontiguousarray(piece).view(np.uint8).data)
+
+
+def pieces_of(tensor: ir.TensorProtocol) -> Iterator[np.ndarray]:
+    """The values of `tensor`, some rows at a time."""
+    if isinstance(tensor, Streamed):
+        yield from tensor.pieces()
+    else:
+        yield read(tensor)
+
+
+def row_ranges(rows: int) -> Iterator[tuple[int, int]]:
+    """Where pieces of `rows` rows begin and end."""
+    for start in range(0, rows, _ROWS):
+        yield start, min(start + _ROWS, rows)
+
+
+def rows_of(values: np.ndarray, start: int, stop: int, *, rows_first: bool) -> np.ndarray:
+    """Rows `start` to `stop` of `values`, a matrix [N, K] if `rows_first` and otherwise its transpose; contiguous."""
+    if rows_first:
+        return np.ascontiguousarray(values[start:stop])
+    # By way of a copy: columns that lie powers of two apart share few of the cache's lines.
+    return np.ascontiguousarray(np.ascontiguousarray(values[:, start:stop]).T)
+
+
+def read(tensor: ir.TensorProtocol) -> np.ndarray:
+    """The values of `tensor`, in memory that is given back once they are dropped (a mapping would pile up).
+
+    Raises ExportError for a file that ends early.
+    """
+    if not isinstance(tensor, ir.ExternalTensor):
+        return tensor.numpy()
+    values = np.fromfile(tensor.path, dtype=tensor.dtype.numpy(), count=tensor.size, offset=tensor.offset or 0)
+    if values.size != tensor.size:
+        raise ExportError(f"external data of {tensor.name} is truncated: {tensor.path} ended early")
+    return values.reshape(tensor.shape.numpy())

@@ -1,0 +1,89 @@
+"""Graphs of onnxruntime-genai's model builder for small random models: what is rewritten, and the same logits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+import torch_models as models
+from builder_models import with_builder
+from support import Verified
+
+from fdpp_ort.export import ExportReport, export_model, op_spec
+
+_ALL = "windowed_kv_cache=false"  # no cache that is cut to a window
+FLOAT32 = ("Llama 2", "Llama 3", "SmolLM2", "Mistral", "Qwen2.5", "Phi-3", "Phi-3 long", "Gemma 2", "gpt-oss")
+PAIRS = {("genai builder", model) for model in FLOAT32} | {("genai builder, int4", "Llama 2")}
+
+
+def export(source: Path, library: str) -> ExportReport:
+    return export_model(source, source.parent / "out", library=library, overwrite=True)
+
+
+def attention_inputs(folder: Path) -> list[set[str]]:
+    """Names of the optional inputs that each FdppAttention has, past the cache and the lengths."""
+    names = op_spec.input_names(op_spec.ATTENTION)
+    graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+    nodes = [node for node in graph.node if node.op_type == op_spec.ATTENTION]
+    return [{name for name, value in zip(names, node.input, strict=False) if value} - set(names[:7]) for node in nodes]
+
+
+@pytest.mark.parametrize("model", FLOAT32)
+def test_float32(model: str, tmp_path: Path, library: str, verified: Verified) -> None:
+    source = with_builder(model, tmp_path, "fp32", "cpu", _ALL)
+    report = export(source, library)
+    assert report.rewritten["GroupQueryAttention -> FdppAttention"] == models.LAYERS
+    assert report.left == []
+    assert report.verification.status == "passed"
+    for phase in report.verification.phases:
+        assert phase.relative_error < 1e-5 and phase.top1_agreement == 1
+    verified("genai builder", model)
+
+
+@pytest.mark.parametrize("model", ["Llama 2", "Qwen3", "Gemma 2", "gpt-oss"])
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_for_gpus(model: str, precision: str, tmp_path: Path, library: str) -> None:
+    """Without a GPU only what is rewritten."""
+    source = with_builder(model, tmp_path, precision, "cuda", _ALL)
+    report = export(source, library)
+    assert report.rewritten["GroupQueryAttention -> FdppAttention"] == models.LAYERS
+    assert report.left == []
+    found = attention_inputs(tmp_path / "out")
+    rotary = {"cos_cache", "sin_cache"}
+    own = {"Qwen3": {"q_norm", "k_norm"}, "gpt-oss": {"head_sink"}}.get(model, set())
+    assert found == [rotary | own] * models.LAYERS
+
+
+def attributes(folder: Path, op: str, name: str) -> list[object]:
+    graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+    nodes = [node for node in graph.node if node.op_type == op]
+    return [onnx.helper.get_attribute_value(a) for node in nodes for a in node.attribute if a.name == name]
+
+
+def test_window_and_softcap(tmp_path: Path, library: str) -> None:
+    source = with_builder("Gemma 2", tmp_path, "fp32", "cpu", _ALL)
+    export(source, library)
+    assert attributes(tmp_path / "out", "FdppAttention", "local_window_size") == [6, -1]
+    assert attributes(tmp_path / "out", "FdppAttention", "softcap") == [2, 2]
+
+
+def test_a_cache_cut_to_a_window_is_left(tmp_path: Path, library: str) -> None:
+    report = export(with_builder("Gemma 2", tmp_path, "fp32", "cpu"), library)
+    assert report.rewritten["GroupQueryAttention -> FdppAttention"] == 1
+    assert [left.reason for left in report.left] == ["attribute sliding_window_cache = 1 is not supported"]
+    assert report.verification.status == "passed"
+    assert all(phase.relative_error < 1e-5 for phase in report.verification.phases)
+
+
+@pytest.mark.parametrize("block_size", [16, 32, 64, 128])
+@pytest.mark.parametrize("symmetric", ["true", "false"])
+def test_int4(block_size: int, symmetric: str, tmp_path: Path, library: str, verified: Verified) -> None:
+    options = f"block_size={block_size}", f"is_symmetric={symmetric}", "accuracy_level=1"
+    report = export(with_builder("Llama 2", tmp_path, "int4", "cpu", *options), library)
+    assert report.rewritten["MatMulNBits -> FdppFlatGemm"] == 5 * models.LAYERS + 1
+    assert report.left == []
+    assert set(attributes(tmp_path / "out", "FdppFlatGemm", "block_size")) == {block_size}
+    assert report.verification.status == "passed"
+    assert all(phase.relative_error < 1e-5 for phase in report.verification.phases)
+    verified("genai builder, int4", "Llama 2")
