@@ -14,8 +14,8 @@ from common.shapes import OPT, Shape, layout
 
 
 class Graph(ABC):
-    """Over the weights beside it. Inputs: input_ids [batch, tokens], attention_mask [batch, total], position_ids [batch,
-    tokens] where positions are learned, past.N.key and past.N.value."""
+    """Over the weights beside it. Inputs: input_ids [batch, tokens], attention_mask [batch, total], position_ids
+    [batch, tokens] where positions are learned, past.N.key and past.N.value."""
 
     def __init__(self, shape: Shape, element_type: int, block_size: int = 0):
         self.shape = shape

@@ -82,8 +82,6 @@ def list_candidates(
     """Ours and `peers`, in the order of KINDS, then ablations; those that cannot run here, too."""
     common = {"provider": provider, "threads": threads, "new_tokens": new_tokens}
     names = [name for name in KINDS if name in peers or name in OURS]
-    if provider == "cpu":
-        names = [name for name in names if not KINDS[name].gpu_only]
     if models.fdpp is None:
         names = [name for name in names if name not in OURS]
     found = [_candidate(name, models, common) for name in names]
@@ -97,6 +95,8 @@ def _candidate(name: str, models: Models, common: dict) -> Candidate:
     folder = models.folder(kind.model)
     graph = kind.cuda_graph and common["provider"] == "cuda"
     spec = Spec(kind.worker, str(folder or ""), cuda_graph=graph, dtype=models.dtype, **common)
+    if kind.gpu_only and common["provider"] == "cpu":
+        return Candidate(name, spec, absent="it needs a GPU (--provider cuda)")
     missing = [module for module in kind.modules if find_spec(module) is None]
     if missing:
         return Candidate(name, spec, absent=f"{', '.join(missing)} cannot be imported")

@@ -13,7 +13,7 @@ _FORMAT = 1
 
 
 class Journal:
-    """Lines: {"run": machine ...}, {"cell": ..., "candidate": ..., "round": ..., "seconds": [...] or "error": ...}."""
+    """Lines: {"machine": ...} for each run, {"cell", "candidate", "round", "run", "seconds": [...] or "error": why}."""
 
     def __init__(self, path: Path, about: dict, resume: bool):
         """about: the model and how it is measured; lines of others are not gone on with."""
@@ -42,11 +42,11 @@ class Journal:
         if head != expected:
             raise FdppError(f"{self.path}: measured as {head}, this is {expected}; leave out --resume, or change -o")
         for line in rest:
-            self.runs.append(line["run"]) if "run" in line else self.lines.append(line)
+            self.runs.append(line["machine"]) if "machine" in line else self.lines.append(line)
 
     def begin_run(self, machine: dict) -> None:
         self.runs.append(machine)
-        self._append({"run": machine})
+        self._append({"machine": machine})
 
     def add(self, candidate: str, cell: Cell, turn: int, outcome: dict) -> dict:
         line = {"cell": asdict(cell), "candidate": candidate, "round": turn, "run": len(self.runs) - 1, **outcome}

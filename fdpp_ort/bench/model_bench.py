@@ -71,7 +71,6 @@ def bench_model(request: Request, show: Callable[[str], None]) -> dict:
         "provider": request.provider,
         "threads": request.threads,
         "new_tokens": request.new_tokens,
-        "bandwidth": bandwidth,
     }
     journal = Journal(request.output.with_suffix(".measured.jsonl"), about, request.resume)
     journal.begin_run(machine.describe(PACKAGES, request.checkout))
@@ -86,7 +85,8 @@ def bench_model(request: Request, show: Callable[[str], None]) -> dict:
         )
         present = [candidate for candidate in listed if not candidate.absent]
         if not present:
-            raise FdppError("; ".join(f"{candidate.name}: {candidate.absent}" for candidate in listed))
+            why = "; ".join(f"{candidate.name}: {candidate.absent}" for candidate in listed) or "none was asked for"
+            raise FdppError(f"no candidate can run: {why}")
         deadline = None if request.time_budget is None else started + request.time_budget
         used = gpu_memory_in_use if on_gpu else lambda: None
         schedule = Schedule(journal, request.cells, limit.misfit, used, show, deadline)
@@ -97,6 +97,7 @@ def bench_model(request: Request, show: Callable[[str], None]) -> dict:
         **about,
         "runs": journal.runs,
         "rounds": request.rounds,
+        "bandwidth": bandwidth,
         "candidates": [
             {"name": c.name, "absent": c.absent, **asdict(c.spec), "environment": c.environment} for c in listed
         ],

@@ -25,7 +25,7 @@ class Worker:
     def __init__(self, candidate: Candidate, used: Callable[[], int | None]):
         self._used = used
         self._before = used()
-        self._errors = tempfile.TemporaryFile("w+", errors="replace")
+        self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "fdpp_ort.bench.worker"],
             stdin=subprocess.PIPE,

@@ -21,7 +21,7 @@ LARGEST_DIFFERENCE = 1e-3  # of perplexities, of the original's
 def negative_log_likelihood(logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     """float64 [tokens - 1], of each next token; logits [tokens, vocabulary]. FdppError: logits of fewer tokens."""
     if len(logits) != len(tokens):
-        raise FdppError(f"the graph gives logits of {len(logits)} of {len(tokens)} tokens: export without --last-logits")
+        raise FdppError(f"logits of {len(logits)} of {len(tokens)} tokens: export without --last-logits")
     logits, following = logits[:-1].astype(np.float64), tokens[1:]
     highest = logits.max(axis=-1)
     total = np.log(np.exp(logits - highest[:, None]).sum(axis=-1)) + highest

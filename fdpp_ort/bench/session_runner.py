@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fdpp_ort.bench.fill import fill_random
+from fdpp_ort.bench.random_cache import random_cache
 from fdpp_ort.bench.spec import Spec
 from fdpp_ort.bench.timing import WARM_UP, timed
 from fdpp_ort.generation.decoder import Decoder
@@ -22,10 +22,10 @@ class SessionRunner:
     def decode(self, batch: int, context: int) -> list[float]:
         steps = self.spec.new_tokens
         limit = self.model.folder.context_length or context + steps
-        decoder = Decoder(self.model, batch, min(context + steps, limit), fixed_inputs=True, start=fill_random)
+        capacity, allocate = min(context + steps, limit), random_cache(self.model.device)
+        decoder = Decoder(self.model, batch, capacity, fixed_inputs=True, allocate=allocate)
 
         def prepare() -> None:
-            # The length alternates no further than the capacity goes.
             if decoder.length == decoder.capacity:
                 decoder.pretend(context - 1)
             decoder.prepare_step(self._tokens(batch, 1))
@@ -36,7 +36,7 @@ class SessionRunner:
         return timed(decoder.run_step, steps, prepare)
 
     def prefill(self, batch: int, tokens: int, repeats: int) -> list[float]:
-        decoder = Decoder(self.model, batch, tokens)
+        decoder = Decoder(self.model, batch, tokens, allocate=random_cache(self.model.device))
         prompt = self._tokens(batch, tokens)
         timed(lambda: decoder.prefill(prompt), 1)
         return timed(lambda: decoder.prefill(prompt), repeats)

@@ -10,37 +10,50 @@ if TYPE_CHECKING:
 
 def print_results(console: Console, content: dict) -> None:
     import rich.box
-    import rich.markup
     import rich.table
+    from rich.markup import escape
 
-    names = [candidate["name"] for candidate in content["candidates"] if not candidate["absent"]]
-    table = rich.table.Table(title=f"ms, and the byte limit's share of it: {content['model']}", box=rich.box.SIMPLE)
+    table = rich.table.Table(title=escape(content["model"]), box=rich.box.SIMPLE)
+    table.add_column("rows x tokens")
     table.add_column("")
-    for heading in ("limit", *names):
+    for heading in ("ms", "tokens/s", "of limit", "peak MB"):
         table.add_column(heading, justify="right")
     for row in content["rows"]:
+        table.add_section()
         what = f"{row['phase']} {row['batch']} x {row['tokens']}"
-        table.add_row(what, _number(row["limit_ms"]), *(_cell(row, name) for name in names))
+        if row["limit_ms"] is not None:
+            table.add_row(what, "byte limit", f"{row['limit_ms']:.3f}", "", "", "")
+            what = ""
+        for candidate in content["candidates"]:
+            name = candidate["name"]
+            if name in row["ms"]:
+                table.add_row(what, name, *_figures(row, name))
+                what = ""
+            elif name in row["failed"]:
+                table.add_row(what, name, "failed", "", "", "")
+                what = ""
     console.print(table)
-    for candidate in content["candidates"]:
-        if candidate["absent"]:
-            console.print(rich.markup.escape(f"{candidate['name']}: absent: {candidate['absent']}"))
     for pair, phases in content["comparisons"].items():
         for phase, found in phases.items():
             console.print(
-                f"{pair}, {phase}: {found['geometric_mean']:.2f} (geometric mean of {found['cells']} cells, "
-                f"least {found['least']:.2f} in {found['least_in']})"
+                f"{pair}, {phase}: {found['geometric_mean']:.2f} "
+                f"({found['cells']} cells, least {found['least']:.2f} in {found['least_in']})"
             )
+    for candidate in content["candidates"]:
+        if candidate["absent"]:
+            console.print(escape(f"{candidate['name']}: absent: {candidate['absent']}"))
+    for row in content["rows"]:
+        for name, why in row["failed"].items():
+            console.print(escape(f"{name}, {row['phase']} {row['batch']} x {row['tokens']}: failed: {why}"))
     if content["left_out"]:
-        console.print(rich.markup.escape(f"left out for lack of time: {'; '.join(content['left_out'])}"))
+        console.print(escape(f"left out for lack of time: {'; '.join(content['left_out'])}"))
 
 
-def _number(milliseconds: float | None) -> str:
-    return "-" if milliseconds is None else f"{milliseconds:.3f}"
-
-
-def _cell(row: dict, name: str) -> str:
-    if name in row["failed"]:
-        return "failed"
+def _figures(row: dict, name: str) -> tuple[str, ...]:
     share = row["of_limit"].get(name)
-    return _number(row["ms"].get(name)) + ("" if share is None else f" ({share:.0%})")
+    return (
+        f"{row['ms'][name]:.3f}",
+        f"{row['tokens_per_second'][name]:.1f}",
+        "" if share is None else f"{share:.0%}",
+        f"{row['peak_memory_bytes'][name] / 1e6:.0f}",
+    )

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Spec:
-    """worker: a key of worker.RUNNERS. folder: of the model, or of transformers' config.json. provider: "cpu" or "cuda".
-    threads: of the CPU, 0: the runtime's choice. new_tokens: steps that are timed. dtype: of transformers' weights."""
+    """worker: a key of worker.RUNNERS. folder: of the model, or of transformers' config.json. provider: "cpu" or
+    "cuda". threads: of the CPU, 0: the runtime's choice. new_tokens: steps that are timed. dtype: of transformers'
+    weights, by PyTorch's name."""
 
     worker: str
     folder: str

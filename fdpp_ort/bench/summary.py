@@ -68,8 +68,7 @@ def ratios(rows: list[dict], above: str, below: str) -> dict[str, dict]:
 
 
 def comparisons(rows: list[dict], names: list[str]) -> dict[str, dict]:
-    """"A / B" for all A and the B of ours that are their like: GenAI over GenAI with our graph, everything over ours
-    with the CUDA graph where there is one."""
+    """By "A / B": everything over ours, with the CUDA graph where there is one, and GenAI over GenAI with our graph."""
     ours = next((name for name in ("fdpp-graph", "fdpp") if name in names), None)
     pairs = [(name, ours) for name in names if ours and name != ours]
     if {"genai", "fdpp-genai"} <= set(names):

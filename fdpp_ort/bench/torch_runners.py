@@ -38,11 +38,13 @@ class EagerRunner:
         self.model = model.eval()
 
     def decode(self, batch: int, context: int) -> list[float]:
+        self._give_back()
         step = self._stepper(batch, context)
         timed(step, WARM_UP)
         return timed(step, self.spec.new_tokens)
 
     def prefill(self, batch: int, tokens: int, repeats: int) -> list[float]:
+        self._give_back()
         prompt = self._tokens(batch, tokens)
 
         def run() -> None:
@@ -70,6 +72,11 @@ class EagerRunner:
     def _choose(self, output):
         return output.logits[:, -1:].argmax(dim=-1)
 
+    def _give_back(self) -> None:
+        """What the last cell had."""
+        if self.spec.provider == "cuda":
+            self.torch.cuda.empty_cache()
+
     def _wait(self) -> None:
         if self.spec.provider == "cuda":
             self.torch.cuda.synchronize()
@@ -82,11 +89,10 @@ class CompiledRunner(EagerRunner):
     def _stepper(self, batch: int, context: int):
         torch = self.torch
         torch.compiler.reset()
+        self._give_back()  # again: the graphs of the last cell are gone only now
         capacity = context + WARM_UP + self.spec.new_tokens
         cache = self.transformers.StaticCache(config=self.model.config, max_cache_len=capacity)
-        output = self.model(
-            self._tokens(batch, context - 1), past_key_values=cache, use_cache=True, logits_to_keep=1
-        )
+        output = self.model(self._tokens(batch, context - 1), past_key_values=cache, use_cache=True, logits_to_keep=1)
         token = self._choose(output).clone()
         position = torch.tensor([[context - 1]] * batch, device=self.spec.provider)
         forward = torch.compile(self._forward, mode="reduce-overhead", dynamic=False)

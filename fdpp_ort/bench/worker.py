@@ -2,7 +2,8 @@
 
     python -m fdpp_ort.bench.worker          Spec as a line of JSON on standard input, then a line a cell
 
-Answers are lines of JSON on standard output, the first once the candidate is loaded: {"seconds": ...} or {"error": ...}.
+Answers are lines of JSON on standard output, the first once the candidate is loaded: {"seconds": ...} or
+{"error": ...}.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class Decoder:
         capacity: int,
         *,
         fixed_inputs: bool = False,
-        start: Callable[[onnxruntime.OrtValue], None] | None = None,
+        allocate: Callable[[tuple[int, ...], int], onnxruntime.OrtValue] | None = None,
     ):
         if batch < 1 or capacity < 1:
             raise FdppError(f"batch is {batch} and capacity {capacity}, expected at least 1 of each")
@@ -50,19 +50,19 @@ class Decoder:
         self.length = 0  # tokens in the cache
         self._onnxruntime = import_onnxruntime()
         self._graph_id = str(next(_graph_ids))
+        allocate = allocate or self._zeros
         self._cache = [
-            self._allocated((batch, cache.heads, capacity, cache.head_size), cache.element_type, start or _clear)
-            for cache in model.caches
+            allocate((batch, cache.heads, capacity, cache.head_size), cache.element_type) for cache in model.caches
         ]
-        self._step_logits = self._allocated((batch, 1, model.vocabulary), model.logits_type, _clear)
+        self._step_logits = self._zeros((batch, 1, model.vocabulary), model.logits_type)
         self._step_binding = self._bind_cache()
         self._step_binding.bind_ortvalue_output(model.logits, self._step_logits)
         self._mask = np.ones((batch, capacity), np.int64)
         self._step_inputs = self._fixed_step_inputs() if model.cuda_graph or fixed_inputs else None
 
-    def _allocated(self, shape: tuple[int, ...], element_type: int, start: Callable[[onnxruntime.OrtValue], None]):
+    def _zeros(self, shape: tuple[int, ...], element_type: int):
         value = self._onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, element_type, self.model.device, 0)
-        start(value)
+        value.update_inplace(np.zeros(shape, _NUMPY[element_type]))
         return value
 
     def _bind_cache(self):
@@ -162,10 +162,6 @@ class Decoder:
         """Runs the prepared step and waits for the device; its logits stay there."""
         self._run(self._step_binding, self._graph_id)
         self.length += 1
-
-
-def _clear(value: onnxruntime.OrtValue) -> None:
-    value.update_inplace(np.zeros(value.shape(), _NUMPY[value.element_type()]))
 
 
 def last_row(logits) -> np.ndarray:
