@@ -53,7 +53,7 @@ class Worker:
     def answer(self, seconds: float) -> dict:
         """What it says next. WorkerEnded: nothing within so many seconds, or ever again."""
         try:
-            line = self._answers.get(timeout=max(seconds, 0.1))
+            line = self._answers.get(timeout=max(seconds, 0))
         except queue.Empty:
             raise WorkerEnded(f"no answer within {seconds:.0f} s") from None
         if line is None:
