@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from common.decoders import write_folder
+from common.decoders import TYPES, write_folder
 from common.options import comma_separated, numbers
-from common.shapes import SHAPES, Shape, named_shape
+from common.shapes import SHAPES, Shape, layout, named_shape
 from machine import ROOT
 
 import fdpp_ort
@@ -62,9 +63,13 @@ def is_complete(results: Path, rounds: int) -> bool:
 
 
 def make(shape: Shape, weights: str, folder: Path, provider: str) -> tuple[Path, Path]:
-    """The original and the exported folder."""
+    """The original and the exported folder. OSError: no room for them."""
     original, exported = folder / "original", folder / "fdpp"
     activations = "f16" if provider == "cuda" else "f32"
+    needed = 2 * sum(tensor.size_bytes for tensor in layout(shape, TYPES[activations], BLOCK_SIZES[weights]))
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(f"{folder.parent} has {free / 1e9:.1f} GB free, two models of it take {needed / 1e9:.1f}: --work")
     write_folder(original, shape, activations, BLOCK_SIZES[weights], cuda=provider == "cuda")
     export_model(original, exported, library=fdpp_ort.library_path(), verify=False)
     return original, exported

@@ -32,14 +32,13 @@ class Graph(ABC):
         ]
         offset = 0
         for stored in layout(shape, element_type, block_size):
-            length = stored.count * helper.tensor_dtype_to_np_dtype(stored.type).itemsize
             tensor = TensorProto(
                 name=stored.name, data_type=stored.type, dims=stored.dims, data_location=TensorProto.EXTERNAL
             )
-            for key, value in (("location", WEIGHTS_FILE), ("offset", offset), ("length", length)):
+            for key, value in (("location", WEIGHTS_FILE), ("offset", offset), ("length", stored.size_bytes)):
                 tensor.external_data.add(key=key, value=str(value))
             self.constants.append(tensor)
-            offset += length
+            offset += stored.size_bytes
 
     def model(self) -> onnx.ModelProto:
         self.prepare()

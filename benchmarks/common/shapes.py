@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 LLAMA, OPT, GLM = "llama", "opt", "glm"
 _BIAS = 0.02
@@ -93,6 +93,10 @@ class Stored:
     @property
     def count(self) -> int:
         return math.prod(self.dims)
+
+    @property
+    def size_bytes(self) -> int:
+        return self.count * helper.tensor_dtype_to_np_dtype(self.type).itemsize
 
 
 def layout(shape: Shape, element_type: int, block_size: int = 0) -> list[Stored]:

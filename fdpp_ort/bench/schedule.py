@@ -30,13 +30,18 @@ class Schedule:
 
     def run(self, candidates: list[Candidate], rounds: int) -> None:
         turns = [(turn, candidate) for turn in range(1, rounds + 1) for candidate in candidates]
-        for position, (turn, candidate) in enumerate(turns):
-            until = None
-            if self.deadline is not None:
-                # An equal share of what is left: what a fast candidate leaves goes to those behind it.
-                left = self.deadline - time.monotonic()
-                until = time.monotonic() + left / (len(turns) - position)
-            self._turn(candidate, turn, until)
+        while turns := [(turn, candidate) for turn, candidate in turns if self._open(candidate, turn)]:
+            before = len(self.journal.lines)
+            for position, (turn, candidate) in enumerate(turns):
+                until = None
+                if self.deadline is not None:
+                    # An equal share of what is left: what a fast candidate leaves goes to those behind it.
+                    left = self.deadline - time.monotonic()
+                    until = time.monotonic() + left / (len(turns) - position)
+                self._turn(candidate, turn, until)
+            # What is left now goes to what was left out before, as long as that brings anything.
+            if len(self.journal.lines) == before:
+                return
 
     def left_out(self, candidates: list[Candidate], rounds: int) -> list[str]:
         return [

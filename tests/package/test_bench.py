@@ -254,6 +254,45 @@ def test_what_is_left_out_for_lack_of_time_is_named(llama, tmp_path) -> None:
     assert read(output)["left_out"] == []
 
 
+def test_time_left_over_goes_to_what_was_left_out(tmp_path, monkeypatch) -> None:
+    """A clock that the worker moves on: the first turn's share is too short for the second cell, all of it is not."""
+    from fdpp_ort.bench import schedule
+    from fdpp_ort.bench.candidates import Candidate
+    from fdpp_ort.bench.journal import Journal
+    from fdpp_ort.bench.spec import Spec
+
+    now = [0.0]
+
+    class Clockwork:
+        def __init__(self, *_):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def answer(self, seconds):
+            return {"took": 1.0}
+
+        def measure(self, cell, seconds):
+            now[0] += 10
+            return {"seconds": [0.1], "took": 10.0}
+
+    monkeypatch.setattr(schedule, "Worker", Clockwork)
+    monkeypatch.setattr(schedule.time, "monotonic", lambda: now[0])
+    cells = list_cells([1, 2], [64], [])
+    candidates = [Candidate(name, Spec("session", "", "cpu")) for name in "ab"]
+    both = ["a, decode 2x64, round 1", "b, decode 2x64, round 1"]
+    for deadline, left_out in ((45.0, []), (30.0, both)):
+        now[0] = 0.0
+        journal = Journal(tmp_path / f"{deadline}.jsonl", {}, resume=False)
+        plan = schedule.Schedule(journal, cells, lambda cell: "", lambda: None, lambda what: None, deadline)
+        plan.run(candidates, 1)
+        assert plan.left_out(candidates, 1) == left_out
+
+
 def test_an_absent_peer_is_no_zero(original_folder, tmp_path) -> None:
     """That folder has no config.json for transformers."""
     output = tmp_path / "r.json"
@@ -462,6 +501,17 @@ def test_bench_model_makes_and_measures(benchmarks, tmp_path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]  # weights are gone
     again = subprocess.run([*command, *models, *sizes, "--resume"], capture_output=True, text=True)
     assert again.returncode == 0 and "round" not in again.stdout
+
+
+def test_bench_model_wants_room(benchmarks, random_decoders, tmp_path) -> None:
+    sys.path.insert(0, str(benchmarks))
+    try:
+        import bench_model
+    finally:
+        sys.path.pop(0)
+    _, shapes = random_decoders
+    with pytest.raises(OSError, match=r"GB free, two models of it take \d+\.\d: --work"):
+        bench_model.make(shapes.named_shape("Llama2-13B", 10_000), "f16", tmp_path, "cuda")
 
 
 def test_soak(benchmarks, llama, tmp_path) -> None:
