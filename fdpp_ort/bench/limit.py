@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
-
 from fdpp_ort.bench.cells import DECODE, Cell
 from fdpp_ort.errors import FdppError
 from fdpp_ort.generation.folder import ModelFolder
 from fdpp_ort.library import core
-
-if TYPE_CHECKING:
-    from fdpp_ort.export import Gpu
 
 
 class Limit:
@@ -20,12 +15,11 @@ class Limit:
     device's."""
 
     def __init__(self, folder: Path, bandwidth: float | None, memory_bytes: int, new_tokens: int):
-        try:
-            import onnx_ir as ir
+        _require_exporter()
+        import onnx_ir as ir
 
-            from fdpp_ort.export.traffic import traffic_of
-        except ImportError as error:
-            raise FdppError(f"what a step reads is found by the exporter's packages ({error})") from error
+        from fdpp_ort.export.traffic import traffic_of
+
         self.bandwidth, self.memory_bytes, self.new_tokens = bandwidth, memory_bytes, new_tokens
         graph = ir.load(ModelFolder.open(folder).model_file)
         self._traffic = lambda tokens: traffic_of(graph, tokens, None)
@@ -54,6 +48,16 @@ class Limit:
         return f"does not fit: {needed / 1e9:.1f} GB of weights and caches, {self.memory_bytes / 1e9:.1f} GB there"
 
 
+def _require_exporter() -> None:
+    """FdppError: the packages that read graphs are not there."""
+    try:
+        import fdpp_ort.export  # noqa: F401
+    except ImportError as error:
+        raise FdppError(
+            f"fdpp-bench model reads graphs as fdpp-export does ({error}); pip install fdpp-ort[export]"
+        ) from error
+
+
 def device_memory(provider: str) -> int:
     """Bytes."""
     if provider == "cuda":
@@ -63,12 +67,12 @@ def device_memory(provider: str) -> int:
 
 def device_bandwidth(provider: str, asked: str | None) -> float | None:
     """Bytes/s of what `--bandwidth` names, or as the GPU's driver says. FdppError: no such GPU."""
-    from fdpp_ort.export import ExportError, find_gpu
-
     if asked is not None:
+        _require_exporter()
+        from fdpp_ort.export import ExportError, find_gpu
+
         try:
-            gpu: Gpu = find_gpu(asked)
+            return find_gpu(asked).bandwidth
         except ExportError as error:
             raise FdppError(f"--bandwidth: {error}") from error
-        return gpu.bandwidth
     return (core().gpu_device(0)["memory_bandwidth"] or None) if provider == "cuda" else None

@@ -54,7 +54,8 @@ class Schedule:
 
     def _turn(self, candidate: Candidate, turn: int, until: float | None) -> None:
         while cells := self._open(candidate, turn):
-            if not self._in_time(self._seconds_of(candidate, None), until):
+            cheapest = min(self._seconds_of(candidate, cell) for cell in cells)
+            if not self._in_time(self._seconds_of(candidate, None) + cheapest, until):
                 return
             if self._work(candidate, cells, turn, until):
                 return
@@ -72,7 +73,8 @@ class Schedule:
         return found
 
     def _work(self, candidate: Candidate, cells: list[Cell], turn: int, until: float | None) -> bool:
-        """In one process; False where that ended before all was tried. Cells that would end too late are left out."""
+        """In one process; False where that ended, or may be in no state to go on, before all was tried. Cells that
+        would end too late are left out."""
         with Worker(candidate, self.used) as worker:
             self.show(f"round {turn}: {candidate.name}")
             try:
@@ -96,6 +98,8 @@ class Schedule:
                     return False
                 outcome["load_seconds"] = loaded["took"]
                 self._keep(candidate, cell, turn, outcome)
+                if "error" in outcome:
+                    return False
         return True
 
     def _keep(self, candidate: Candidate, cell: Cell, turn: int, outcome: dict) -> None:
