@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+
 from fdpp_ort.bench.cells import DECODE, Cell
 from fdpp_ort.errors import FdppError
 from fdpp_ort.generation.folder import ModelFolder
