@@ -23,7 +23,8 @@ class SessionRunner:
         steps = self.spec.new_tokens
         limit = self.model.folder.context_length or context + steps
         capacity, allocate = min(context + steps, limit), random_cache(self.model.device)
-        decoder = Decoder(self.model, batch, capacity, fixed_inputs=True, allocate=allocate)
+        on_gpu = self.model.device == "cuda"
+        decoder = Decoder(self.model, batch, capacity, fixed_inputs=on_gpu, allocate=allocate)
 
         def prepare() -> None:
             if decoder.length == decoder.capacity:
