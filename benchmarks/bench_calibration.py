@@ -14,9 +14,7 @@ query rows leave phi.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import math
 import sys
 from pathlib import Path
 
@@ -25,6 +23,7 @@ import numpy as np
 from bench_generate import PROMPTS
 
 import fdpp_ort
+from fdpp_ort.bench.quality import cut, perplexity
 from fdpp_ort.generation import Decoder, ModelFolder, TextCodec, load_model
 
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "numpy", "tokenizers")
@@ -33,14 +32,6 @@ LARGEST_RATE, LARGEST_DIFFERENCE = 0.005, 1e-4
 
 def rows_that_left() -> int:
     return sum(plan["out_of_range_rows"] for plan in fdpp_ort.last_plan())
-
-
-def negative_log_likelihood(logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """float64 [tokens - 1], of each next token; logits [tokens, vocabulary]."""
-    logits, following = logits[:-1].astype(np.float64), tokens[1:]
-    highest = logits.max(axis=-1)
-    total = np.log(np.exp(logits - highest[:, None]).sum(axis=-1)) + highest
-    return total - logits[np.arange(len(following)), following]
 
 
 class Graph:
@@ -62,8 +53,8 @@ class Graph:
     def perplexity(self, pieces: np.ndarray) -> tuple[float, dict]:
         """Over all `pieces`, int64 [pieces, tokens], and rows that left phi."""
         before = rows_that_left()
-        losses = [negative_log_likelihood(self.decoder.prefill(row[None]).numpy()[0], row) for row in pieces]
-        return math.exp(np.concatenate(losses).mean()), self.counted(pieces.size, rows_that_left() - before)
+        found = perplexity(self.decoder, pieces)
+        return found, self.counted(pieces.size, rows_that_left() - before)
 
     def generate(self, prompts: list[list[int]], new_tokens: int) -> tuple[list[list[int]], dict]:
         """Greedy tokens of each prompt, ends of text ignored, and rows that left phi in decoding steps."""
@@ -82,20 +73,6 @@ class Graph:
         """The share of rows that calibration expects to leave, on its own text."""
         shares = [head["leaving"] for layer in self.unified for head in layer["heads"]]
         return sum(shares) / len(shares) if shares else None
-
-
-def cut(files: list[Path], codec: TextCodec, row: int, count: int) -> tuple[np.ndarray, list[dict]]:
-    """`count` pieces of `row` tokens from each file, evenly over it, and what the files are."""
-    pieces, described = [], []
-    for file in files:
-        content = file.read_bytes()
-        tokens = np.array(codec.encode(content.decode("utf-8")), np.int64)
-        if tokens.size < row:
-            raise SystemExit(f"bench_calibration: error: {file} has {tokens.size} tokens, expected at least {row}")
-        begins = np.linspace(0, tokens.size - row, count).astype(int)
-        pieces += [tokens[begin : begin + row] for begin in begins]
-        described.append({"name": file.name, "tokens": int(tokens.size), "sha256": hashlib.sha256(content).hexdigest()})
-    return np.stack(pieces), described
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -23,6 +23,8 @@ from pathlib import Path
 
 import machine
 
+from fdpp_ort.bench.quality import agreement
+
 # Of fifteen everyday prompts, the five whose greedy path has the widest gap between its two best logits in float32 (at
 # least 0.029 at every token). A float16 logit near 20 is rounded to 1/64: on a narrower path the original's tokens
 # differ from its own, run with a CUDA graph, and a comparison says nothing.
@@ -127,17 +129,6 @@ def run_worker(worker: str, candidate: Candidate) -> dict:
 
 def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
-def agreement(tokens: list[list[int]], original: list[list[int]]) -> list[int]:
-    """For each prompt, how many tokens are the original's before the first that is not."""
-    counts = []
-    for row, expected in zip(tokens, original, strict=True):
-        same = 0
-        while same < min(len(row), len(expected)) and row[same] == expected[same]:
-            same += 1
-        counts.append(same)
-    return counts
 
 
 def summarise(candidate: Candidate, rounds: list[dict], original: list[dict]) -> dict:

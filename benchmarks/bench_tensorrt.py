@@ -20,11 +20,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import machine
-import numpy as np
 from common import results
-from common.llama import SPELLINGS, Shape, write_graph, write_weights
+from common.decoders import SPELLINGS, write_graph
 from common.options import numbers
 from common.programs import run
+from common.random_weights import write_weights
+from common.shapes import Shape, layout
+from onnx import TensorProto
 
 REPLAYS = 50
 ROOM = 64  # tokens that the caches hold beyond the longest context
@@ -46,7 +48,7 @@ class Bench:
     # ---- graphs and engines
 
     def write_graphs(self) -> None:
-        write_weights(self.work, self.shape, np.dtype(np.float16))
+        write_weights(self.work, layout(self.shape, TensorProto.FLOAT16))
         for spelling in SPELLINGS:
             write_graph(self.work / f"{spelling}.onnx", self.shape, spelling)
         with ThreadPoolExecutor() as pool:

@@ -15,9 +15,11 @@ import sys
 from pathlib import Path
 
 import machine
-from bench_generate import CAPACITY, NEW_TOKENS, PROMPTS, Candidate, agreement, measure
+from bench_generate import CAPACITY, NEW_TOKENS, PROMPTS, Candidate, measure
 from common import results
 from common.programs import run
+
+from fdpp_ort.bench.quality import agreement
 
 PACKAGES = ("onnxruntime-gpu", "numpy", "tokenizers")
 BOUNDS = ("min", "opt", "max")

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from fdpp_ort.errors import FdppError
 from fdpp_ort.generation.model import Model
 from fdpp_ort.library import import_onnxruntime
 
+if TYPE_CHECKING:
+    import onnxruntime
+
 _NUMPY = {1: np.float32, 10: np.float16, 16: np.uint16}  # bfloat16 has no numpy type; its zeros are uint16's
 
 _NO_CAPTURE = "-1"
-_DECODE_GRAPH = "1"
+_graph_ids = itertools.count(1)  # one a decoder: a session replays what it captured under an id, whatever is bound
 
 
 class Decoder:
@@ -19,10 +26,19 @@ class Decoder:
     buffer is bound as past and as present, so the graph appends in place. Made once, used for many prompts.
 
     With a CUDA graph, decode steps have fixed shapes and addresses: the attention mask is [B, capacity] with ones in
-    its first `length` places, so that only its sum, the sequence length, changes from step to step.
+    its first `length` places, so that only its sum, the sequence length, changes from step to step. `fixed_inputs`: so
+    they are without one, too. `start` writes what a buffer of the cache holds at first, zeros if left out.
     """
 
-    def __init__(self, model: Model, batch: int, capacity: int):
+    def __init__(
+        self,
+        model: Model,
+        batch: int,
+        capacity: int,
+        *,
+        fixed_inputs: bool = False,
+        allocate: Callable[[tuple[int, ...], int], onnxruntime.OrtValue] | None = None,
+    ):
         if batch < 1 or capacity < 1:
             raise FdppError(f"batch is {batch} and capacity {capacity}, expected at least 1 of each")
         limit = model.folder.context_length
@@ -33,14 +49,16 @@ class Decoder:
         self.capacity = capacity
         self.length = 0  # tokens in the cache
         self._onnxruntime = import_onnxruntime()
+        self._graph_id = str(next(_graph_ids))
+        allocate = allocate or self._zeros
         self._cache = [
-            self._zeros((batch, cache.heads, capacity, cache.head_size), cache.element_type) for cache in model.caches
+            allocate((batch, cache.heads, capacity, cache.head_size), cache.element_type) for cache in model.caches
         ]
         self._step_logits = self._zeros((batch, 1, model.vocabulary), model.logits_type)
         self._step_binding = self._bind_cache()
         self._step_binding.bind_ortvalue_output(model.logits, self._step_logits)
         self._mask = np.ones((batch, capacity), np.int64)
-        self._step_inputs = self._fixed_step_inputs() if model.cuda_graph else None
+        self._step_inputs = self._fixed_step_inputs() if model.cuda_graph or fixed_inputs else None
 
     def _zeros(self, shape: tuple[int, ...], element_type: int):
         value = self._onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, element_type, self.model.device, 0)
@@ -115,8 +133,20 @@ class Decoder:
         self.length = tokens.shape[1]
         return binding.get_outputs()[-1]
 
+    def pretend(self, length: int) -> None:
+        """From now on the first `length` places of the cache count as tokens, whatever they hold: for timing steps."""
+        if not 0 <= length <= self.capacity:
+            raise FdppError(f"length is {length}, expected 0 to the capacity {self.capacity}")
+        self.length = length
+
     def step(self, tokens: np.ndarray) -> np.ndarray:
         """Appends `tokens`, integers [B, 1], and returns the next logits, float [B, vocabulary]."""
+        self.prepare_step(tokens)
+        self.run_step()
+        return last_row(self._step_logits)
+
+    def prepare_step(self, tokens: np.ndarray) -> None:
+        """Binds the inputs of the step that appends `tokens`, integers [B, 1]."""
         tokens = self._checked(tokens)
         total = self.length + 1
         if self._step_inputs is None:
@@ -127,9 +157,11 @@ class Decoder:
             mask = (np.arange(self.capacity) < total).astype(np.int64)
             for name, value in self._values(tokens, np.tile(mask, (self.batch, 1))).items():
                 self._step_inputs[name].update_inplace(value)
-        self._run(self._step_binding, _DECODE_GRAPH)
-        self.length = total
-        return last_row(self._step_logits)
+
+    def run_step(self) -> None:
+        """Runs the prepared step and waits for the device; its logits stay there."""
+        self._run(self._step_binding, self._graph_id)
+        self.length += 1
 
 
 def last_row(logits) -> np.ndarray:

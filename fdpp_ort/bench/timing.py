@@ -1,0 +1,20 @@
+"""Timing of calls that return once their work is done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+WARM_UP = 4  # ONNX Runtime captures a CUDA graph in the third run
+
+
+def timed(run: Callable[[], object], count: int, prepare: Callable[[], object] | None = None) -> list[float]:
+    """Seconds of each of `count` calls; `prepare` is called ahead of each and is not timed."""
+    seconds = []
+    for _ in range(count):
+        if prepare is not None:
+            prepare()
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return seconds
