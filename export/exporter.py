@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from . import op_spec
-from .destination import check_destination, staged
+from .destination import prepare_destination, staged
 from .errors import ExportError
 from .fuse import fuse
 from .fuse.language_model_head import language_model_head
@@ -99,7 +99,7 @@ def export_model(
         if value is not None and value < 1:
             raise ExportError(f"{name} is {value}, expected at least 1")
     destination = Path(destination)
-    check_destination(destination, overwrite)
+    prepare_destination(destination, overwrite)
     library = Path(library) if library is not None else None
     bundled = checked_library(library) if target == "onnxruntime" else None
     found = find_source(Path(source))

@@ -32,11 +32,11 @@ class Quantised:
 def quantise(rows: np.ndarray, form: WeightFormat, name: str) -> Quantised:
     """`rows` T [rows, K] of the weight `name`. Raises ExportError for values that are not finite, and without ONNX
     Runtime for int4."""
-    values = rows.astype(np.float32, copy=False)
-    if not np.isfinite(values).all():
+    if not np.isfinite(rows).all():
         raise ExportError(f"weight {name} has values that are not finite, which {form.name} does not hold")
     if form.name == "int4":
-        return _int4(rows if rows.dtype in _KNOWN_TO_QUANTISER else values, rows.dtype, form)
+        return _int4(rows, form)
+    values = rows.astype(np.float32, copy=False)
     limit = 127.0 if form.name == "int8" else float(ml_dtypes.finfo(ml_dtypes.float8_e4m3fn).max)
     scales = (np.abs(values).max(axis=1) / limit).astype(rows.dtype)
     divisors = scales.astype(np.float32)[:, None]
@@ -57,7 +57,7 @@ def dequantise(rows: Quantised, form: WeightFormat, columns: int) -> np.ndarray:
     return ((numbers - points) * rows.scales.astype(np.float32)[..., None]).reshape(count, -1)[:, :columns]
 
 
-def _int4(rows: np.ndarray, scale_type: np.dtype, form: WeightFormat) -> Quantised:
+def _int4(rows: np.ndarray, form: WeightFormat) -> Quantised:
     try:
         from onnxruntime.capi._pybind_state import quantize_matmul_4bits
     except ImportError as error:
@@ -65,13 +65,13 @@ def _int4(rows: np.ndarray, scale_type: np.dtype, form: WeightFormat) -> Quantis
     count, columns = rows.shape
     blocks = -(-columns // form.block_size)
     numbers = np.zeros((count, blocks, form.block_size // 2), np.uint8)
-    scales = np.zeros((count, blocks), rows.dtype)
-    points = np.zeros((count, -(-blocks // 2)), np.uint8)
     # It reads [K, N].
+    b = np.ascontiguousarray(rows.T, rows.dtype if rows.dtype in _KNOWN_TO_QUANTISER else np.float32)
+    scales = np.zeros((count, blocks), b.dtype)
+    points = np.zeros((count, -(-blocks // 2)), np.uint8)
     symmetric = not form.zero_points
-    b = np.ascontiguousarray(rows.T)
     quantize_matmul_4bits(numbers, b, scales, points, form.block_size, count, columns, symmetric)
-    return Quantised(numbers.reshape(count, -1), scales.astype(scale_type, copy=False), None if symmetric else points)
+    return Quantised(numbers.reshape(count, -1), scales.astype(rows.dtype, copy=False), None if symmetric else points)
 
 
 def _unpacked(bytes_: np.ndarray) -> np.ndarray:
