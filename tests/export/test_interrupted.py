@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -37,16 +38,23 @@ def start(source: Path, out: Path, stand_in: Path, weights: str = "keep") -> sub
     return subprocess.Popen(command, stderr=subprocess.PIPE, cwd=source.parent)
 
 
-def written(parent: Path, name: str) -> int:
-    """Bytes of weights that an export to `parent` / `name` under way has written."""
-    files = [path for stage in parent.glob(f".{name}.*") for path in stage.rglob("*.data")]
-    return sum(path.stat().st_blocks * 512 for path in files)
+def written(parent: Path, before: set[Path] = frozenset()) -> int:
+    """Bytes of weights in hidden folders of `parent`, those in `before` left out. They may go while they are counted."""
+    total = 0
+    for stage in set(parent.glob(".out.*")) - before:
+        for folder, _, files in os.walk(stage):
+            for name in files:
+                with contextlib.suppress(FileNotFoundError):
+                    total += os.stat(os.path.join(folder, name)).st_blocks * 512 * name.endswith(".data")
+    return total
 
 
-def kill_when_written(process: subprocess.Popen, parent: Path, size: int) -> None:
-    """Kills `process` once it has written `size` bytes of weights."""
+def kill_when_written(source: Path, parent: Path, stand_in: Path, size: int, weights: str = "keep") -> None:
+    """Exports to `parent` / out, and kills that once `size` bytes of weights are written."""
+    before = set(parent.glob(".out.*"))
+    process = start(source, parent / "out", stand_in, weights)
     deadline = time.monotonic() + 60
-    while written(parent, "out") < size:
+    while written(parent, before) < size:
         assert process.poll() is None, process.stderr.read().decode()
         assert time.monotonic() < deadline
     process.send_signal(signal.SIGKILL)
@@ -64,8 +72,8 @@ def test_killed_and_run_again(large: Path, stand_in: Path, tmp_path: Path) -> No
     out, clean = tmp_path / "out", tmp_path / "clean"
     export_model(large, clean, weights="int8", verify=False, library=stand_in)
     for size in (1, 10_000_000):
-        kill_when_written(start(large, out, stand_in, "int8"), tmp_path, size)
-        assert not out.exists() and written(tmp_path, "out") >= size
+        kill_when_written(large, tmp_path, stand_in, size, "int8")
+        assert not out.exists() and written(tmp_path) >= size
     assert start(large, out, stand_in, "int8").wait() == 0
     assert names(tmp_path) == ["clean", "libfdpp_ort.so", "out"]
     assert digests(out) == digests(clean)
@@ -75,7 +83,7 @@ def test_killed_while_replacing_an_export(large: Path, stand_in: Path, tmp_path:
     out = tmp_path / "out"
     export_model(large, out, weights="int8", verify=False, library=stand_in)
     before = digests(out)
-    kill_when_written(start(large, out, stand_in), tmp_path, 10_000_000)
+    kill_when_written(large, tmp_path, stand_in, 10_000_000)
     assert digests(out) == before
     assert start(large, out, stand_in).wait() == 0
     assert names(tmp_path) == ["libfdpp_ort.so", "out"] and digests(out) != before
@@ -96,7 +104,7 @@ def test_killed_between_the_renames(model_folder: Path, stand_in: Path, tmp_path
 def test_what_another_export_is_writing_stays(large: Path, stand_in: Path, tmp_path: Path) -> None:
     process = start(large, tmp_path / "out", stand_in)
     deadline = time.monotonic() + 60
-    while not written(tmp_path, "out"):
+    while not written(tmp_path):
         assert process.poll() is None and time.monotonic() < deadline
     process.send_signal(signal.SIGSTOP)
     try:
