@@ -14,6 +14,9 @@ from .quantise import Quantised, dequantise, quantise
 from .streamed import Streamed, read, row_ranges, rows_of
 from .weight_format import WeightFormat
 
+# Of a piece: ONNX Runtime's quantiser shares them out to threads of its own, which it starts anew each time.
+_INT4_ROWS = 512
+
 
 class QuantisedWeight:
     """`tensor` [K, N], or [N, K] if `rows_first`, in the quantised format `form`."""
@@ -52,7 +55,8 @@ class QuantisedWeight:
 
     def _quantised(self) -> Iterator[Quantised]:
         values = read(self._tensor)
-        for start, stop in row_ranges(self._rows):
+        rows = row_ranges(self._rows, _INT4_ROWS) if self._form.name == "int4" else row_ranges(self._rows)
+        for start, stop in rows:
             yield quantise(rows_of(values, start, stop, rows_first=self._rows_first), self._form, self._tensor.name)
 
     def _numbers(self) -> Iterator[np.ndarray]:

@@ -43,10 +43,10 @@ def pieces_of(tensor: ir.TensorProtocol) -> Iterator[np.ndarray]:
         yield read(tensor)
 
 
-def row_ranges(rows: int) -> Iterator[tuple[int, int]]:
+def row_ranges(rows: int, at_once: int = _ROWS) -> Iterator[tuple[int, int]]:
     """Where pieces of `rows` rows begin and end."""
-    for start in range(0, rows, _ROWS):
-        yield start, min(start + _ROWS, rows)
+    for start in range(0, rows, at_once):
+        yield start, min(start + at_once, rows)
 
 
 def rows_of(values: np.ndarray, start: int, stop: int, *, rows_first: bool) -> np.ndarray:

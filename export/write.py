@@ -15,8 +15,9 @@ _INLINE_BYTES = 1024
 # Weights of this size start on a page: ONNX Runtime maps them, and the kernels then read aligned rows.
 _ALIGNED_BYTES = 64 * 1024
 _PAGE = 4096
-# Tensors that are computed and written at the same time; of each, what it comes from may be in memory.
-_MOST_AT_ONCE = 4
+# Tensors under way at the same time: twice as many as processors, since some wait for the disk or for others whose
+# scales they are. What they come from may be in memory.
+_MOST_AT_ONCE = 8
 
 
 def write_model(model: ir.Model, path: Path, progress: Progress | None) -> None:
@@ -38,7 +39,7 @@ def write_model(model: ir.Model, path: Path, progress: Progress | None) -> None:
         callback=on_tensor,
         alignment=_PAGE,
         align_threshold=_ALIGNED_BYTES,
-        max_workers=min(_MOST_AT_ONCE, len(os.sched_getaffinity(0))),
+        max_workers=min(_MOST_AT_ONCE, 2 * len(os.sched_getaffinity(0))),
     )
     if progress is not None:
         progress(_STEP, total, total)

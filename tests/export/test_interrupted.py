@@ -39,7 +39,8 @@ def start(source: Path, out: Path, stand_in: Path, weights: str = "keep") -> sub
 
 
 def written(parent: Path, before: set[Path] = frozenset()) -> int:
-    """Bytes of weights in hidden folders of `parent`, those in `before` left out. They may go while they are counted."""
+    """Bytes of weights in hidden folders of `parent`, those in `before` left out. They may go while they are
+    counted."""
     total = 0
     for stage in set(parent.glob(".out.*")) - before:
         for folder, _, files in os.walk(stage):
