@@ -113,8 +113,8 @@ def export_model(
     require_well_formed(model, found.model)
     to_grouped_query(model, max_length or context_length(found), report)
     fuse_norms(model, report)
-    if head_weights is not None and language_model_head(model) is None:
-        raise ExportError(f"{found.model}: --head-weights {head_weights}: no product makes an output named logits")
+    if head_weights is not None:
+        _require_head(model, found.model, head_weights)
     changed = fuse(model, stored, report, head_weights=head_stored, gated=gated, packed_qkv=packed_qkv)
     _require_rewrites(model, found.model, weights, report)
     lower(model, softmax)
@@ -157,6 +157,14 @@ def _require_rewrites(model: ir.Model, path: Path, weights: str, report: ExportR
             f"{path}: --weights {weights} changes nothing, no MatMul was rewritten"
             + "".join(f": {other}" for other in others[:1])
         )
+
+
+def _require_head(model: ir.Model, path: Path, weights: str) -> None:
+    head = language_model_head(model)
+    if head is None:
+        raise ExportError(f"{path}: --head-weights {weights}: no product makes an output named logits")
+    if head.op_type == "MatMulNBits":
+        raise ExportError(f"{path}: --head-weights {weights}: the weights of {head.name} are quantised already")
 
 
 def _copy_side_files(source: Source, data_files: set[Path], library: Path | None, folder: Path) -> None:

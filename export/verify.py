@@ -116,7 +116,7 @@ def _verification(
     if library is None:
         raise _Unfit("no op library was given")
     first = expected = _run_original(_Graph("original", original, provider, None), caches, _rows(model), progress)
-    quantised = any(form.quantised for form in weights)
+    quantised = bool(changed) and any(form.quantised for form in weights)
     if quantised:
         with tempfile.TemporaryDirectory(dir=exported.parent, prefix=".reference.") as folder:
             reference = write_reference(original, changed, Path(folder), progress)

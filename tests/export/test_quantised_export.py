@@ -81,6 +81,13 @@ def test_no_head(tmp_path: Path, library: str) -> None:
         export(proto, tmp_path, library, head_weights="f16")
 
 
+def test_a_head_that_is_quantised_already(tmp_path: Path, library: str) -> None:
+    proto = decoder(tied=False)
+    quantise(proto, "lm_head", block_size=32)
+    with pytest.raises(ExportError, match="--head-weights f16: the weights of lm_head are quantised already"):
+        export(proto, tmp_path, library, head_weights="f16")
+
+
 def test_float16_graph(tmp_path: Path, library: str) -> None:
     """Not run here: only a GPU takes float16 activations."""
     report, model = export(decoder(dtype=FLOAT16, tied=False), tmp_path, library, weights="int4:64")
