@@ -71,7 +71,7 @@ def export_model(
     source: a model folder or an .onnx file.
     destination: a folder that does not exist; with `overwrite` also one that an earlier export wrote.
     target: one of TARGETS. weights: how weights are stored, as WEIGHTS_HELP spells it. head_weights: those of the
-    product that makes the logits; None: as the others. softmax: one of SOFTMAX_MODES.
+    product that makes the logits; None: as the others, but int8 where these are int4. softmax: one of SOFTMAX_MODES.
     verify: compare the logits of both graphs in ONNX Runtime.
     gated: make one product of gate and up in silu(gate) * up. packed_qkv: make one of queries, keys and values.
     norms_into_products: of the target onnxruntime alone (tensorrt always does it), RMS norms and residual sums are done
@@ -90,7 +90,7 @@ def export_model(
         if value not in allowed:
             raise ExportError(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
     stored = WeightFormat.parse(weights)
-    head_stored = WeightFormat.parse(head_weights, "head_weights") if head_weights is not None else stored
+    head_stored = WeightFormat.parse(head_weights, "head_weights") if head_weights is not None else stored.of_head
     if max_batch is not None and target != "tensorrt":
         raise ExportError(f"max_batch is of the target tensorrt alone; the target is {target}")
     if last_logits and target != "onnxruntime":
