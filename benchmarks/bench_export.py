@@ -24,12 +24,7 @@ from pathlib import Path
 
 import machine
 import numpy as np
-import onnx
-from onnx import TensorProto, helper
-
-HIDDEN, INNER, VOCABULARY, HEADS, POSITIONS = 4096, 11008, 32000, 32, 4096
-HEAD_SIZE = HIDDEN // HEADS
-BLOCK = 32 << 20  # values that are written again and again
+from common.llama import WEIGHTS_FILE, Shape, write_graph, write_weights
 
 CHILD = """
 import re, sys, time
@@ -39,73 +34,6 @@ start = time.perf_counter()
 export_model(sys.argv[1], sys.argv[2], weights=sys.argv[3], verify=False, library=library_path())
 print(time.perf_counter() - start, re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 """
-
-
-class Model:
-    """A graph whose weights lie in one file beside it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.nodes, self.tensors, self.inputs, self.outputs = [], [], [], []
-        self.data = (folder / "model.onnx.data").open("wb")
-        values = np.random.default_rng(0).standard_normal(BLOCK, np.float32) / np.float32(64)
-        self.block = values.astype(np.float16).tobytes()
-
-    def weight(self, name: str, *shape: int) -> str:
-        size, offset = 2 * int(np.prod(shape)), self.data.tell()
-        for start in range(0, size, len(self.block)):
-            self.data.write(self.block[: size - start])
-        tensor = TensorProto(name=name, data_type=TensorProto.FLOAT16, dims=shape, data_location=TensorProto.EXTERNAL)
-        for key, value in (("location", "model.onnx.data"), ("offset", offset), ("length", size)):
-            tensor.external_data.add(key=key, value=str(value))
-        self.tensors.append(tensor)
-        return name
-
-    def node(self, op: str, inputs: list[str], *outputs: str, domain: str = "", **attributes: object) -> str:
-        self.nodes.append(helper.make_node(op, inputs, list(outputs), name=outputs[0], domain=domain, **attributes))
-        return outputs[0]
-
-    def product(self, x: str, name: str, rows: int, columns: int) -> str:
-        return self.node("MatMul", [x, self.weight(f"{name}.weight", rows, columns)], name)
-
-    def norm(self, x: str, name: str) -> str:
-        return self.node("SimplifiedLayerNormalization", [x, self.weight(f"{name}.weight", HIDDEN)], name, axis=-1)
-
-    def layer(self, index: int, x: str, shared: list[str]) -> str:
-        name = f"layers.{index}"
-        normed = self.norm(x, f"{name}.norm")
-        qkv = [self.product(normed, f"{name}.{part}", HIDDEN, HIDDEN) for part in "qkv"]
-        past, present = [f"past.{index}.{part}" for part in "kv"], [f"present.{index}.{part}" for part in "kv"]
-        for values, names in ((self.inputs, past), (self.outputs, present)):
-            shape = ["batch", HEADS, "length", HEAD_SIZE]
-            values += [helper.make_tensor_value_info(cache, TensorProto.FLOAT16, shape) for cache in names]
-        attributes = {"num_heads": HEADS, "kv_num_heads": HEADS, "do_rotary": 1}
-        attention = "GroupQueryAttention", [*qkv, *past, *shared], f"{name}.attention", *present
-        self.node(*attention, domain="com.microsoft", **attributes)
-        x = self.node("Add", [x, self.product(f"{name}.attention", f"{name}.o", HIDDEN, HIDDEN)], f"{name}.middle")
-        normed = self.norm(x, f"{name}.mlp.norm")
-        gate, up = (self.product(normed, f"{name}.{part}", HIDDEN, INNER) for part in ("gate", "up"))
-        silu = self.node("Mul", [gate, self.node("Sigmoid", [gate], f"{name}.sigmoid")], f"{name}.silu")
-        gated = self.node("Mul", [silu, up], f"{name}.gated")
-        return self.node("Add", [x, self.product(gated, f"{name}.down", INNER, HIDDEN)], f"{name}.end")
-
-    def save(self, layers: int) -> int:
-        """Writes the model of so many layers; returns the bytes of its weights."""
-        self.inputs.append(helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "tokens"]))
-        for name, shape in (("seqlens_k", ["batch"]), ("total", [1])):
-            self.inputs.append(helper.make_tensor_value_info(name, TensorProto.INT32, shape))
-        shared = ["seqlens_k", "total", *(self.weight(name, POSITIONS, HEAD_SIZE // 2) for name in ("cos", "sin"))]
-        x = self.node("Gather", [self.weight("embedding", VOCABULARY, HIDDEN), "input_ids"], "embedded")
-        for index in range(layers):
-            x = self.layer(index, x, shared)
-        self.product(self.norm(x, "norm"), "logits", HIDDEN, VOCABULARY)
-        logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT16, ["batch", "tokens", VOCABULARY])
-        graph = helper.make_graph(self.nodes, "llama", self.inputs, [logits, *self.outputs], self.tensors)
-        opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
-        onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), self.folder / "model.onnx")
-        size = self.data.tell()
-        self.data.close()
-        return size
 
 
 def forget(folder: Path) -> None:
@@ -160,7 +88,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=options.folder) as work:
         source, target = Path(work) / "in", Path(work) / "out"
         source.mkdir()
-        size = Model(source).save(options.layers)
+        shape = Shape(layers=options.layers)
+        write_weights(source, shape, np.dtype(np.float16))
+        write_graph(source / "model.onnx", shape, "genai")
+        size = (source / WEIGHTS_FILE).stat().st_size
         for _ in range(options.rounds):
             for name, runs in results.items():
                 forget(source)
