@@ -56,6 +56,9 @@ def test_same_logits(name: str, tmp_path: Path, library: str) -> None:
     assert report.left == []
     norms = sum(count for kind, count in report.rewritten.items() if kind.startswith("RMS norm"))
     assert norms >= (0 if name.startswith("opt") or "fused" in name else 2 * models.LAYERS + 1)
+    packed = ("Q, K, V -> one product", "parts of one tensor -> packed input of FdppAttention")
+    assert sum(report.rewritten.get(kind, 0) for kind in packed) == models.LAYERS
+    assert report.rewritten.get("norms of heads -> FdppAttention", 0) == ("qwen3" in name) * models.LAYERS
     for phase in report.verification.phases:
         assert phase.relative_error < 1e-5 and phase.top1_agreement == 1
 
