@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from . import op_spec
 from .calibrate import calibrate_phi, read_tokens
-from .destination import check_destination, staged
+from .destination import prepare_destination, staged
 from .errors import ExportError
 from .fuse import fuse
 from .fuse.language_model_head import language_model_head
@@ -77,7 +77,7 @@ def export_model(
     source: a model folder or an .onnx file.
     destination: a folder that does not exist; with `overwrite` also one that an earlier export wrote.
     target: one of TARGETS. weights: how weights are stored, as WEIGHTS_HELP spells it. head_weights: those of the
-    product that makes the logits; None: as the others. softmax: one of SOFTMAX_MODES.
+    product that makes the logits; None: as the others, but int8 where these are int4. softmax: one of SOFTMAX_MODES.
     verify: compare the logits of both graphs in ONNX Runtime.
     gated: make one product of gate and up in silu(gate) * up. packed_qkv: make one of queries, keys and values.
     norms_into_products: of the target onnxruntime alone (tensorrt always does it), RMS norms and residual sums are done
@@ -99,7 +99,7 @@ def export_model(
         if value not in allowed:
             raise ExportError(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
     stored = WeightFormat.parse(weights)
-    head_stored = WeightFormat.parse(head_weights, "head_weights") if head_weights is not None else stored
+    head_stored = WeightFormat.parse(head_weights, "head_weights") if head_weights is not None else stored.of_head
     if max_batch is not None and target != "tensorrt":
         raise ExportError(f"max_batch is of the target tensorrt alone; the target is {target}")
     if last_logits and target != "onnxruntime":
@@ -108,7 +108,7 @@ def export_model(
         if value is not None and value < 1:
             raise ExportError(f"{name} is {value}, expected at least 1")
     destination = Path(destination)
-    check_destination(destination, overwrite)
+    prepare_destination(destination, overwrite)
     library = Path(library) if library is not None else None
     bundled = checked_library(library) if target == "onnxruntime" else None
     found = find_source(Path(source))
@@ -128,8 +128,8 @@ def export_model(
     positions = max_length or context_length(found)
     to_grouped_query(model, positions, report)
     fuse_norms(model, report)
-    if head_weights is not None and language_model_head(model) is None:
-        raise ExportError(f"{found.model}: --head-weights {head_weights}: no product makes an output named logits")
+    if head_weights is not None:
+        _require_head(model, found.model, head_weights)
     changed = fuse(model, stored, report, head_weights=head_stored, gated=gated, packed_qkv=packed_qkv)
     _require_rewrites(model, found.model, weights, report)
     lower(model, softmax)
@@ -176,6 +176,14 @@ def _require_rewrites(model: ir.Model, path: Path, weights: str, report: ExportR
             f"{path}: --weights {weights} changes nothing, no MatMul was rewritten"
             + "".join(f": {other}" for other in others[:1])
         )
+
+
+def _require_head(model: ir.Model, path: Path, weights: str) -> None:
+    head = language_model_head(model)
+    if head is None:
+        raise ExportError(f"{path}: --head-weights {weights}: no product makes an output named logits")
+    if head.op_type == "MatMulNBits":
+        raise ExportError(f"{path}: --head-weights {weights}: the weights of {head.name} are quantised already")
 
 
 def _copy_side_files(source: Source, data_files: set[Path], library: Path | None, folder: Path) -> None:

@@ -29,18 +29,20 @@ class Quantised:
     zero_points: np.ndarray | None = None
 
 
-def quantise(rows: np.ndarray, form: WeightFormat, name: str) -> Quantised:
-    """`rows` T [rows, K] of the weight `name`. Raises ExportError for values that are not finite, and without ONNX
-    Runtime for int4."""
-    values = rows.astype(np.float32, copy=False)
+def quantise(columns: np.ndarray, form: WeightFormat, name: str) -> Quantised:
+    """Of the weight `name` the `columns` T [K, rows], which make the result's rows. Raises ExportError for values that
+    are not finite, and without ONNX Runtime for int4."""
+    known = columns.dtype in _KNOWN_TO_QUANTISER and form.name == "int4"
+    values = columns.astype(columns.dtype if known else np.float32)
     if not np.isfinite(values).all():
         raise ExportError(f"weight {name} has values that are not finite, which {form.name} does not hold")
     if form.name == "int4":
-        return _int4(rows if rows.dtype in _KNOWN_TO_QUANTISER else values, rows.dtype, form)
+        return _int4(np.ascontiguousarray(values), columns.dtype, form)
+    rows = np.ascontiguousarray(values.T)
     limit = 127.0 if form.name == "int8" else float(ml_dtypes.finfo(ml_dtypes.float8_e4m3fn).max)
-    scales = (np.abs(values).max(axis=1) / limit).astype(rows.dtype)
+    scales = (np.abs(rows).max(axis=1) / limit).astype(columns.dtype)
     divisors = scales.astype(np.float32)[:, None]
-    numbers = np.divide(values, divisors, out=np.zeros_like(values), where=divisors > 0)
+    numbers = np.divide(rows, divisors, out=np.zeros_like(rows), where=divisors > 0)
     np.clip(numbers, -limit, limit, out=numbers)  # where T has rounded the scale down
     if form.name == "int8":
         return Quantised(np.rint(numbers, out=numbers).astype(np.int8), scales)
@@ -57,20 +59,18 @@ def dequantise(rows: Quantised, form: WeightFormat, columns: int) -> np.ndarray:
     return ((numbers - points) * rows.scales.astype(np.float32)[..., None]).reshape(count, -1)[:, :columns]
 
 
-def _int4(rows: np.ndarray, scale_type: np.dtype, form: WeightFormat) -> Quantised:
+def _int4(columns: np.ndarray, scale_type: np.dtype, form: WeightFormat) -> Quantised:
     try:
         from onnxruntime.capi._pybind_state import quantize_matmul_4bits
     except ImportError as error:
         raise ExportError("int4 needs ONNX Runtime's quantiser; install onnxruntime") from error
-    count, columns = rows.shape
-    blocks = -(-columns // form.block_size)
+    height, count = columns.shape
+    blocks = -(-height // form.block_size)
     numbers = np.zeros((count, blocks, form.block_size // 2), np.uint8)
-    scales = np.zeros((count, blocks), rows.dtype)
+    scales = np.zeros((count, blocks), columns.dtype)
     points = np.zeros((count, -(-blocks // 2)), np.uint8)
-    # It reads [K, N].
     symmetric = not form.zero_points
-    b = np.ascontiguousarray(rows.T)
-    quantize_matmul_4bits(numbers, b, scales, points, form.block_size, count, columns, symmetric)
+    quantize_matmul_4bits(numbers, columns, scales, points, form.block_size, count, height, symmetric)
     return Quantised(numbers.reshape(count, -1), scales.astype(scale_type, copy=False), None if symmetric else points)
 
 

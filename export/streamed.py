@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -9,8 +10,8 @@ import onnx_ir as ir
 
 from .errors import ExportError
 
-# Rows of a piece. A piece of a weight's transpose then fits the L2 on its way.
-_ROWS = 128
+# Rows of a piece: a weight's columns, from where they lie to where they are rows, then pass through the L2.
+_ROWS = 64
 # Builds a piece from the first of its rows and the one behind its last.
 Piece = Callable[[int, int], np.ndarray]
 
@@ -42,10 +43,10 @@ def pieces_of(tensor: ir.TensorProtocol) -> Iterator[np.ndarray]:
         yield read(tensor)
 
 
-def row_ranges(rows: int) -> Iterator[tuple[int, int]]:
+def row_ranges(rows: int, at_once: int = _ROWS) -> Iterator[tuple[int, int]]:
     """Where pieces of `rows` rows begin and end."""
-    for start in range(0, rows, _ROWS):
-        yield start, min(start + _ROWS, rows)
+    for start in range(0, rows, at_once):
+        yield start, min(start + at_once, rows)
 
 
 def rows_of(values: np.ndarray, start: int, stop: int, *, rows_first: bool) -> np.ndarray:
@@ -57,13 +58,18 @@ def rows_of(values: np.ndarray, start: int, stop: int, *, rows_first: bool) -> n
 
 
 def read(tensor: ir.TensorProtocol) -> np.ndarray:
-    """The values of `tensor`, in memory that is given back once they are dropped (a mapping would pile up).
+    """The values of `tensor`, mapped as long as they are in use (a mapping of the tensor's own would pile up).
 
     Raises ExportError for a file that ends early.
     """
     if not isinstance(tensor, ir.ExternalTensor):
         return tensor.numpy()
-    values = np.fromfile(tensor.path, dtype=tensor.dtype.numpy(), count=tensor.size, offset=tensor.offset or 0)
-    if values.size != tensor.size:
-        raise ExportError(f"external data of {tensor.name} is truncated: {tensor.path} ended early")
-    return values.reshape(tensor.shape.numpy())
+    shape = tensor.shape.numpy()
+    if tensor.size == 0:
+        return np.zeros(shape, tensor.dtype.numpy())
+    try:
+        values = np.memmap(tensor.path, tensor.dtype.numpy(), "r", tensor.offset or 0, shape)
+    except (ValueError, OverflowError) as error:
+        raise ExportError(f"external data of {tensor.name} is truncated: {tensor.path} ended early") from error
+    values._mmap.madvise(mmap.MADV_WILLNEED)
+    return values

@@ -82,7 +82,7 @@ def _verification(
     own = Graph("original", original, provider)
     batches = _batches(model, before)
     rows, expected = _first_that_runs(own, caches, batches, progress)
-    quantised = any(form.quantised for form in weights)
+    quantised = bool(changed) and any(form.quantised for form in weights)
     loss: list[Difference] = []
     ours = Graph("exported", exported, provider, library, fixed_caches=_is_dense(model))
     actual = run(ours, caches, rows, expected.fed, progress)

@@ -43,6 +43,12 @@ class WeightFormat:
         """Whether values are numbers times scales."""
         return self.name in _QUANTISED
 
+    @property
+    def of_head(self) -> WeightFormat:
+        """That of the product that makes the logits, unless the user says another: int8 beside int4, whose error would
+        reach the logits undamped."""
+        return WeightFormat("int8") if self.name == "int4" else self
+
     def dtype(self, original: ir.DataType) -> ir.DataType:
         """Element type of what is stored for a weight of type `original`."""
         if self.quantised:

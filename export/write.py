@@ -1,7 +1,8 @@
-"""Writes the graph and its weights, one tensor in memory at a time."""
+"""Writes the graph and its weights, a few tensors at a time."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import onnx_ir as ir
@@ -14,6 +15,9 @@ _INLINE_BYTES = 1024
 # Weights of this size start on a page: ONNX Runtime maps them, and the kernels then read aligned rows.
 _ALIGNED_BYTES = 64 * 1024
 _PAGE = 4096
+# Tensors under way at the same time: twice as many as processors, since some wait for the disk or for others whose
+# scales they are. What they come from may be in memory.
+_MOST_AT_ONCE = 8
 
 
 def write_model(model: ir.Model, path: Path, progress: Progress | None) -> None:
@@ -35,6 +39,7 @@ def write_model(model: ir.Model, path: Path, progress: Progress | None) -> None:
         callback=on_tensor,
         alignment=_PAGE,
         align_threshold=_ALIGNED_BYTES,
+        max_workers=min(_MOST_AT_ONCE, 2 * len(os.sched_getaffinity(0))),
     )
     if progress is not None:
         progress(_STEP, total, total)

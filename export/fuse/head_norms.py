@@ -43,6 +43,8 @@ def _norm_of_heads(value: ir.Value | None, size: int) -> ir.Node | None:
     norm = back.inputs[0].producer() if back is not None and read_once(value) else None
     if norm is None or (norm.domain, norm.op_type) != _NORM or not read_once(norm.outputs[0]):
         return None
+    if len(norm.inputs) < 2 or None in norm.inputs[:2]:
+        return None
     heads, weight = norm.inputs[:2]
     apart = _standard(heads, "Reshape")
     if apart is None or not _is_over_last_axis(norm) or _columns(weight) != size or len(weight.shape) != 1:

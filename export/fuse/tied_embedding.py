@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from ..pack import packed_weight, register
 from ..report import ExportReport
+from ..streamed import read
 from .flat_gemm import PackedWeight
 from .weight import Weight, is_transpose
 
@@ -70,7 +71,7 @@ def _is_transposed(rows: ir.TensorProtocol, columns: ir.TensorProtocol) -> bool:
     """Whether `rows` [N, K] holds the same numbers as `columns` [K, N], bit for bit."""
     if rows.dtype != columns.dtype or tuple(rows.shape) != tuple(columns.shape)[::-1]:
         return False
-    first, second = (_bits(tensor.numpy()) for tensor in (rows, columns))
+    first, second = (_bits(read(tensor)) for tensor in (rows, columns))
     # A few rows say no at once; to say yes takes reading all.
     starts = range(0, len(first), _ROWS_AT_ONCE)
     return all(

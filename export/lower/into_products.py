@@ -27,11 +27,11 @@ def into_products(model: ir.Model, report: ExportReport, *, sums_stay: bool = Fa
     sums_stay: a norm with a sum of its own stays where no product can take the sum, which would become a node."""
     for node in list(model.graph.all_nodes()):
         key = (node.domain, node.op_type)
-        if key == _SKIP_NORM and _sums_two(node) and _is_for_products(node, node.inputs[2]):
+        if key == _SKIP_NORM and _sums_two(node) and _is_for_products(node, input_at(node, 2)):
             if sums_stay and _product_of_sum(node) is None:
                 continue
             _give_norm(_sum_ahead(node), node, node.inputs[2], node.attributes.get_float("epsilon", _SKIP_EPSILON))
-        elif key in _NORMS and _is_last_axis(node) and _is_for_products(node, node.inputs[1]):
+        elif key in _NORMS and _is_for_products(node, input_at(node, 1)) and _is_last_axis(node):
             _give_norm(node.inputs[0], node, node.inputs[1], node.attributes.get_float("epsilon", _NORMS[key]))
         else:
             continue
@@ -54,7 +54,9 @@ def _sums_two(norm: ir.Node) -> bool:
     return input_at(norm, _SKIP_BIAS) is None and not any(output.uses() for output in norm.outputs[1:_SKIP_SUM])
 
 
-def _is_for_products(norm: ir.Node, weight: ir.Value) -> bool:
+def _is_for_products(norm: ir.Node, weight: ir.Value | None) -> bool:
+    if weight is None or None in norm.inputs[:2]:
+        return False
     normed, uses = norm.outputs[0], norm.outputs[0].uses()
     return (
         not normed.is_graph_output()

@@ -36,6 +36,8 @@ def keep_last_logits(model: ir.Model, report: ExportReport) -> None:
         raise ExportError(f"--last-logits: others than {LOGITS} read what the product {head.name} makes")
     if model.opset_imports[""] < _OPSET:
         raise ExportError(f"--last-logits: the graph has opset {model.opset_imports['']}, expected {_OPSET} or later")
+    if head.inputs[0] is None:
+        raise ExportError(f"--last-logits: {head.name} has no first input")
     attention = next(node for node in model.graph.all_nodes() if op_spec.is_op(node, op_spec.ATTENTION))
     hidden = head.inputs[0]
     last = _last_rows(head, hidden, attention.inputs[_SEQLENS])

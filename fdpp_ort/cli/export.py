@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--head-weights",
         metavar="FORMAT",
-        help="the same for the product that makes the logits (default: as --weights)",
+        help="the same for the product that makes the logits (default: as --weights, int8 beside int4)",
     )
     parser.add_argument("--softmax", choices=SOFTMAX_MODES, default="lazy", help="softmax_mode of FdppAttention")
     parser.add_argument(

@@ -84,6 +84,26 @@ def test_report_that_cannot_be_written(model_folder: Path, tmp_path: Path, capsy
     assert (tmp_path / "out" / "model.onnx").exists()
 
 
+def test_formats_of_weights(model_folder: Path, tmp_path: Path) -> None:
+    arguments = [
+        str(model_folder),
+        str(tmp_path / "out"),
+        "--no-verify",
+        "--weights",
+        "int4:16",
+        "--head-weights",
+        "f16",
+    ]
+    assert main(arguments) == 0
+    report = json.loads((tmp_path / "out" / "fdpp_report.json").read_text())
+    assert (report["weights"], report["head_weights"]) == ("int4:16", "f16")
+
+
+def test_unknown_format(model_folder: Path, tmp_path: Path, capsys) -> None:
+    assert main([str(model_folder), str(tmp_path / "out"), "--weights", "int5"]) == 1
+    assert "weights is 'int5', expected keep, f32, f16, bf16, int8, fp8 or int4[" in capsys.readouterr().err
+
+
 def test_unknown_option(capsys) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["in", "out", "--softmax", "f8"])

@@ -11,7 +11,7 @@ from fdpp_ort.export import ExportError
 from fdpp_ort.export.quantised_weight import QuantisedWeight
 from fdpp_ort.export.weight_format import WeightFormat
 
-ROWS, COLUMNS = 300, 72  # more than one piece; int4's last block is not full
+ROWS, COLUMNS = 700, 72  # more than one piece; int4's last block is not full
 TYPES = [np.float32, np.float16, ml_dtypes.bfloat16]
 # Relative rounding of a scale, by its type.
 ROUNDING = {np.float32: 2**-24, np.float16: 2**-11, ml_dtypes.bfloat16: 2**-8}

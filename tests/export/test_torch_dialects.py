@@ -74,6 +74,10 @@ def test_same_logits(pair: tuple[str, str], tmp_path: Path, library: str, verifi
     assert [left.reason.endswith("is not constant") for left in report.left] == [True] * experts
     norms = sum(count for kind, count in report.rewritten.items() if kind.startswith("RMS norm"))
     assert norms >= (0 if model == "OPT" or exporter == "transformers, fused" else 2 * models.LAYERS + 1)
+    packed = ("Q, K, V -> one product", "parts of one tensor -> packed input of FdppAttention")
+    if model in ("Llama 2", "Qwen2.5", "Qwen3", "Phi-3", "OPT"):
+        assert sum(report.rewritten.get(kind, 0) for kind in packed) == models.LAYERS
+        assert report.rewritten.get("norms of heads -> FdppAttention", 0) == (model == "Qwen3") * models.LAYERS
     for phase in report.verification.phases:
         assert phase.relative_error < 1e-5 and phase.top1_agreement == 1
 

@@ -117,7 +117,17 @@ def _heads(value: ir.Value, count: int | None, head_size: int, structural: set[i
 def _unscaled(heads: Heads) -> tuple[Heads, float]:
     """`heads` ahead of a factor that they have even before they are split off, and that factor."""
     value, factor = unscaled(heads.value, {"Identity"})
-    return replace(heads, value=value), factor
+    return replace(heads, value=_before_reshapes(value)), factor
+
+
+def _before_reshapes(value: ir.Value) -> ir.Value:
+    """What `value` is made of by Reshapes that end with the shape that they began with."""
+    source, same = value, value
+    while (reshape := standard(source, "Reshape")) is not None:
+        source = reshape.inputs[0]
+        if value.shape is not None and None not in value.shape and source.shape == value.shape:
+            same = source
+    return same
 
 
 def _count(value: ir.Value, head_size: int, structural: set[ir.Value]) -> int:
