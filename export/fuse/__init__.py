@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from ..report import ExportReport
-from . import attention, bias, flat_gemm, gated_products, int4_gemm, tied_embedding
+from . import attention, bias, dequantised_product, flat_gemm, gated_products, int4_gemm, tied_embedding
 
 
 def fuse(model: ir.Model, weights: str, report: ExportReport, *, gated: bool = True) -> None:
@@ -15,6 +15,7 @@ def fuse(model: ir.Model, weights: str, report: ExportReport, *, gated: bool = T
     """
     attention.rewrite(model, report)
     int4_gemm.rewrite(model, report)
+    dequantised_product.rewrite(model, report)
     packed = flat_gemm.rewrite(model, weights, report)
     bias.rewrite(model, report)
     tied_embedding.rewrite(packed, report)
