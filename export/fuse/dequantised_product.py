@@ -1,7 +1,7 @@
 """MatMul(A, DequantizeLinear(constants)) -> fdpp::FdppFlatGemm with int4 or int8 weights, without loss.
 
-int4: numbers of 4 bits with a scale, and perhaps a zero point, for each block of K. int8: numbers of 8 bits with a scale
-for each column, or one for all. The numbers are [K, N], or [N, K] behind a Transpose.
+int4: numbers of 4 bits with a scale, and perhaps a zero point, for each block of K. int8: numbers of 8 bits with a
+scale for each column, or one for all. The numbers are [K, N], or [N, K] behind a Transpose.
 """
 
 from __future__ import annotations

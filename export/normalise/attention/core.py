@@ -11,11 +11,16 @@ from .declined import Declined
 
 @dataclass(frozen=True)
 class Cache:
-    """`present` is `past` [B, Hkv, tokens, D] and then `new` tokens, which may still have their heads merged."""
+    """`present` is `past` [B, Hkv, tokens, D] and then `new` tokens, which may still have their heads merged.
+
+    slots: for caches of a fixed size what says in which slots the new tokens are written, for each row the first one
+    [B] or for all rows all of them [tokens, 1]; None: caches grow. tokens_first: `new` is [B, tokens, Hkv, D]."""
 
     past: ir.Value
     new: ir.Value
     present: ir.Value
+    slots: ir.Value | None = None
+    tokens_first: bool = False
 
 
 @dataclass(frozen=True)

@@ -34,9 +34,11 @@ def scaled_by(node: ir.Node) -> tuple[ir.Value, float] | None:
 
 
 def unscaled(value: ir.Value, through: set[str]) -> tuple[ir.Value, float]:
-    """What `value` is made of by nodes `through` and scaling alone, and the product of the factors."""
+    """What `value` is made of by nodes `through` and scaling alone, and the product of the factors.
+
+    Ends at an output of the graph."""
     factor = 1.0
-    while (node := value.producer()) is not None and node.domain == "":
+    while not value.is_graph_output() and (node := value.producer()) is not None and node.domain == "":
         scaled = scaled_by(node)
         if scaled is not None:
             value, factor = scaled[0], factor * scaled[1]
