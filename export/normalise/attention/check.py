@@ -89,9 +89,13 @@ def _attention(
     decoder: Decoder,
 ) -> list[np.ndarray]:
     """Output [B, S, Hq · D] and present keys and values by the definition of GroupQueryAttention, in float32."""
-    query, key, value = (
+    inputs = [
         _heads_first(given[part.value].astype(np.float32), part) for part in (parts.query, parts.key, parts.value)
-    )
+    ]
+    if core.bias is not None:
+        for array, columns in zip(inputs, parts.biases(core), strict=True):
+            array += columns.reshape(1, array.shape[1], 1, -1)
+    query, key, value = inputs
     if tables is not None:
         ids = sample.places()
         if tables.position_ids is not None:

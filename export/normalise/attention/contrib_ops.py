@@ -21,18 +21,24 @@ class RotaryEmbedding(OpRun):
 
 
 class MultiHeadAttention(OpRun):
-    """query [B, S, H * D], key and value [B, T, H * D], attention_bias; past_key and past_value [B, H, P, D]."""
+    """query [B, S, H * D], key and value [B, T, H * D], bias [3 * H * D], key_padding_mask [B, P + T], attention_bias;
+    past_key and past_value [B, H, P, D]."""
 
     op_domain = "com.microsoft"
 
     def _run(self, query, key, value, *optional, num_heads, scale=0.0, unidirectional=0, **_):
-        *_, attention_bias, past_key, past_value = [*optional, *[None] * (5 - len(optional))]
+        bias, padding, attention_bias, past_key, past_value = [*optional, *[None] * (5 - len(optional))]
+        if bias is not None:
+            ends = np.cumsum([query.shape[-1], key.shape[-1]])
+            query, key, value = (x + b for x, b in zip((query, key, value), np.split(bias, ends), strict=True))
         q, k, v = (part.reshape(*part.shape[:2], num_heads, -1).swapaxes(1, 2) for part in (query, key, value))
         if past_key is not None:
             k, v = np.concatenate([past_key, k], axis=2), np.concatenate([past_value, v], axis=2)
         scores = (q * np.asarray(scale or 1 / np.sqrt(q.shape[-1]), q.dtype)) @ k.swapaxes(2, 3)
         if attention_bias is not None:
             scores = scores + attention_bias
+        if padding is not None:
+            scores = np.where(padding[:, None, None] != 0, scores, -np.inf)
         if unidirectional:
             tokens, total = scores.shape[2:]
             scores = np.where(np.tri(tokens, total, total - tokens, bool), scores, -np.inf)

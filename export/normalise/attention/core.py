@@ -29,7 +29,8 @@ class Core:
 
     Any of them may have its heads merged instead, [B, S, H · D]. mask: bool (true: visible) or added to the scores,
     broadcast to [B, Hq, S, T]; None: there is none. softcap: 0: none. sinks: a constant, one score a head that takes
-    part in the softmax alone. causal: later tokens are hidden in any case.
+    part in the softmax alone. causal: later tokens are hidden in any case. padding: [B, T], hides keys where it is 0.
+    bias: a constant [(Hq + 2 · Hkv) · D], added to queries, keys and values first.
     caches: of keys and values, if the op itself puts past and new ones together; then key and value are the new ones.
     """
 
@@ -42,6 +43,8 @@ class Core:
     softcap: float = 0.0
     sinks: ir.Value | None = None
     causal: bool = False
+    padding: ir.Value | None = None
+    bias: ir.Value | None = None
     caches: tuple[Cache, Cache] | None = None
 
 

@@ -35,7 +35,7 @@ class Decoder:
         most = fixed or self.positions
         self.longest = Sample(2, 3, most - 3, 1, most if self.room else 0)
         self.structural = structural_values(model.graph)
-        self.masks: dict[tuple[ir.Value | None, bool], Any] = {}
+        self.masks: dict[tuple[ir.Value | None, ir.Value | None, bool], Any] = {}
         self.tables: dict[frozenset[Any], Any] = {}
         self._made: dict[str, ir.Value] = {}
 

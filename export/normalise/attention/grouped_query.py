@@ -24,7 +24,7 @@ def rewrite(node: ir.Node, core: Core, decoder: Decoder) -> None:
     """
     found = parts(core, decoder.structural)
     rotary = _tables(found, decoder)
-    mask = mask_of(core.mask, core.causal, decoder)
+    mask = mask_of(core, decoder)
     added = bias(mask, found.key_cache, node, decoder)
     before = [part.value for part in (found.query, found.key, found.value)]
     _require_no_cycle(found, [*before, added, rotary.position_ids if rotary is not None else None])
@@ -73,6 +73,11 @@ def _attention(
         _merged(part, node, part_name, decoder)
         for part, part_name in zip((found.query, found.key, found.value), names, strict=True)
     )
+    if core.bias is not None:
+        query, key, value = (
+            decoder.add_before(node, "Add", [part, decoder.constant(bias, f"{name}.bias")], f"{name}.sum", part.dtype)
+            for part, bias, name in zip((query, key, value), found.biases(core), names, strict=True)
+        )
     inputs = [query, key, value, found.key_cache.past, found.value_cache.past]
     inputs += lengths(mask.padding, found.key_cache, decoder)
     attributes = {

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from .core import Cache
+from .core import Cache, Core
 from .declined import Declined
 from .decoder import Decoder
 from .lengths import lengths
@@ -32,42 +32,48 @@ class Mask:
     own: ir.Value | None = None
 
 
-def mask_of(value: ir.Value | None, causal: bool, decoder: Decoder) -> Mask:
-    """What the mask `value` is; None: there is none. causal: later tokens are hidden in any case.
-
-    Raises Declined if a query sees later tokens.
-    """
-    if value is None and not causal:
+def mask_of(core: Core, decoder: Decoder) -> Mask:
+    """What the mask of `core` is. Raises Declined if a query sees later tokens."""
+    if core.mask is None and not core.causal:
         raise Declined("it has no mask: a query sees later tokens")
-    key = value, causal
+    key = core.mask, core.padding, core.causal
     if key not in decoder.masks:
-        decoder.masks[key] = _mask_of(value, causal, decoder) if value is not None else Mask()
+        decoder.masks[key] = _mask_of(core, decoder) if core.mask or core.padding else Mask()
     return decoder.masks[key]
 
 
-def _mask_of(value: ir.Value, causal: bool, decoder: Decoder) -> Mask:
+def _mask_of(core: Core, decoder: Decoder) -> Mask:
     # With a row as long as they get, so that a window shows, and where it ends for each of several tokens.
-    seen = [_Seen(value, sample, causal, decoder) for sample in (*decoder.samples, decoder.longest)]
+    seen = [_Seen(core, sample, decoder) for sample in (*decoder.samples, decoder.longest)]
     last = seen[-1].visible[0, 0, -1]
     window = int(last.sum()) if not last.all() else -1
     for padding in (False, True):
         if all(look.is_plain(window, padding) for look in seen) and not (padding and decoder.input(MASK) is None):
             return Mask(window, padding)
-    return Mask(own=value)
+    if core.padding is not None:
+        raise Declined("its key_padding_mask hides something else than attention_mask does")
+    return Mask(own=core.mask)
 
 
 class _Seen:
-    """The mask `value` at a sample. Raises Declined if it lets a query see later tokens, which `causal` rules out."""
+    """The mask of `core` at a sample. Raises Declined if it lets a query see later tokens, which causal rules out."""
 
-    def __init__(self, value: ir.Value, sample: Sample, causal: bool, decoder: Decoder) -> None:
-        array = decoder.evaluate([value], sample)[0]
+    def __init__(self, core: Core, sample: Sample, decoder: Decoder) -> None:
+        array = np.ones((1, 1), bool)
+        if core.mask is not None:
+            array = decoder.evaluate([core.mask], sample)[0]
         visible, self.added = _split(array)
         self.sample, earlier = sample, causal_mask(sample)
         try:
             self.visible = np.broadcast_to(visible, np.broadcast_shapes(visible.shape, earlier.shape))
         except ValueError as error:
             raise Declined(f"its mask has shape {list(array.shape)} for {sample.tokens} of {sample.total}") from error
-        if causal:
+        if core.padding is not None:
+            padding = decoder.evaluate([core.padding], sample)[0]
+            if padding.shape != (sample.batch, sample.columns):
+                raise Declined(f"its key_padding_mask has shape {list(padding.shape)}, expected [batch, total tokens]")
+            self.visible = self.visible & (padding != 0)[:, None, None]
+        if core.causal:
             self.visible = self.visible & earlier
         elif np.any(self.visible & ~earlier):
             raise Declined("its mask lets a query see later tokens: it is not causal")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+import numpy as np
 import onnx_ir as ir
 
 from .core import Cache, Core
@@ -48,6 +49,11 @@ class Parts:
     output: ir.Value
     head_size: int
 
+    def biases(self, core: Core) -> list[np.ndarray]:
+        """What `core` adds to queries, keys and values, each [H · D]."""
+        columns = [part.count * self.head_size for part in (self.query, self.key)]
+        return np.split(core.bias.const_value.numpy(), np.cumsum(columns))
+
 
 def parts(core: Core, structural: set[ir.Value]) -> Parts:
     """Of the attention around `core`. Raises Declined where one of them is not what a decoder with a cache has."""
@@ -73,6 +79,11 @@ def parts(core: Core, structural: set[ir.Value]) -> Parts:
     )
     if core.sinks is not None and core.sinks.const_value.size != query.count:
         raise Declined(f"its {query.count} heads have {core.sinks.const_value.size} sinks")
+    if core.bias is not None:
+        if query_rotation is not None:
+            raise Declined("its bias is added after the rotary embedding")
+        if core.bias.const_value.size != (query.count + 2 * key.count) * head_size:
+            raise Declined(f"its bias has {core.bias.const_value.size} numbers, not one a column of Q, K and V")
     scale = core.scale * key_scale * query_scale
     rotations = (query_rotation, key_rotation)
     return Parts(query, key, value, key_cache, value_cache, *rotations, scale, _merged_output(core.output), head_size)
