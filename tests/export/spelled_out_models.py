@@ -147,6 +147,29 @@ decoder (int64[batch, tokens] input_ids, int64[batch] write_indices,
 """
 
 
+# One new token, which is written into past; with ATTENTION for the line of the op.
+ONE_TOKEN_GRAPH = """
+<ir_version: 10, opset_import: ["" : 18, "com.microsoft" : 1]>
+decoder (int64[batch, 1] input_ids, int32[batch, total] attention_mask, int32[1] past_sequence_length,
+         float[batch, 2, room, 8] past_key, float[batch, 2, room, 8] past_value)
+     => (float[batch, 1, 32] hidden,
+         float[batch, 2, room, 8] present_key, float[batch, 2, room, 8] present_value)
+{
+  x = Gather(embedding, input_ids)
+  q3 = MatMul(x, wq)
+  k3 = MatMul(x, wk)
+  v3 = MatMul(x, wv)
+  ATTENTION
+  hidden = MatMul(merged, wo)
+}
+"""
+
+
+def one_token(attention: str) -> onnx.ModelProto:
+    """The layer whose line `attention` makes merged, present_key and present_value of one token; two query heads."""
+    return _model(ONE_TOKEN_GRAPH.replace("ATTENTION", attention), KV_HEADS)
+
+
 def written(*changes: tuple[str, str]) -> onnx.ModelProto:
     """The layer whose caches are of a fixed size, with each of the lines `changes` (old, new) in place of another."""
     return _model(_changed(WRITTEN_GRAPH, changes), HEADS)
@@ -183,6 +206,7 @@ def _model(text: str, heads: int, dtype: type[np.floating] = np.float32) -> onnx
         "half": np.float32(0.5),
         "many": np.int64(64),
         "end": np.array([2**62]),
+        "i1_int32": np.array([1], np.int32),
         "slopes": np.array([0.5, 0.25, 0.125, 0.0625], np.float32).reshape(4, 1, 1),
         "scale": np.float32(0.3),
         "zero_f": np.float32(0),

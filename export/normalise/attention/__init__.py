@@ -10,14 +10,14 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from ...report import ExportReport
-from . import multi_head_attention, spelled_out, standard_attention
+from . import decoder_masked, multi_head_attention, spelled_out, standard_attention
 from .declined import Declined
 from .decoder import Decoder
 from .grouped_query import rewrite
 from .room import make_room
 from .tidy import tidy
 
-_DIALECTS = (spelled_out, standard_attention, multi_head_attention)
+_DIALECTS = (spelled_out, standard_attention, multi_head_attention, decoder_masked)
 
 
 def to_grouped_query(model: ir.Model, positions: int, report: ExportReport) -> None:

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 import onnx_ir as ir
 
 from .declined import Declined
 
 
+class Slots(Enum):
+    """What a value says of the slots in which new tokens are written."""
+
+    FIRST_OF_EACH = "[B]: each row's first one"
+    FIRST = "[1]: the first one, the same in all rows"
+    ALL = "[tokens, 1]: all of them, the same in all rows"
+
+
 @dataclass(frozen=True)
 class Cache:
     """`present` is `past` [B, Hkv, tokens, D] and then `new` tokens, which may still have their heads merged.
 
-    slots: for caches of a fixed size what says in which slots the new tokens are written, for each row the first one
-    [B] or for all rows all of them [tokens, 1]; None: caches grow. tokens_first: `new` is [B, tokens, Hkv, D]."""
+    slots, said: for caches of a fixed size the slots in which new tokens are written; None: caches grow. tokens_first:
+    `new` is [B, tokens, Hkv, D]."""
 
     past: ir.Value
     new: ir.Value
     present: ir.Value
     slots: ir.Value | None = None
+    said: Slots | None = None
     tokens_first: bool = False
 
 

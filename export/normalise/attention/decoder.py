@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from . import decoder_masked
 from .declined import Declined
 from .evaluate import evaluate, structural_values
 from .samples import SAMPLES, TOKENS, Sample, fixed_room, input_values
@@ -29,7 +30,7 @@ class Decoder:
         self.opsets = model.opset_imports
         self.positions = max(positions, _FEWEST_POSITIONS)
         fixed = fixed_room(model.graph)
-        written = any(node.op_type == "TensorScatter" for node in model.graph)
+        written = any(node.op_type in ("TensorScatter", decoder_masked.NAME) for node in model.graph)
         self.room = fixed or (_SOME_ROOM if written else 0)
         self.samples = [replace(sample, room=self.room) for sample in SAMPLES]
         most = fixed or self.positions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from .core import Cache
+from .core import Cache, Slots
 from .decoder import Decoder
 from .samples import MASK
 
@@ -38,14 +38,13 @@ def _written(cache: Cache, decoder: Decoder) -> tuple[ir.Value, ir.Value]:
     """By the slots in which new tokens are written."""
     name, add = f"fdpp.{cache.slots.name}", decoder.add
     slots = add("Cast", [cache.slots], f"{name}.int64", _INT64, to=_INT64)
-    if cache.present.producer().op_type == "TensorScatter":
+    new = decoder.ints(1)
+    if cache.said is not Slots.ALL:
         new = add("Shape", [decoder.tokens()], "fdpp.tokens", _INT64, start=1, end=2)
-        totals = add("Add", [slots, new], f"{name}.totals", _INT64)
-    else:
-        totals = add("Add", [slots, decoder.ints(1)], f"{name}.totals", _INT64)
-    total = add("ReduceMax", [totals], f"{name}.total", _INT64, keepdims=0)
-    total = add("Reshape", [total, decoder.ints(1)], f"{name}.total_length", _INT64)
-    if cache.present.producer().op_type != "TensorScatter":
+    totals = add("Add", [slots, new], f"{name}.totals", _INT64)
+    total = add("ReduceMax", [totals], f"{name}.most", _INT64, keepdims=0)
+    total = add("Reshape", [total, decoder.ints(1)], f"{name}.total", _INT64)
+    if cache.said is not Slots.FIRST_OF_EACH:
         batch = add("Shape", [decoder.tokens()], "fdpp.batch", _INT64, start=0, end=1)
         totals = add("Expand", [total, batch], f"{name}.row_totals", _INT64)
     last = add("Sub", [totals, decoder.ints(1)], f"{name}.last_slots", _INT64)

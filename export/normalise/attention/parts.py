@@ -8,7 +8,7 @@ from enum import Enum
 import numpy as np
 import onnx_ir as ir
 
-from .core import Cache, Core
+from .core import Cache, Core, Slots
 from .declined import Declined
 from .rotary import Rotation, rotation
 from .samples import is_past
@@ -111,14 +111,16 @@ def _written(present: ir.Value) -> Cache | None:
             return None
         if write.attributes.get_string("mode", "linear") != "linear":
             raise Declined("its caches begin anew when they are full")
-        return Cache(past, new, present, slots)
+        return Cache(past, new, present, slots, Slots.FIRST_OF_EACH)
     # With the tokens in front.
     write = standard(_moved(present, (1, 2, 0, 3)), "ScatterND")
     if write is None:
         return None
     past, slots, new = write.inputs
-    past, heads_first, tokens_first = _moved(past, (2, 0, 1, 3)), _moved(new, (2, 0, 1, 3)), _moved(new, (1, 0, 2, 3))
-    return Cache(past, tokens_first if heads_first is new else heads_first, present, slots, heads_first is new)
+    past, heads_first = _moved(past, (2, 0, 1, 3)), _moved(new, (2, 0, 1, 3))
+    tokens_first = heads_first is new
+    new = _moved(new, (1, 0, 2, 3)) if tokens_first else heads_first
+    return Cache(past, new, present, slots, Slots.ALL, tokens_first)
 
 
 def _moved(value: ir.Value, order: tuple[int, ...]) -> ir.Value:

@@ -80,6 +80,7 @@ def input_values(graph: ir.Graph, sample: Sample) -> dict[ir.Value, np.ndarray]:
         "position_ids": [sample.position_ids()],
         "cache_position": [np.arange(past, total)],
         "write_indices": [past * each],
+        "past_sequence_length": [np.array([past])],
         # As Olive's graphs hand them to GroupQueryAttention: the first is seqlens_k.
         "past_seq_len": [(total - 1) * each, (total - 1) * each[:, None]],
         "total_seq_len": [np.array(total), np.array([total])],
