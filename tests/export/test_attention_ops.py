@@ -101,3 +101,10 @@ def test_is_left(case: str, report: ExportReport) -> None:
     assert reason in report.left[0].reason
     assert [node.op_type for node in after.graph.node].count("GroupQueryAttention") == 0
     assert_same(before, after)
+
+
+def test_more_inputs_than_the_op_has(report: ExportReport) -> None:
+    """ONNX Runtime does not load it either."""
+    rewrite(around(CONTRIB.format("", f"q3, k3, v3, , , mask, {CACHED}, , , wb"), 2), report)
+    assert report.rewritten == {}
+    assert report.left[0].reason == "it has 11 inputs, expected at most 10"

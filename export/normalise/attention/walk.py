@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from .declined import Declined
+
 LAYOUT = {"Reshape", "Transpose", "Unsqueeze", "Squeeze", "Expand", "Tile", "Flatten", "Identity", "Cast"}
 
 
@@ -50,5 +52,7 @@ def unscaled(value: ir.Value, through: set[str]) -> tuple[ir.Value, float]:
 
 
 def whole_inputs(node: ir.Node, count: int) -> list[ir.Value | None]:
-    """The `count` inputs that the op of `node` may have, None for those that are not given."""
+    """The `count` inputs that the op of `node` may have, None for those not given. Raises Declined if it has more."""
+    if len(node.inputs) > count:
+        raise Declined(f"it has {len(node.inputs)} inputs, expected at most {count}")
     return [*node.inputs, *[None] * (count - len(node.inputs))]
