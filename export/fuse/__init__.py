@@ -6,7 +6,18 @@ import onnx_ir as ir
 
 from ..report import ExportReport
 from ..weight_format import WeightFormat
-from . import attention, bias, flat_gemm, gated_products, head_norms, int4_gemm, qkv_product, split_qkv, tied_embedding
+from . import (
+    attention,
+    bias,
+    dequantised_product,
+    flat_gemm,
+    gated_products,
+    head_norms,
+    int4_gemm,
+    qkv_product,
+    split_qkv,
+    tied_embedding,
+)
 
 
 def fuse(
@@ -27,6 +38,7 @@ def fuse(
     attention.rewrite(model, report)
     head_norms.rewrite(model, report)
     int4_gemm.rewrite(model, report)
+    dequantised_product.rewrite(model, report)
     packed = flat_gemm.rewrite(model, weights, report, head_weights)
     bias.rewrite(model, report)
     tied_embedding.rewrite(packed, report)

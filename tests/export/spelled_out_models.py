@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import onnx
 from onnx import numpy_helper
@@ -115,6 +117,64 @@ decoder (int64[batch, tokens] input_ids, int64[batch, total] attention_mask,
 """
 
 
+# New tokens are written into caches of a fixed size.
+WRITTEN_GRAPH = """
+<ir_version: 11, opset_import: ["" : 24]>
+decoder (int64[batch, tokens] input_ids, int64[batch] write_indices,
+         float[batch, 2, 16, 8] past_key, float[batch, 2, 16, 8] past_value)
+     => (float[batch, tokens, 32] hidden,
+         float[batch, 2, 16, 8] present_key, float[batch, 2, 16, 8] present_value)
+{
+  x = Gather(embedding, input_ids)
+  q3 = MatMul(x, wq)
+  k3 = MatMul(x, wk)
+  v3 = MatMul(x, wv)
+  q4 = Reshape(q3, q_shape)
+  k4 = Reshape(k3, kv_shape)
+  v4 = Reshape(v3, kv_shape)
+  q = Transpose<perm = [0, 2, 1, 3]>(q4)
+  k = Transpose<perm = [0, 2, 1, 3]>(k4)
+  v = Transpose<perm = [0, 2, 1, 3]>(v4)
+  present_key = TensorScatter<axis = -2>(past_key, k, write_indices)
+  present_value = TensorScatter<axis = -2>(past_value, v, write_indices)
+  new1 = Shape<start = 1, end = 2>(input_ids)
+  in_use = Add(write_indices, new1)
+  heads = Attention<is_causal = 1, scale = 0.3>(q, present_key, present_value, , , , in_use)
+  heads_last = Transpose<perm = [0, 2, 1, 3]>(heads)
+  merged = Reshape(heads_last, merged_shape)
+  hidden = MatMul(merged, wo)
+}
+"""
+
+
+# One new token, which is written into past; with ATTENTION for the line of the op.
+ONE_TOKEN_GRAPH = """
+<ir_version: 10, opset_import: ["" : 18, "com.microsoft" : 1]>
+decoder (int64[batch, 1] input_ids, int32[batch, total] attention_mask, int32[1] past_sequence_length,
+         float[batch, 2, room, 8] past_key, float[batch, 2, room, 8] past_value)
+     => (float[batch, 1, 32] hidden,
+         float[batch, 2, room, 8] present_key, float[batch, 2, room, 8] present_value)
+{
+  x = Gather(embedding, input_ids)
+  q3 = MatMul(x, wq)
+  k3 = MatMul(x, wk)
+  v3 = MatMul(x, wv)
+  ATTENTION
+  hidden = MatMul(merged, wo)
+}
+"""
+
+
+def one_token(attention: str) -> onnx.ModelProto:
+    """The layer whose line `attention` makes merged, present_key and present_value of one token; two query heads."""
+    return _model(ONE_TOKEN_GRAPH.replace("ATTENTION", attention), KV_HEADS)
+
+
+def written(*changes: tuple[str, str]) -> onnx.ModelProto:
+    """The layer whose caches are of a fixed size, with each of the lines `changes` (old, new) in place of another."""
+    return _model(_changed(WRITTEN_GRAPH, changes), HEADS)
+
+
 def around(attention: str, heads: int) -> onnx.ModelProto:
     """The layer whose line `attention` makes merged, present_key and present_value; `heads` query heads."""
     return _model(OP_GRAPH.replace("ATTENTION", attention), heads)
@@ -122,13 +182,17 @@ def around(attention: str, heads: int) -> onnx.ModelProto:
 
 def decoder(*changes: tuple[str, str], dtype: type[np.floating] = np.float32) -> onnx.ModelProto:
     """The layer with each of the lines `changes` (old, new) in place of another, of float32 or float16."""
-    text = GRAPH
-    for old, new in changes:
-        assert text.count(old) == 1, old
-        text = text.replace(old, new)
+    text = _changed(GRAPH, changes)
     if dtype == np.float16:
         text = text.replace("float[", "float16[").replace("Cast<to = 1>", "Cast<to = 10>")
     return _model(text, HEADS, dtype)
+
+
+def _changed(text: str, changes: Iterable[tuple[str, str]]) -> str:
+    for old, new in changes:
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    return text
 
 
 def _model(text: str, heads: int, dtype: type[np.floating] = np.float32) -> onnx.ModelProto:
@@ -142,6 +206,7 @@ def _model(text: str, heads: int, dtype: type[np.floating] = np.float32) -> onnx
         "half": np.float32(0.5),
         "many": np.int64(64),
         "end": np.array([2**62]),
+        "i1_int32": np.array([1], np.int32),
         "slopes": np.array([0.5, 0.25, 0.125, 0.0625], np.float32).reshape(4, 1, 1),
         "scale": np.float32(0.3),
         "zero_f": np.float32(0),

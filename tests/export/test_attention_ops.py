@@ -22,6 +22,17 @@ TAKEN = {
     "Attention, causal": (4, STANDARD.format(", is_causal = 1", f"q3, k3, v3, visible, {CACHED}")),
     "MultiHeadAttention": (2, CONTRIB.format("", f"q3, k3, v3, , , mask, {CACHED}")),
     "MultiHeadAttention, scale": (2, CONTRIB.format(", scale = 0.5", f"q3, k3, v3, , , mask, {CACHED}")),
+    "MultiHeadAttention, bias": (2, CONTRIB.format("", f"q3, k3, v3, wb, , mask, {CACHED}")),
+    "MultiHeadAttention, key_padding_mask": (
+        2,
+        f"""padding = Cast<to = 6>(attention_mask)
+        {CONTRIB.format(", unidirectional = 1", f"q3, k3, v3, , padding, , {CACHED}")}""",
+    ),
+    "MultiHeadAttention, bias, key_padding_mask and a mask": (
+        2,
+        f"""padding = Cast<to = 6>(attention_mask)
+        {CONTRIB.format("", f"q3, k3, v3, wb, padding, mask, {CACHED}")}""",
+    ),
     "MultiHeadAttention, unidirectional": (
         2,
         CONTRIB.format(", unidirectional = 1", f"q3, k3, v3, , , mask, {CACHED}"),
@@ -60,7 +71,23 @@ def test_repeated_keys_in_front_of_the_op(report: ExportReport) -> None:
 
 LEFT = {
     "no mask": (4, STANDARD.format("", f"q3, k3, v3, , {CACHED}"), "it has no mask"),
-    "a bias": (2, CONTRIB.format("", f"q3, k3, v3, wb, , mask, {CACHED}"), "input bias is not known there"),
+    "a bias that is no constant": (
+        2,
+        f"moved = Mul(wb, zero_f)\n  {CONTRIB.format('', f'q3, k3, v3, moved, , mask, {CACHED}')}",
+        "its bias (moved) is not constant",
+    ),
+    "key_padding_mask without a causal mask": (
+        2,
+        f"padding = Cast<to = 6>(attention_mask)\n  {CONTRIB.format('', f'q3, k3, v3, , padding, , {CACHED}')}",
+        "it has no mask",
+    ),
+    "key_padding_mask that hides other keys": (
+        2,
+        f"""turned = Sub(one, attention_mask)
+        padding = Cast<to = 6>(turned)
+        {CONTRIB.format(", unidirectional = 1", f"q3, k3, v3, , padding, , {CACHED}")}""",
+        "its key_padding_mask hides something else than attention_mask does",
+    ),
     "MultiHeadAttention without a mask": (2, CONTRIB.format("", f"q3, k3, v3, , , , {CACHED}"), "it has no mask"),
 }
 
@@ -74,3 +101,10 @@ def test_is_left(case: str, report: ExportReport) -> None:
     assert reason in report.left[0].reason
     assert [node.op_type for node in after.graph.node].count("GroupQueryAttention") == 0
     assert_same(before, after)
+
+
+def test_more_inputs_than_the_op_has(report: ExportReport) -> None:
+    """ONNX Runtime does not load it either."""
+    rewrite(around(CONTRIB.format("", f"q3, k3, v3, , , mask, {CACHED}, , , wb"), 2), report)
+    assert report.rewritten == {}
+    assert report.left[0].reason == "it has 11 inputs, expected at most 10"

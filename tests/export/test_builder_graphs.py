@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch_models as models
 from builder_models import with_builder
 from support import Verified
 
+import fdpp_ort
 from fdpp_ort.export import ExportReport, export_model, op_spec
 
 _ALL = "windowed_kv_cache=false"  # no cache that is cut to a window
-FLOAT32 = ("Llama 2", "Llama 3", "SmolLM2", "Mistral", "Qwen2.5", "Phi-3", "Phi-3 long", "Gemma 2", "gpt-oss")
-PAIRS = {("genai builder", model) for model in FLOAT32} | {("genai builder, int4", "Llama 2")}
+FLOAT32 = ("Llama 2", "Llama 3", "SmolLM2", "Mistral", "Qwen2.5", "Qwen3", "Phi-3", "Phi-3 long", "Gemma 2", "gpt-oss")
+PAIRS = {("genai builder", model) for model in FLOAT32} | {
+    (f"genai builder, int4{form}", "Llama 2") for form in ("", " QDQ")
+}
 
 
 def export(source: Path, library: str) -> ExportReport:
@@ -87,3 +92,47 @@ def test_int4(block_size: int, symmetric: str, tmp_path: Path, library: str, ver
     assert report.verification.status == "passed"
     assert all(phase.relative_error < 1e-5 for phase in report.verification.phases)
     verified("genai builder, int4", "Llama 2")
+
+
+@pytest.mark.parametrize("symmetric", ["true", "false"])
+def test_int4_qdq(symmetric: str, tmp_path: Path, library: str, verified: Verified) -> None:
+    """ONNX Runtime, too, rounds activations to int8 there."""
+    options = "use_qdq=true", f"is_symmetric={symmetric}"
+    report = export(with_builder("Llama 2", tmp_path, "int4", "cpu", *options), library)
+    assert report.rewritten["DequantizeLinear, MatMul -> FdppFlatGemm"] == 5 * models.LAYERS + 1
+    assert report.left == []
+    assert report.verification.status == "passed"
+    assert all(phase.relative_error < 2e-2 for phase in report.verification.phases)
+    verified("genai builder, int4 QDQ", "Llama 2")
+
+
+@pytest.mark.parametrize("block_size", ["32", "256"])
+def test_numbers_without_a_kernel_are_left(block_size: str, tmp_path: Path, library: str) -> None:
+    bits = "int8" if block_size == "32" else "int4"
+    report = export(with_builder("Llama 2", tmp_path, bits, "cpu", f"block_size={block_size}"), library)
+    reason = "its weights have 8 bits, expected 4" if bits == "int8" else "block_size is 256, expected one of"
+    assert len(report.left) == 5 * models.LAYERS + 1
+    assert all(left.reason.startswith(reason) for left in report.left)
+    assert report.rewritten == {"GroupQueryAttention -> FdppAttention": models.LAYERS}
+    assert report.verification.status == "passed"
+
+
+def test_frequencies_of_long_rows(tmp_path: Path, library: str) -> None:
+    """Which of two tables the graph hands to the op follows from the row's length, here beyond the shorter one's 64."""
+    source = with_builder("Phi-3 long", tmp_path, "fp32", "cpu", _ALL)
+    export(source, library)
+    logits = []
+    for folder in (source, tmp_path / "out"):
+        options = onnxruntime.SessionOptions()
+        fdpp_ort.register(options)
+        session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
+        tokens = np.random.default_rng(0).integers(1, models.VOCABULARY, (1, 90))
+        feeds = {"input_ids": tokens, "attention_mask": np.ones_like(tokens), "position_ids": np.arange(90)[None]}
+        feeds |= {
+            item.name: np.zeros((1, 2, 0, models.HEAD_SIZE), np.float32)
+            for item in session.get_inputs()
+            if len(item.shape) == 4
+        }
+        wanted = {item.name for item in session.get_inputs()}
+        logits += session.run(["logits"], {name: value for name, value in feeds.items() if name in wanted})
+    np.testing.assert_allclose(logits[1], logits[0], rtol=1e-4, atol=1e-5)

@@ -119,7 +119,7 @@ def test_no_attention(tmp_path: Path, stand_in: Path) -> None:
 
 def test_no_attention_rewritten(tmp_path: Path, stand_in: Path) -> None:
     proto = decoder()
-    attention_nodes(proto)[0].op_type = "DecoderMaskedMultiHeadAttention"
+    attention_nodes(proto)[0].op_type = "PackedMultiHeadAttention"
     refused(proto, tmp_path, stand_in, "no attention was rewritten: layers.0.attention: only com.microsoft")
 
 

@@ -177,6 +177,28 @@ LEFT = {
         "it has no mask: a query sees later tokens",
         (("masked = Add(scaled, mask)", "masked = Identity(scaled)"),),
     ),
+    "a prompt that sees all of itself": (
+        "its mask lets a query see later tokens",
+        (
+            (
+                "visible = And(causal, real)",
+                """prompt = Less(row, window)
+                either = Or(causal, prompt)
+                visible = And(either, real)""",
+            ),
+        ),
+    ),
+    "a cache in another type": (
+        "its past (past_back) is not an input of the graph with known heads and head size",
+        (
+            (
+                "present_key = Concat<axis = 2>(past_key, key)",
+                """past_short = Cast<to = 10>(past_key)
+                past_back = Cast<to = 1>(past_short)
+                present_key = Concat<axis = 2>(past_back, key)""",
+            ),
+        ),
+    ),
     "mask by tokens": (
         "what is added to its scores follows from the tokens",
         (
@@ -273,3 +295,30 @@ def test_nothing_to_rewrite_is_an_error(tmp_path: Path, stand_in: Path) -> None:
     onnx.save(decoder(*LEFT["not causal"][1]), tmp_path / "in.onnx")
     with pytest.raises(ExportError, match="no attention was rewritten: .*: its mask lets a query see later tokens"):
         export_model(tmp_path / "in.onnx", tmp_path / "out", verify=False, library=stand_in)
+
+
+def test_in_a_branch(report: ExportReport) -> None:
+    """As in optimum's merged decoders, one branch for prompts and one for what follows."""
+    before = decoder(
+        ("weights = Softmax<axis = -1>(masked)", "one_query = Equal(new1, axis1)"),
+        ("heads = MatMul(weights, values)", "heads = Identity(query)"),
+    )
+    graph = before.graph
+    heads = next(node for node in graph.node if node.output[0] == "heads")
+    branches = []
+    for name in ("then_branch", "else_branch"):
+        softmax = onnx.helper.make_node("Softmax", ["masked"], [f"{name}.weights"], name=f"{name}.softmax")
+        product = onnx.helper.make_node("MatMul", [f"{name}.weights", "values"], [f"{name}.heads"])
+        made = onnx.helper.make_tensor_value_info(f"{name}.heads", onnx.TensorProto.FLOAT, None)
+        branches.append(onnx.helper.make_graph([softmax, product], name, [], [made]))
+    heads.CopyFrom(
+        onnx.helper.make_node("If", ["one_query"], ["heads"], then_branch=branches[0], else_branch=branches[1])
+    )
+    after = rewrite(before, report)
+    assert report.rewritten == {}
+    assert {left.node for left in report.left} == {"then_branch.softmax", "else_branch.softmax"}
+    assert {left.reason for left in report.left} == {
+        "it is in a branch or a loop: only those in the graph itself are rewritten"
+    }
+    assert [node.op_type for node in after.graph.node].count("If") == 1
+    assert_same(before, after)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import support
 import test_builder_graphs
+import test_static_caches
 import test_torch_dialects
 
-DECLARED = {*test_torch_dialects.GRAPHS, *test_builder_graphs.PAIRS}
+DECLARED = {*test_torch_dialects.GRAPHS, *test_builder_graphs.PAIRS, *test_static_caches.PAIRS}
 
 
 def test_the_readme_has_the_pairs_of_the_tests() -> None:

@@ -14,7 +14,7 @@ import torch_models as models
 from support import Verified
 
 import fdpp_ort
-from fdpp_ort.export import export_model
+from fdpp_ort.export import ExportError, export_model
 from fdpp_ort.export.normalise.attention import multi_head_attention, spelled_out, standard_attention
 
 Graph = Callable[[str, Path], Path]
@@ -97,6 +97,15 @@ def test_same_logits(pair: tuple[str, str], tmp_path: Path, library: str, verifi
         for step, (a, b) in enumerate(zip(want, got, strict=True)):
             np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5, err_msg=f"step {step}")
     verified(exporter, model)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_latent_caches_are_left(tmp_path: Path, library: str) -> None:
+    source = optimum("eager")("DeepSeek-V3", tmp_path)
+    with pytest.raises(
+        ExportError, match="no attention was rewritten: .*: its keys or values are not past and new ones"
+    ):
+        export_model(source, tmp_path / "out", library=library, max_length=256)
 
 
 def session(path: Path) -> onnxruntime.InferenceSession:

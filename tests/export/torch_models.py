@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PretrainedConfig, StaticCache
 
 VOCABULARY, LAYERS, HEADS, HEAD_SIZE = 96, 2, 4, 16
+ROOM = 32  # of caches of a fixed size
 _HIDDEN = HEADS * HEAD_SIZE
 _USUAL = {
     "hidden_size": _HIDDEN,
@@ -76,6 +77,19 @@ _MODELS = {
             **_EVERY_OTHER,
         },
     ),
+    "DeepSeek-V3": (
+        "deepseek_v3",
+        {
+            "num_key_value_heads": HEADS,
+            "q_lora_rank": 32,
+            "kv_lora_rank": 32,
+            "qk_nope_head_dim": 16,
+            "qk_rope_head_dim": 8,
+            "head_dim": 8,
+            "v_head_dim": 16,
+            "first_k_dense_replace": LAYERS,
+        },
+    ),
     "OPT": ("opt", {"ffn_dim": 96, "word_embed_proj_dim": _HIDDEN, "num_key_value_heads": HEADS}),
 }
 
@@ -109,13 +123,20 @@ class _Decoder(torch.nn.Module):
         return out.logits, *(part for layer in cache.layers for part in (layer.keys, layer.values))
 
 
+def _cache_sizes(config: PretrainedConfig) -> tuple[int, int, int]:
+    """Heads in the caches, and columns of one in that of keys and in that of values."""
+    if hasattr(config, "kv_lora_rank"):  # latent values and the rotated part of keys
+        return 1, config.kv_lora_rank, config.qk_rope_head_dim
+    size = getattr(config, "head_dim", HEAD_SIZE)
+    return getattr(config, "num_key_value_heads", HEADS), size, size
+
+
 def to_onnx(inner: torch.nn.Module, path: Path, *, opset: int, position_ids: bool, dynamo: bool = True) -> Path:
     """torch.onnx.export of `inner` to `path`, with optimum's names. position_ids: the graph has that input.
 
     dynamo: the exporter of today; without it the one that optimum uses.
     """
-    kv_heads = getattr(inner.config, "num_key_value_heads", HEADS)
-    head_size = getattr(inner.config, "head_dim", HEAD_SIZE)
+    kv_heads, *sizes = _cache_sizes(inner.config)
     batch, tokens, past = 2, 3, 5
     names = [f"{layer}.{part}" for layer in range(LAYERS) for part in ("key", "value")]
     examples = {
@@ -127,7 +148,7 @@ def to_onnx(inner: torch.nn.Module, path: Path, *, opset: int, position_ids: boo
         examples["position_ids"] = torch.arange(past, past + tokens)[None].repeat(batch, 1)
         axes["position_ids"] = axes["input_ids"]
     for name in names:
-        examples[f"past_key_values.{name}"] = torch.randn(batch, kv_heads, past, head_size)
+        examples[f"past_key_values.{name}"] = torch.randn(batch, kv_heads, past, sizes[name.endswith("value")])
         axes[f"past_key_values.{name}"] = {0: "batch", 2: "past"}
     # Positional, since the decoder takes any number of caches.
     shapes = {"dynamic_shapes": (axes["input_ids"], axes["attention_mask"], tuple(list(axes.values())[2:]))}
@@ -139,6 +160,48 @@ def to_onnx(inner: torch.nn.Module, path: Path, *, opset: int, position_ids: boo
         input_names=list(examples),
         output_names=["logits", *(f"present.{name}" for name in names)],
         **({"dynamo": True, "external_data": False} | shapes if dynamo else {"dynamo": False, "dynamic_axes": axes}),
+    )
+    return path
+
+
+class _StaticDecoder(torch.nn.Module):
+    """The model with caches of ROOM tokens, into which new ones are written at cache_position."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, input_ids, attention_mask, cache_position, *past):
+        cache = StaticCache(config=self.inner.config, max_cache_len=ROOM)
+        for layer, keys, values in zip(cache.layers, past[::2], past[1::2], strict=True):
+            layer.keys, layer.values, layer.device, layer.is_initialized = keys, values, keys.device, True
+            layer.cumulative_length = cache_position[:1].clone()  # grows by itself
+        out = self.inner(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            past_key_values=cache,
+            use_cache=True,
+            position_ids=cache_position[None],
+        )
+        return out.logits, *(part for layer in cache.layers for part in (layer.keys, layer.values))
+
+
+def with_static_cache(inner: torch.nn.Module, path: Path, *, opset: int) -> Path:
+    """torch.onnx.export of `inner` with transformers' StaticCache to `path`."""
+    names = [f"{layer}.{part}" for layer in range(LAYERS) for part in ("key", "value")]
+    past = [torch.randn(2, inner.config.num_key_value_heads, ROOM, HEAD_SIZE) for _ in names]
+    mask, positions = torch.ones(2, ROOM, dtype=torch.int64), torch.arange(5, 8)
+    tokens, batch = {0: "tokens"}, {0: "batch"}
+    torch.onnx.export(
+        _StaticDecoder(inner),
+        (torch.ones(2, 3, dtype=torch.int64), mask, positions, *past),
+        path,
+        opset_version=opset,
+        dynamo=True,
+        external_data=False,
+        dynamic_shapes=({0: "batch", 1: "tokens"}, batch, tokens, tuple(batch for _ in names)),
+        input_names=["input_ids", "attention_mask", "cache_position", *(f"past_key_values.{name}" for name in names)],
+        output_names=["logits", *(f"present.{name}" for name in names)],
     )
     return path
 

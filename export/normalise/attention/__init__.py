@@ -10,14 +10,14 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from ...report import ExportReport
-from . import multi_head_attention, spelled_out, standard_attention
+from . import decoder_masked, multi_head_attention, spelled_out, standard_attention
 from .declined import Declined
 from .decoder import Decoder
 from .grouped_query import rewrite
 from .room import make_room
 from .tidy import tidy
 
-_DIALECTS = (spelled_out, standard_attention, multi_head_attention)
+_DIALECTS = (spelled_out, standard_attention, multi_head_attention, decoder_masked)
 
 
 def to_grouped_query(model: ir.Model, positions: int, report: ExportReport) -> None:
@@ -25,7 +25,11 @@ def to_grouped_query(model: ir.Model, positions: int, report: ExportReport) -> N
 
     positions: how many tokens a row may have, for the tables of rotary embeddings.
     """
-    if not any(dialect.found(node) for node in model.graph for dialect in _DIALECTS):
+    found = [(node, named) for node in model.graph.all_nodes() for d in _DIALECTS if (named := d.found(node))]
+    for node, named in found:
+        if node.graph is not model.graph:
+            report.leave(named, "it is in a branch or a loop: only those in the graph itself are rewritten")
+    if all(node.graph is not model.graph for node, _ in found):
         return
     tidy(model)
     decoder = Decoder(model, positions)

@@ -16,7 +16,7 @@ from .decoder import Decoder
 from .mask import Mask, causal_mask
 from .parts import Heads, Layout, Parts
 from .rotary import Tables
-from .samples import SAMPLES, Sample
+from .samples import Sample
 
 _TOLERANCE = {ir.DataType.FLOAT: 1e-4, ir.DataType.FLOAT16: 1e-2, ir.DataType.BFLOAT16: 1e-1}
 
@@ -29,12 +29,15 @@ def interleaved(
     if dtype not in _TOLERANCE:
         raise Declined(f"its cache is of {dtype}")
     left = list(tables.interleaved if tables is not None else (0,))
-    for number, sample in enumerate(SAMPLES):
+    for number, sample in enumerate(decoder.samples):
         given = _random(parts, sample, np.random.default_rng(number))
         wanted = decoder.evaluate([parts.output, parts.key_cache.present, parts.value_cache.present], sample, given)
-        added = decoder.evaluate([bias], sample)[0].astype(np.float32) if bias is not None else np.zeros(1)
+        added = np.zeros((1, 1, 1, sample.total), np.float32)
+        if bias is not None:
+            added = decoder.evaluate([bias], sample)[0].astype(np.float32)
+        added = np.pad(added, [(0, 0)] * 3 + [(0, sample.columns - sample.total)])  # slots not in use
         bounds = np.where(causal_mask(sample, mask.window), added, -np.inf)
-        real = sample.mask()[:, sample.past :].astype(bool)
+        real = sample.mask()[:, sample.past : sample.total].astype(bool)
         left = [
             choice
             for choice in left
@@ -63,7 +66,7 @@ def _random(parts: Parts, sample: Sample, random: np.random.Generator) -> dict[i
             Layout.HEADS_FIRST: [sample.batch, part.count, sample.tokens, parts.head_size],
         }[part.layout]
     for cache in (parts.key_cache, parts.value_cache):
-        given[cache.past] = [sample.batch, parts.key.count, sample.past, parts.head_size]
+        given[cache.past] = [sample.batch, parts.key.count, sample.room or sample.past, parts.head_size]
     dtype = parts.key_cache.past.dtype.numpy()
     return {value: random.standard_normal(shape, np.float32).astype(dtype) for value, shape in given.items()}
 
@@ -86,9 +89,13 @@ def _attention(
     decoder: Decoder,
 ) -> list[np.ndarray]:
     """Output [B, S, Hq · D] and present keys and values by the definition of GroupQueryAttention, in float32."""
-    query, key, value = (
+    inputs = [
         _heads_first(given[part.value].astype(np.float32), part) for part in (parts.query, parts.key, parts.value)
-    )
+    ]
+    if core.bias is not None:
+        for array, columns in zip(inputs, parts.biases(core), strict=True):
+            array += columns.reshape(1, array.shape[1], 1, -1)
+    query, key, value = inputs
     if tables is not None:
         ids = sample.places()
         if tables.position_ids is not None:
@@ -96,7 +103,7 @@ def _attention(
         cos, sin = (table.const_value.numpy()[ids][:, None].astype(np.float32) for table in (tables.cos, tables.sin))
         query, key = (rotated(part, cos, sin, interleaved) for part in (query, key))
     keys, values = (
-        np.concatenate([given[cache.past].astype(np.float32), new], axis=2)
+        _present(given[cache.past].astype(np.float32), new, sample)
         for cache, new in ((parts.key_cache, key), (parts.value_cache, value))
     )
     group = parts.query.count // parts.key.count
@@ -112,6 +119,13 @@ def _attention(
         weights = (weights / weights.sum(axis=-1, keepdims=True))[..., : values.shape[2]]
         output = weights @ np.repeat(values, group, axis=1)
     return [output.swapaxes(1, 2).reshape(sample.batch, sample.tokens, -1), keys, values]
+
+
+def _present(past: np.ndarray, new: np.ndarray, sample: Sample) -> np.ndarray:
+    if not sample.room:
+        return np.concatenate([past, new], axis=2)
+    past[:, :, sample.past : sample.total] = new
+    return past
 
 
 def _heads_first(array: np.ndarray, part: Heads) -> np.ndarray:

@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from . import decoder_masked
 from .declined import Declined
 from .evaluate import evaluate, structural_values
-from .samples import TOKENS, Sample, input_values
+from .samples import SAMPLES, TOKENS, Sample, fixed_room, input_values
 
 _FEWEST_POSITIONS = 16  # the samples have fewer
+_SOME_ROOM = 16
 
 
 class Decoder:
     """`positions`: tokens that a row may have, the rows of new rotary tables.
 
-    masks, tables: what was found out about a mask, or a pair of cosines and sines."""
+    samples: to evaluate parts of the graph at; longest: one with the longest row. room: slots of its caches, where new
+    tokens are written into them; 0: caches grow. masks, tables: what was found out about a mask, or a pair of cosines
+    and sines."""
 
     def __init__(self, model: ir.Model, positions: int) -> None:
         self.graph = model.graph
         self.opsets = model.opset_imports
         self.positions = max(positions, _FEWEST_POSITIONS)
+        fixed = fixed_room(model.graph)
+        written = any(node.op_type in ("TensorScatter", decoder_masked.NAME) for node in model.graph)
+        self.room = fixed or (_SOME_ROOM if written else 0)
+        self.samples = [replace(sample, room=self.room) for sample in SAMPLES]
+        most = fixed or self.positions
+        self.longest = Sample(2, 3, most - 3, 1, most if self.room else 0)
         self.structural = structural_values(model.graph)
-        self.masks: dict[tuple[ir.Value | None, bool], Any] = {}
+        self.masks: dict[tuple[ir.Value | None, ir.Value | None, bool], Any] = {}
         self.tables: dict[frozenset[Any], Any] = {}
         self._made: dict[str, ir.Value] = {}
 

@@ -24,8 +24,8 @@ def rewrite(node: ir.Node, core: Core, decoder: Decoder) -> None:
     """
     found = parts(core, decoder.structural)
     rotary = _tables(found, decoder)
-    mask = mask_of(core.mask, core.causal, decoder)
-    added = bias(mask, found.key_cache.past.dtype, node, decoder)
+    mask = mask_of(core, decoder)
+    added = bias(mask, found.key_cache, node, decoder)
     before = [part.value for part in (found.query, found.key, found.value)]
     _require_no_cycle(found, [*before, added, rotary.position_ids if rotary is not None else None])
     interleaved = check.interleaved(core, found, rotary, mask, added, decoder)
@@ -73,8 +73,13 @@ def _attention(
         _merged(part, node, part_name, decoder)
         for part, part_name in zip((found.query, found.key, found.value), names, strict=True)
     )
+    if core.bias is not None:
+        query, key, value = (
+            decoder.add_before(node, "Add", [part, decoder.constant(bias, f"{name}.bias")], f"{name}.sum", part.dtype)
+            for part, bias, name in zip((query, key, value), found.biases(core), names, strict=True)
+        )
     inputs = [query, key, value, found.key_cache.past, found.value_cache.past]
-    inputs += lengths(mask, found.key_cache.past, decoder)
+    inputs += lengths(mask.padding, found.key_cache, decoder)
     attributes = {
         "num_heads": found.query.count,
         "kv_num_heads": found.key.count,

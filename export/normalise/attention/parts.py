@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import Enum
 
+import numpy as np
 import onnx_ir as ir
 
-from .core import Cache, Core
+from .core import Cache, Core, Slots
 from .declined import Declined
 from .rotary import Rotation, rotation
 from .samples import is_past
-from .walk import LAYOUT, scalar, standard, unscaled
+from .walk import LAYOUT, scalar, standard, unscaled, whole_inputs
 
 
 class Layout(Enum):
@@ -48,6 +49,11 @@ class Parts:
     output: ir.Value
     head_size: int
 
+    def biases(self, core: Core) -> list[np.ndarray]:
+        """What `core` adds to queries, keys and values, each [H · D]."""
+        columns = [part.count * self.head_size for part in (self.query, self.key)]
+        return np.split(core.bias.const_value.numpy(), np.cumsum(columns))
+
 
 def parts(core: Core, structural: set[ir.Value]) -> Parts:
     """Of the attention around `core`. Raises Declined where one of them is not what a decoder with a cache has."""
@@ -64,16 +70,21 @@ def parts(core: Core, structural: set[ir.Value]) -> Parts:
         raise Declined("of its queries and keys only one has a rotary embedding")
     _, kv_heads, _, head_size = key_cache.past.shape
     query, key, value = (
-        _heads(part.source if part is not None else plain, count, head_size, structural)
-        for part, plain, count in (
-            (query_rotation, query, None),
-            (key_rotation, key_cache.new, kv_heads),
-            (None, value_cache.new, kv_heads),
+        _heads(part.source if part is not None else plain, count, head_size, structural, part is None and tokens_first)
+        for part, plain, count, tokens_first in (
+            (query_rotation, query, None, False),
+            (key_rotation, key_cache.new, kv_heads, key_cache.tokens_first),
+            (None, value_cache.new, kv_heads, value_cache.tokens_first),
         )
     )
     (query, merged_query_scale), (key, merged_key_scale) = map(_unscaled, (query, key))
     if core.sinks is not None and core.sinks.const_value.size != query.count:
         raise Declined(f"its {query.count} heads have {core.sinks.const_value.size} sinks")
+    if core.bias is not None:
+        if query_rotation is not None:
+            raise Declined("its bias is added after the rotary embedding")
+        if core.bias.const_value.size != (query.count + 2 * key.count) * head_size:
+            raise Declined(f"its bias has {core.bias.const_value.size} numbers, not one a column of Q, K and V")
     scale = core.scale * key_scale * query_scale * merged_key_scale * merged_query_scale
     rotations = (query_rotation, key_rotation)
     return Parts(query, key, value, key_cache, value_cache, *rotations, scale, _merged_output(core.output), head_size)
@@ -83,10 +94,41 @@ def _cache(used: ir.Value) -> tuple[Cache, float]:
     """The cache that `used` comes from, repeated for the groups of queries perhaps, and a factor of its own."""
     present, factor = unscaled(used, LAYOUT)
     concat = standard(present, "Concat")
-    if concat is None or len(concat.inputs) != 2 or concat.attributes.get_int("axis", 0) not in (-2, 2):
+    if concat is not None and len(concat.inputs) == 2 and concat.attributes.get_int("axis", 0) in (-2, 2):
+        past, new = concat.inputs
+        return Cache(past, new, present), factor
+    cache = _written(present)
+    if cache is None:
         raise Declined("its keys or values are not past and new ones: it has no cache, or attends to something else")
-    past, new = concat.inputs
-    return Cache(past, new, present), factor
+    return cache, factor
+
+
+def _written(present: ir.Value) -> Cache | None:
+    """The cache of a fixed size that new tokens were written into; None: `present` is something else."""
+    write = standard(present, "TensorScatter")
+    if write is not None:
+        past, new, slots = whole_inputs(write, 3)
+        if slots is None or write.attributes.get_int("axis", -2) not in (-2, 2):
+            return None
+        if write.attributes.get_string("mode", "linear") != "linear":
+            raise Declined("its caches begin anew when they are full")
+        return Cache(past, new, present, slots, Slots.FIRST_OF_EACH)
+    # With the tokens in front.
+    write = standard(_moved(present, (1, 2, 0, 3)), "ScatterND")
+    if write is None:
+        return None
+    past, slots, new = write.inputs
+    past, heads_first = _moved(past, (2, 0, 1, 3)), _moved(new, (2, 0, 1, 3))
+    tokens_first = heads_first is new
+    new = _moved(new, (1, 0, 2, 3)) if tokens_first else heads_first
+    return Cache(past, new, present, slots, Slots.ALL, tokens_first)
+
+
+def _moved(value: ir.Value, order: tuple[int, ...]) -> ir.Value:
+    """What `value` is with its dimensions in that order; itself where it is nothing of the kind."""
+    transpose = standard(value, "Transpose")
+    found = transpose is not None and tuple(transpose.attributes.get_ints("perm", ())) == order
+    return transpose.inputs[0] if found else value
 
 
 def _require_known(cache: Cache) -> None:
@@ -96,14 +138,13 @@ def _require_known(cache: Cache) -> None:
         raise Declined(f"its past ({cache.past.name}) is not an input of the graph with known heads and head size")
 
 
-def _heads(value: ir.Value, count: int | None, head_size: int, structural: set[ir.Value]) -> Heads:
+def _heads(value: ir.Value, count: int | None, head_size: int, structural: set[ir.Value], tokens_first: bool) -> Heads:
     """The heads that `value` holds, if possible as they were before they were split off and put first.
 
     count: how many; None: it is to be found out."""
-    layout = Layout.HEADS_FIRST
-    transpose = standard(value, "Transpose")
-    if transpose is not None and tuple(transpose.attributes.get_ints("perm", ())) == (0, 2, 1, 3):
-        value, layout = transpose.inputs[0], Layout.TOKENS_FIRST
+    layout, source = Layout.HEADS_FIRST, _moved(value, (0, 2, 1, 3))
+    if tokens_first or source is not value:
+        value, layout = value if tokens_first else source, Layout.TOKENS_FIRST
         reshape = standard(value, "Reshape")
         if reshape is not None and _rank(reshape.inputs[0]) == 3:
             value = reshape.inputs[0]

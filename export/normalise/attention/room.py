@@ -18,7 +18,7 @@ _INT64 = ir.DataType.INT64
 
 def make_room(decoder: Decoder) -> None:
     """Changes all nodes that read the shape of a cache, if all attentions take their lengths from attention_mask."""
-    if not decoder.masks or not all(mask.padding for mask in decoder.masks.values()):
+    if decoder.room or not decoder.masks or not all(mask.padding for mask in decoder.masks.values()):
         return
     for past in filter(is_past, decoder.graph.inputs):
         for node in [use.node for use in past.uses() if (use.node.domain, use.node.op_type) == ("", "Shape")]:

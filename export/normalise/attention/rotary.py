@@ -17,7 +17,7 @@ import onnx_ir as ir
 from .declined import Declined
 from .decoder import Decoder
 from .evaluate import ancestors
-from .samples import SAMPLES, Sample
+from .samples import Sample
 from .walk import LAYOUT, scaled_by, standard, whole_inputs
 
 _PARTS = {"Add", "Sub", "Mul", "Neg", "Slice", "Split", "Concat", "Unsqueeze", "Squeeze", "Reshape", "Cast", "Identity"}
@@ -159,16 +159,16 @@ def _positions(angle: ir.Value, decoder: Decoder) -> ir.Value:
             ids = node.inputs[1]
         else:
             continue
-        if _same(decoder.evaluate([ids], SAMPLES[0])[0], SAMPLES[0].places()):
+        if _same(decoder.evaluate([ids], decoder.samples[0])[0], decoder.samples[0].places()):
             return ids
     raise Declined("the positions behind its rotary embedding were not found")
 
 
 def _position_ids(ids: ir.Value, decoder: Decoder) -> ir.Value | None:
     """`ids` as [batch, tokens]; None: they are the tokens' places in the cache."""
-    if all(_same(decoder.evaluate([ids], s)[0], s.places()) for s in SAMPLES):
+    if all(_same(decoder.evaluate([ids], s)[0], s.places()) for s in decoder.samples):
         return None
-    while ids is not None and decoder.evaluate([ids], SAMPLES[0])[0].shape != SAMPLES[0].places().shape:
+    while ids is not None and decoder.evaluate([ids], decoder.samples[0])[0].shape != decoder.samples[0].places().shape:
         node = ids.producer()
         ids = node.inputs[0] if node is not None else None
     if ids is None:

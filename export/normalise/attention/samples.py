@@ -14,27 +14,36 @@ _MOST = 1 << 16  # heads, columns of a head: far more than anybody has, and stil
 
 @dataclass(frozen=True)
 class Sample:
-    """`tokens` new tokens in each of `batch` rows on top of `past`; the last row begins with `padding` padding."""
+    """`tokens` new tokens in each of `batch` rows on top of `past`; the last row begins with `padding` padding.
+
+    room: tokens that caches of fixed size have room for; 0: they grow."""
 
     batch: int
     tokens: int
     past: int
     padding: int = 0
+    room: int = 0
 
     @property
     def total(self) -> int:
         """Tokens in a row."""
         return self.past + self.tokens
 
+    @property
+    def columns(self) -> int:
+        """Keys in present caches, those of slots not in use among them."""
+        return self.room or self.total
+
     def mask(self) -> np.ndarray:
-        """attention_mask, int64 [batch, total]: 0 for padding."""
-        mask = np.ones((self.batch, self.total), np.int64)
+        """attention_mask, int64 [batch, columns]: 0 for padding and for slots not in use."""
+        mask = np.zeros((self.batch, self.columns), np.int64)
+        mask[:, : self.total] = 1
         mask[-1, : self.padding] = 0
         return mask
 
     def position_ids(self) -> np.ndarray:
         """int64 [batch, tokens]: counted from the first token that is no padding, as transformers does."""
-        return np.maximum(self.mask().cumsum(axis=1) - 1, 0)[:, self.past :]
+        return np.maximum(self.mask().cumsum(axis=1) - 1, 0)[:, self.past : self.total]
 
     def places(self) -> np.ndarray:
         """int64 [batch, tokens]: places of the new tokens in the cache."""
@@ -43,6 +52,7 @@ class Sample:
 
 # A prompt, several tokens on top of others, a decode step; with and without padding.
 SAMPLES = (Sample(2, 5, 0), Sample(3, 5, 0, 2), Sample(2, 3, 4), Sample(3, 3, 4, 2), Sample(2, 1, 6, 2))
+_MOST_SAMPLED = max(sample.total for sample in SAMPLES)
 
 
 def is_past(value: ir.Value) -> bool:
@@ -53,21 +63,36 @@ def is_past(value: ir.Value) -> bool:
     return all(isinstance(size, int) and 0 < size <= _MOST for size in (shape[1], shape[3]))
 
 
+def fixed_room(graph: ir.Graph) -> int:
+    """How many tokens the caches of `graph` have room for; 0: its inputs do not say, or say different things."""
+    rooms = {past.shape[2] for past in graph.inputs if is_past(past)}
+    room = rooms.pop() if len(rooms) == 1 else 0
+    return room if isinstance(room, int) and room >= _MOST_SAMPLED else 0
+
+
 def input_values(graph: ir.Graph, sample: Sample) -> dict[ir.Value, np.ndarray]:
     """Values of those inputs of `graph` whose meaning is known, tokens and caches of zeros."""
-    batch, tokens, past = sample.batch, sample.tokens, sample.past
+    batch, tokens, past, total = sample.batch, sample.tokens, sample.past, sample.total
+    each = np.ones(batch)
     known = {
-        "input_ids": np.zeros((batch, tokens)),
-        MASK: sample.mask(),
-        "position_ids": sample.position_ids(),
-        "cache_position": np.arange(past, sample.total),
+        "input_ids": [np.zeros((batch, tokens))],
+        MASK: [sample.mask()],
+        "position_ids": [sample.position_ids()],
+        "cache_position": [np.arange(past, total)],
+        "write_indices": [past * each],
+        "past_sequence_length": [np.array([past])],
+        # As Olive's graphs hand them to GroupQueryAttention: the first is seqlens_k.
+        "past_seq_len": [(total - 1) * each, (total - 1) * each[:, None]],
+        "total_seq_len": [np.array(total), np.array([total])],
     }
     values = {}
     for value in graph.inputs:
-        if value.name in known and value.shape is not None and len(value.shape) == known[value.name].ndim:
-            values[value] = known[value.name].astype(value.dtype.numpy())
+        rank = len(value.shape) if value.shape is not None else None
+        fits = [array for array in known.get(value.name, ()) if array.ndim == rank]
+        if fits:
+            values[value] = fits[0].astype(value.dtype.numpy())
         elif is_past(value):
-            shape = (batch, value.shape[1], past, value.shape[3])
+            shape = (batch, value.shape[1], sample.room or past, value.shape[3])
             values[value] = np.broadcast_to(np.zeros((), value.dtype.numpy()), shape)  # takes no memory, however long
         elif value.name == "inputs_embeds" and value.shape is not None and isinstance(value.shape[-1], int):
             values[value] = np.zeros((batch, tokens, value.shape[-1]), value.dtype.numpy())

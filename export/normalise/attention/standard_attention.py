@@ -24,8 +24,8 @@ def found(node: ir.Node) -> ir.Node | None:
 def core(node: ir.Node, structural: set[ir.Value]) -> Core:
     """Of the Attention `node`. Raises Declined for features without a counterpart."""
     query, key, value, mask, past_key, past_value, lengths = whole_inputs(node, 7)
-    if lengths is not None:
-        raise Declined("input nonpad_kv_seqlen is not known there")
+    if lengths is not None and lengths not in structural:
+        raise Declined("its nonpad_kv_seqlen follows from the tokens, not from masks and positions alone")
     if len(node.outputs) > 3 and (node.outputs[3].uses() or node.outputs[3].is_graph_output()):
         raise Declined("somebody reads its scores")
     if mask is not None and mask not in structural:

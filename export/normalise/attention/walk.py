@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from .declined import Declined
+
 LAYOUT = {"Reshape", "Transpose", "Unsqueeze", "Squeeze", "Expand", "Tile", "Flatten", "Identity", "Cast"}
 
 
@@ -34,9 +36,11 @@ def scaled_by(node: ir.Node) -> tuple[ir.Value, float] | None:
 
 
 def unscaled(value: ir.Value, through: set[str]) -> tuple[ir.Value, float]:
-    """What `value` is made of by nodes `through` and scaling alone, and the product of the factors."""
+    """What `value` is made of by nodes `through` and scaling alone, and the product of the factors.
+
+    Ends at an output of the graph."""
     factor = 1.0
-    while (node := value.producer()) is not None and node.domain == "":
+    while not value.is_graph_output() and (node := value.producer()) is not None and node.domain == "":
         scaled = scaled_by(node)
         if scaled is not None:
             value, factor = scaled[0], factor * scaled[1]
@@ -48,5 +52,7 @@ def unscaled(value: ir.Value, through: set[str]) -> tuple[ir.Value, float]:
 
 
 def whole_inputs(node: ir.Node, count: int) -> list[ir.Value | None]:
-    """The `count` inputs that the op of `node` may have, None for those that are not given."""
+    """The `count` inputs that the op of `node` may have, None for those not given. Raises Declined if it has more."""
+    if len(node.inputs) > count:
+        raise Declined(f"it has {len(node.inputs)} inputs, expected at most {count}")
     return [*node.inputs, *[None] * (count - len(node.inputs))]
