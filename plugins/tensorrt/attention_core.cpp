@@ -32,7 +32,29 @@ class AttentionCore final : public PluginCore {
     return expand(largest, &problem, nullptr, &total);
   }
 
-  Status workspace_bytes(const TensorView* largest, const DeviceInfo& device, size_t* bytes) const override {
+  Status run(const TensorView* inputs, const TensorView* outputs, void* workspace, void* stream,
+             const CallState& state) const override {
+    FDPP_RETURN_IF_ERROR(state.fault->take(spec().name));
+    TensorView op_inputs[kAttnInputCount];
+    AttentionProblem problem;
+    int32_t total = 0;
+    FDPP_RETURN_IF_ERROR(expand(inputs, &problem, op_inputs, &total));
+    AttentionPlan plan;
+    const auto plan_with = [&](const std::string& variant, AttentionPlan* made) {
+      return plan_attention(problem, *state.device, made, variant);
+    };
+    FDPP_RETURN_IF_ERROR(plan_call(state, plan_with, &plan));
+    state.slot->record(problem, plan);
+    ExecutionContext execution;
+    execution.stream = stream;
+    execution.fault = state.fault->device_word();
+    if (problem.softmax_mode == SoftmaxMode::unified)
+      FDPP_RETURN_IF_ERROR(state.slot->counter(*state.device, &execution.out_of_range_rows));
+    return run_attention(problem, plan, op_inputs, outputs, workspace, execution);
+  }
+
+ protected:
+  Status largest_workspace(const TensorView* largest, const DeviceInfo& device, size_t* bytes) const override {
     *bytes = 0;
     AttentionProblem problem;
     int32_t total = 0;
@@ -64,29 +86,6 @@ class AttentionCore final : public PluginCore {
     return {};
   }
 
-  Status run(const TensorView* inputs, const TensorView* outputs, void* workspace, void* stream,
-             const CallState& state) const override {
-    FDPP_RETURN_IF_ERROR(state.fault->take(spec().name));
-    TensorView op_inputs[kAttnInputCount];
-    AttentionProblem problem;
-    int32_t total = 0;
-    FDPP_RETURN_IF_ERROR(expand(inputs, &problem, op_inputs, &total));
-    AttentionPlan plan;
-    Status planned = not_supported("");
-    if (state.variant != nullptr) planned = plan_attention(problem, *state.device, &plan, *state.variant);
-    // A tactic was timed for one shape of the profile and may not take another.
-    if (planned.code() == StatusCode::not_supported) planned = plan_attention(problem, *state.device, &plan);
-    FDPP_RETURN_IF_ERROR(planned);
-    state.slot->record(problem, plan);
-    ExecutionContext execution;
-    execution.stream = stream;
-    execution.fault = state.fault->device_word();
-    if (problem.softmax_mode == SoftmaxMode::unified)
-      FDPP_RETURN_IF_ERROR(state.slot->counter(*state.device, &execution.out_of_range_rows));
-    return run_attention(problem, plan, op_inputs, outputs, workspace, execution);
-  }
-
- protected:
   Status read() override {
     FDPP_RETURN_IF_ERROR(read_attributes(fields(), &attributes_));
     for (int input : {kAttnPastKey, kAttnPastValue})

@@ -55,6 +55,7 @@ const std::vector<FieldSpec>& field_specs(const OpSpec& spec) {
     fields.push_back({kDenseAttribute, AttributeKind::text, true});
     fields.push_back({kTacticsField, AttributeKind::text, false});
     fields.push_back({kLibraryField, AttributeKind::text, false});
+    fields.push_back({kWorkspaceField, AttributeKind::text, false});
     return fields;
   });
 }
@@ -153,6 +154,12 @@ Status Fields::attribute(const char* name, float* out) const {
 Status Fields::attribute(const char* name, std::string* out) const {
   if (const Value* value = find(name)) *out = value->text;
   return {};
+}
+
+void Fields::add_text(const char* name, const std::string& text) {
+  Value value;
+  value.name = name, value.text = text;
+  values_.push_back(std::move(value));
 }
 
 std::vector<PluginField> Fields::collection() const {

@@ -12,7 +12,9 @@
 namespace fdpp::trt {
 
 inline constexpr const char* kTacticsField = "tactics";
-inline constexpr const char* kLibraryField = "library";  // what wrote a serialised plugin
+// Of serialised plugins alone: what wrote them, and the bytes that the engine gives every call, a decimal number.
+inline constexpr const char* kLibraryField = "library";
+inline constexpr const char* kWorkspaceField = "workspace";
 
 // made(spec) of each op, made once and kept as long as the library.
 template <typename T, typename Make>
@@ -54,6 +56,7 @@ class Fields {
   Status attribute(const char* name, bool* out) const;
   Status attribute(const char* name, float* out) const;
   Status attribute(const char* name, std::string* out) const;
+  void add_text(const char* name, const std::string& text);  // one that is not there; `name` is a constant
 
   std::string serialise() const;
   // Points into this object.

@@ -32,7 +32,24 @@ class GemmCore final : public PluginCore {
     return expand(largest, &problem, nullptr);
   }
 
-  Status workspace_bytes(const TensorView* largest, const DeviceInfo& device, size_t* bytes) const override {
+  Status run(const TensorView* inputs, const TensorView* outputs, void* workspace, void* stream,
+             const CallState& state) const override {
+    TensorView op_inputs[kGemmInputCount];
+    GemmProblem problem;
+    FDPP_RETURN_IF_ERROR(expand(inputs, &problem, op_inputs));
+    GemmPlan plan;
+    const auto plan_with = [&](const std::string& variant, GemmPlan* made) {
+      return plan_gemm(problem, *state.device, made, variant);
+    };
+    FDPP_RETURN_IF_ERROR(plan_call(state, plan_with, &plan));
+    state.slot->record(problem, plan);
+    ExecutionContext execution;
+    execution.stream = stream;
+    return run_gemm(problem, plan, op_inputs, outputs, workspace, execution);
+  }
+
+ protected:
+  Status largest_workspace(const TensorView* largest, const DeviceInfo& device, size_t* bytes) const override {
     *bytes = 0;
     GemmProblem problem;
     FDPP_RETURN_IF_ERROR(expand(largest, &problem, nullptr));
@@ -51,24 +68,6 @@ class GemmCore final : public PluginCore {
     });
   }
 
-  Status run(const TensorView* inputs, const TensorView* outputs, void* workspace, void* stream,
-             const CallState& state) const override {
-    TensorView op_inputs[kGemmInputCount];
-    GemmProblem problem;
-    FDPP_RETURN_IF_ERROR(expand(inputs, &problem, op_inputs));
-    GemmPlan plan;
-    Status planned = not_supported("");
-    if (state.variant != nullptr) planned = plan_gemm(problem, *state.device, &plan, *state.variant);
-    // A tactic was timed for one shape of the profile and may not take another.
-    if (planned.code() == StatusCode::not_supported) planned = plan_gemm(problem, *state.device, &plan);
-    FDPP_RETURN_IF_ERROR(planned);
-    state.slot->record(problem, plan);
-    ExecutionContext execution;
-    execution.stream = stream;
-    return run_gemm(problem, plan, op_inputs, outputs, workspace, execution);
-  }
-
- protected:
   Status read() override {
     FDPP_RETURN_IF_ERROR(read_attributes(fields(), &attributes_));
     return check_gemm_attributes(attributes_, &layout_);

@@ -1,5 +1,6 @@
 #include "tensorrt/plugin_core.h"
 
+#include <charconv>
 #include <cstring>
 
 #include "tensorrt/version.h"
@@ -34,13 +35,20 @@ bool has_signature(const OpSpec& spec, DType t, DType c) {
 Status PluginCore::create(const OpSpec& spec, Fields fields, std::shared_ptr<const PluginCore>* core) {
   std::unique_ptr<PluginCore> made =
       &spec == &attention_spec() ? make_attention_core(std::move(fields)) : make_gemm_core(std::move(fields));
-  std::string names, chosen = "heuristic";
+  std::string names, workspace, chosen = "heuristic";
   FDPP_RETURN_IF_ERROR(made->fields_.attribute(kDenseAttribute, &names));
   FDPP_RETURN_IF_ERROR(made->dense_.parse(spec, names));
   FDPP_RETURN_IF_ERROR(made->fields_.attribute(kTacticsField, &chosen));
   if (chosen != "heuristic" && chosen != "timed")
     return invalid_argument(std::string(spec.name) + ": tactics is \"" + chosen + "\", expected heuristic or timed");
   made->timed_ = chosen == "timed";
+  FDPP_RETURN_IF_ERROR(made->fields_.attribute(kWorkspaceField, &workspace));
+  if (!workspace.empty()) {
+    const char* const end = workspace.data() + workspace.size();
+    const auto [at, error] = std::from_chars(workspace.data(), end, made->given_workspace_.emplace());
+    if (error != std::errc() || at != end)
+      return invalid_argument(std::string(spec.name) + ": workspace is \"" + workspace + "\", expected a number of bytes");
+  }
   FDPP_RETURN_IF_ERROR(made->read());
   made->timing_id_ = std::string("fdpp ") + kLibraryVersion;
   for (const nvinfer1::PluginField& field : made->fields_.collection()) {
@@ -53,6 +61,22 @@ Status PluginCore::create(const OpSpec& spec, Fields fields, std::shared_ptr<con
       made->timing_id_ += std::to_string(*static_cast<const int32_t*>(field.data));
   }
   *core = std::move(made);
+  return {};
+}
+
+Fields PluginCore::serialised() const {
+  Fields fields = fields_;
+  const int64_t asked = asked_workspace_.load();
+  if (!given_workspace_ && asked >= 0) fields.add_text(kWorkspaceField, std::to_string(asked));
+  return fields;
+}
+
+Status PluginCore::workspace_bytes(const TensorView* largest, const DeviceInfo& device, size_t* bytes) const {
+  FDPP_RETURN_IF_ERROR(largest_workspace(largest, device, bytes));
+  const auto now = static_cast<int64_t>(*bytes);
+  int64_t asked = asked_workspace_.load();
+  while (asked < now && !asked_workspace_.compare_exchange_weak(asked, now)) {
+  }
   return {};
 }
 

@@ -2,7 +2,9 @@
 // workspace, and its work. The shells (plugin_v3.h, plugin_v2.h) only translate calls.
 #pragma once
 
+#include <atomic>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -30,7 +32,8 @@ class PluginCore {
   virtual ~PluginCore() = default;
 
   const OpSpec& spec() const { return spec_; }
-  const Fields& fields() const { return fields_; }
+  // What an engine stores.
+  Fields serialised() const;
   int inputs() const { return dense_.count(); }
   int outputs() const { return static_cast<int>(spec_.outputs.size()); }
   Status check_counts(int inputs, int outputs) const;  // of a layer's tensors
@@ -48,8 +51,9 @@ class PluginCore {
 
   // `largest`: input tensors of the largest shapes that a profile has. Errors name what no kernel takes.
   virtual Status check(const TensorView* largest) const = 0;
-  // What every call of up to these shapes needs at most.
-  virtual Status workspace_bytes(const TensorView* largest, const DeviceInfo& device, size_t* bytes) const = 0;
+  // What every call of up to these shapes needs at most. The plugin that is serialised may be a clone of the one that was
+  // asked: all of them share what was said.
+  Status workspace_bytes(const TensorView* largest, const DeviceInfo& device, size_t* bytes) const;
   virtual Status run(const TensorView* inputs, const TensorView* outputs, void* workspace, void* stream,
                      const CallState& state) const = 0;
 
@@ -57,13 +61,23 @@ class PluginCore {
   PluginCore(const OpSpec& spec, Fields fields) : spec_(spec), fields_(std::move(fields)) {}
   virtual Status read() = 0;                       // the op's attributes
   virtual DType fixed_type(int input) const = 0;   // of an input of the op whose type the dense form gives; else undefined
+  virtual Status largest_workspace(const TensorView* largest, const DeviceInfo& device, size_t* bytes) const = 0;
   const DenseInputs& dense() const { return dense_; }
+  const Fields& fields() const { return fields_; }
+
+  // A plan by plan_with(variant, &plan), `variant` empty for our own choice: of the tactic that TensorRT chose; if that
+  // does not take the shapes, for it was timed at one shape of the profile, ours; if that wants more workspace than the
+  // engine gives, for the engine was built beside another table or another cuBLASLt, of any variant that makes do.
+  template <typename Plan, typename PlanWith>
+  Status plan_call(const CallState& state, const PlanWith& plan_with, Plan* plan) const;
 
  private:
   const OpSpec& spec_;
   Fields fields_;
   DenseInputs dense_;
   bool timed_ = false;
+  std::optional<size_t> given_workspace_;             // by the engine
+  mutable std::atomic<int64_t> asked_workspace_{-1};  // of the builder, most so far; -1: nothing yet
   std::string timing_id_;
 };
 
@@ -77,5 +91,20 @@ struct Tactic {
   std::string variant;
 };
 const std::vector<Tactic>& tactics(const OpSpec& spec);
+
+template <typename Plan, typename PlanWith>
+Status PluginCore::plan_call(const CallState& state, const PlanWith& plan_with, Plan* plan) const {
+  Status planned = not_supported("");
+  if (state.variant != nullptr) planned = plan_with(*state.variant, plan);
+  if (planned.code() == StatusCode::not_supported) planned = plan_with("", plan);
+  const auto fits = [&] { return !given_workspace_ || plan->workspace_bytes <= *given_workspace_; };
+  if (!planned.ok() || fits()) return planned;
+  const size_t wanted = plan->workspace_bytes;
+  for (const Tactic& tactic : tactics(spec_))
+    if (plan_with(tactic.variant, plan).ok() && fits()) return {};
+  return not_supported(std::string(spec_.name) + ": these shapes need " + std::to_string(wanted) +
+                       " bytes of workspace, the engine was built to give " + std::to_string(*given_workspace_) +
+                       "; build the engine anew on this machine");
+}
 
 }  // namespace fdpp::trt

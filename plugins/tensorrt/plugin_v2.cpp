@@ -20,7 +20,7 @@ std::vector<TensorView> views_of(const PluginTensorDesc* descs, int count) {
 class Plugin final : public nvinfer1::IPluginV2DynamicExt {
  public:
   Plugin(std::shared_ptr<const PluginCore> core, std::string layer)
-      : core_(std::move(core)), layer_(std::move(layer)), bytes_(core_->fields().serialise()) {}
+      : core_(std::move(core)), layer_(std::move(layer)) {}
 
   // ---- IPluginV2
   const char* getPluginType() const noexcept override { return core_->spec().name; }
@@ -35,8 +35,21 @@ class Plugin final : public nvinfer1::IPluginV2DynamicExt {
     });
   }
   void terminate() noexcept override { calls_.reset(); }
-  size_t getSerializationSize() const noexcept override { return bytes_.size(); }
-  void serialize(void* buffer) const noexcept override { std::memcpy(buffer, bytes_.data(), bytes_.size()); }
+  size_t getSerializationSize() const noexcept override {
+    size_t size = 0;
+    guarded([&]() -> Status {
+      size = core_->serialised().serialise().size();
+      return {};
+    });
+    return size;
+  }
+  void serialize(void* buffer) const noexcept override {
+    guarded([&]() -> Status {
+      const std::string bytes = core_->serialised().serialise();
+      std::memcpy(buffer, bytes.data(), bytes.size());
+      return {};
+    });
+  }
   void destroy() noexcept override { delete this; }
   void setPluginNamespace(const char*) noexcept override {}
   const char* getPluginNamespace() const noexcept override { return kPluginNamespace; }
@@ -123,7 +136,6 @@ class Plugin final : public nvinfer1::IPluginV2DynamicExt {
 
   std::shared_ptr<const PluginCore> core_;
   std::string layer_;
-  std::string bytes_;
   std::unique_ptr<Calls> calls_;
 };
 

@@ -26,10 +26,7 @@ class Plugin final : public nvinfer1::IPluginV3,
                      public BuildInterface,
                      public nvinfer1::IPluginV3OneRuntime {
  public:
-  Plugin(std::shared_ptr<const PluginCore> core, std::string layer) : core_(std::move(core)), layer_(std::move(layer)) {
-    fields_ = core_->fields().collection();
-    collection_ = collection_of(fields_);
-  }
+  Plugin(std::shared_ptr<const PluginCore> core, std::string layer) : core_(std::move(core)), layer_(std::move(layer)) {}
 
   // ---- IPluginV3
   nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept override {
@@ -146,7 +143,15 @@ class Plugin final : public nvinfer1::IPluginV3,
     delete made;
     return nullptr;
   }
-  const nvinfer1::PluginFieldCollection* getFieldsToSerialize() noexcept override { return &collection_; }
+  const nvinfer1::PluginFieldCollection* getFieldsToSerialize() noexcept override {
+    const bool whole = guarded([&]() -> Status {
+      serialised_ = core_->serialised();
+      fields_ = serialised_.collection();
+      collection_ = collection_of(fields_);
+      return {};
+    });
+    return whole ? &collection_ : nullptr;
+  }
 
  private:
   template <typename Body>
@@ -163,6 +168,7 @@ class Plugin final : public nvinfer1::IPluginV3,
 
   std::shared_ptr<const PluginCore> core_;
   std::string layer_;
+  Fields serialised_;  // what the collection that TensorRT was handed points into
   std::vector<nvinfer1::PluginField> fields_;
   nvinfer1::PluginFieldCollection collection_{};
   int32_t tactic_ = 0;

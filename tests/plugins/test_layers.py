@@ -182,3 +182,26 @@ def test_workspace_is_enough_for_every_number_of_rows(host: Host) -> None:
         shapes = {"A": torch.empty(m, 4864, dtype=torch.float16), "B": torch.empty(896, 4864, dtype=torch.float16)}
         plan = _core.plan_gemm({k: v for k, v in fields.items() if k != "inputs"}, shapes, _core.gpu_device(0))
         assert plan["workspace_bytes"] <= workspace
+
+
+def test_an_engine_gives_what_it_was_asked_for(host: Host) -> None:
+    case = next(c for c in GPU_GEMM_CASES if c.weight_format == "int8")
+    layer, _ = gemm_layer(host, case)
+    clone = layer.built.clone()
+    assert clone.serialised()["workspace"] == layer.built.serialised()["workspace"] == str(layer.workspace.numel())
+
+
+def test_an_engine_that_gives_too_little(host: Host) -> None:
+    """As one that was built beside another table: a kernel that makes do takes the call, or there is an error."""
+    layer, call = gemm_layer(
+        host, GemmCase(m=300, n=512, k=512, dtype="float16", weight_dtype="float16"), workspace="0"
+    )
+    assert layer.workspace.numel() > 0, "no kernel that would be chosen needs any"
+    layer.run()
+    call.outputs["Y"] = layer.data[-1]
+    call.check(*harness.expected_gemm(call.case))
+    layer, _ = gemm_layer(
+        host, GemmCase(m=1, n=96, k=512, dtype="float16", weight_dtype="float16", norm=True), workspace="0"
+    )
+    with pytest.raises(HostError, match="these shapes need [0-9]+ bytes of workspace, the engine was built to give 0"):
+        layer.run()

@@ -175,6 +175,16 @@ def test_serialised_and_created_again(host: Host, op: str, fields: dict) -> None
     assert copy.serialised() == again.serialised()
 
 
+def test_workspace_of_an_engine(host: Host) -> None:
+    """What the engine gives is kept; a plugin that was asked for nothing says nothing."""
+    assert "workspace" not in host.create(GEMM, gemm_fields()).serialised()
+    plugin = host.create(GEMM, gemm_fields(workspace="4096"))
+    assert plugin.serialised()["workspace"] == plugin.reload().clone().serialised()["workspace"] == "4096"
+    for wrong in ("4096x", "-1", "1" * 30):
+        with pytest.raises(HostError, match=f'workspace is "{wrong}", expected a number of bytes'):
+            host.create(GEMM, gemm_fields(workspace=wrong))
+
+
 def test_without_a_gpu(host: Host) -> None:
     """What needs one says so: no crash, no guess."""
     if torch.cuda.is_available():
