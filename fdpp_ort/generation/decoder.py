@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,7 +64,6 @@ class Decoder:
         self._logits = self._zeros((batch, 1, model.vocabulary), model.logits_type)
         self._cache: list[onnxruntime.OrtValue] = []
         self._inputs: StepInputs | None = None
-        self._enter_bucket(1)
 
     def _empty(self, shape: tuple[int, ...], element_type: int):
         return self._onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, element_type, self.model.device, 0)
@@ -82,14 +82,13 @@ class Decoder:
             bucket *= 2
         bucket = min(bucket, self.capacity)
         self.bucket, self._step_binding = 0, None  # the binding would hold the old buffers
-        old, self._cache = self._cache, []
-        for index, cache in enumerate(self.model.caches):
+        old = self._cache if keep else []
+        self._cache = []
+        for cache in self.model.caches:
             shape = (self.batch, cache.heads, bucket, cache.head_size)
-            if keep:
-                self._cache.append(self._extended(old[index], shape, cache.element_type))
-                old[index] = None  # one at a time, so that never all are there twice
-            else:
-                self._cache.append(self._allocate(shape, cache.element_type))
+            # One at a time, so that never all are there twice.
+            grow = partial(self._extended, old.pop(0)) if old else self._allocate
+            self._cache.append(grow(shape, cache.element_type))
         self.bucket = bucket
         self._graph_id = str(next(_graph_ids))
         self._step_binding = self._bind_cache()
@@ -143,6 +142,7 @@ class Decoder:
         """Runs one token and the step after `length` of them: pays what only first runs cost (mapped weights are read
         in, GPU libraries start, the step is captured)."""
         token = np.zeros((self.batch, 1), np.int64)
+        self._enter_bucket(min(length + 1, self.capacity))
         self.prefill(token)
         if length < self.capacity:
             self.pretend(length)
