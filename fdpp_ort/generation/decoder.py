@@ -133,10 +133,10 @@ class Decoder:
             raise FdppError(
                 f"tokens lie in {tokens.min()}..{tokens.max()}, the vocabulary has {self.model.vocabulary} entries"
             )
-        if self.length + tokens.shape[1] > self.capacity:
-            raise FdppError(
-                f"{self.length + tokens.shape[1]} tokens do not fit the KV cache's capacity of {self.capacity}"
-            )
+
+    def _check_room(self, count: int) -> None:
+        if self.length + count > self.capacity:
+            raise FdppError(f"{self.length + count} tokens do not fit the KV cache's capacity of {self.capacity}")
 
     def warm_up(self, length: int = 1) -> None:
         """Runs one token and the step after `length` of them: pays what only first runs cost (mapped weights are read
@@ -154,6 +154,7 @@ class Decoder:
         self.length = 0
         self._check(tokens)
         count = tokens.shape[1]
+        self._check_room(count)
         self._enter_bucket(min(count + 1, self.capacity))
         binding = self._bind_cache()  # of its own, so that the prompt's logits are freed with it
         self._bind_values(binding, tokens)
@@ -186,16 +187,15 @@ class Decoder:
         return likeliest(last_row(self._logits))[:, None] if self._inputs is None else self._inputs.read()
 
     def _run_step(self, tokens: np.ndarray) -> None:
-        known = self._inputs is not None and self._inputs.holds(tokens)
-        if not known or self.length == self.capacity:
-            self._check(tokens)
+        self._check_room(1)
         if self.length == self.bucket:
             self._enter_bucket(self.length + 1, keep=True)
             self._place(self.length)
-            known = False
         if self._inputs is None:
+            self._check(tokens)
             self._bind_values(self._step_binding, tokens)
-        elif not known:
+        elif not self._inputs.holds(tokens):
+            self._check(tokens)
             self._inputs.write(tokens)
         self.model.run(self.model.session, self._step_binding, self._graph_id)
         self.length += 1

@@ -76,8 +76,8 @@ class Model:
             raise FdppError(f"{self.folder.model_file}: ONNX Runtime failed: {error}") from error
 
     def _beside(self, graph: bytes, cuda_graph: bool) -> onnxruntime.InferenceSession:
-        onnxruntime = import_onnxruntime()
-        return onnxruntime.InferenceSession(graph, providers=_providers(self.device == "cuda", cuda_graph))
+        providers = _providers(self.device == "cuda", cuda_graph)
+        return import_onnxruntime().InferenceSession(graph, _session_options(threads=1), providers=providers)
 
 
 def load_model(
@@ -122,9 +122,7 @@ def _open_session(folder: ModelFolder, provider: str, cuda_graph: bool, threads:
         raise FdppError(
             f"cuda requested but onnxruntime {onnxruntime.__version__} has no {_CUDA}; install onnxruntime-gpu"
         )
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # fatal ones; errors come as exceptions, warnings are for developers
-    options.intra_op_num_threads = threads
+    options = _session_options(threads)
     register(options)
     providers = _providers(provider != "cpu" and offered, cuda_graph)
     try:
@@ -134,6 +132,13 @@ def _open_session(folder: ModelFolder, provider: str, cuda_graph: bool, threads:
     if provider == "cuda" and _CUDA not in session.get_providers():
         raise FdppError("cuda requested but ONNX Runtime could not start it: no GPU, no driver or no CUDA libraries")
     return session
+
+
+def _session_options(threads: int) -> onnxruntime.SessionOptions:
+    options = import_onnxruntime().SessionOptions()
+    options.log_severity_level = 4  # fatal ones; errors come as exceptions, warnings are for developers
+    options.intra_op_num_threads = threads
+    return options
 
 
 def _providers(cuda: bool, cuda_graph: bool) -> list:

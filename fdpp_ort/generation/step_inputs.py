@@ -21,19 +21,14 @@ class StepInputs:
         self._tokens = self._buffer(np.zeros((batch, 1), np.int64))
         self._positions = self._buffer(np.zeros((batch, 1), np.int64))
         self._mask = self._buffer(np.zeros((batch, capacity), np.int64))
+        self._columns = self._buffer(np.arange(capacity, dtype=np.int64))
         self._known: np.ndarray | None = None  # what the host knows _tokens to hold
         self._binding = model.advance.io_binding()
-        for name, value in (
-            ("logits", logits),
-            ("positions", self._positions),
-            ("columns", self._buffer(np.arange(capacity))),
-        ):
+        inputs = (("logits", logits), ("positions", self._positions), ("columns", self._columns))
+        for name, value in inputs:
             self._binding.bind_ortvalue_input(name, value)
-        for name, value in (
-            ("next_tokens", self._tokens),
-            ("next_positions", self._positions),
-            ("mask", self._mask),
-        ):
+        outputs = (("next_tokens", self._tokens), ("next_positions", self._positions), ("mask", self._mask))
+        for name, value in outputs:
             self._binding.bind_ortvalue_output(name, value)
         self.advance()  # not first in place(): the run that captures a graph counts more than one step
 
