@@ -120,8 +120,8 @@ def main() -> int:
         if has_cuda():
             cuda = cuda_folders(workshop)
             candidates += [
-                Candidate("original, CUDA float16", cuda["original-cuda"], "cuda", True),
-                Candidate("fdpp, CUDA float16", cuda["fdpp-cuda"], "cuda", True),
+                Candidate("original, CUDA float16", cuda["original-cuda"], "cuda", True, ("--no-cuda-graph",)),
+                Candidate("fdpp, CUDA float16", cuda["fdpp-cuda"], "cuda", True, ("--no-cuda-graph",)),
                 Candidate("fdpp, CUDA graph", cuda["fdpp-cuda"], "cuda", True, ("--cuda-graph",)),
             ]
     except (StepError, fdpp_ort.FdppError) as error:

@@ -1,4 +1,5 @@
-"""A graph in ONNX Runtime, with all of a step's tensors bound where they lie."""
+"""A graph in ONNX Runtime, as fdpp-generate runs it. A step is all that greedy generation does for one: its inputs are
+brought up to date, the graph runs, tokens are chosen and read."""
 
 from __future__ import annotations
 
@@ -12,8 +13,6 @@ from fdpp_ort.generation.model import load_model
 
 
 class SessionRunner:
-    """A step begins with its token and lengths on the device and ends with the logits there."""
-
     def __init__(self, spec: Spec):
         self.spec = spec
         self.model = load_model(spec.folder, spec.provider, spec.cuda_graph, spec.threads)
@@ -22,22 +21,27 @@ class SessionRunner:
     def decode(self, batch: int, context: int) -> list[float]:
         steps = self.spec.new_tokens
         limit = self.model.folder.context_length or context + steps
-        capacity, allocate = min(context + steps, limit), random_cache(self.model.device)
-        on_gpu = self.model.device == "cuda"
-        decoder = Decoder(self.model, batch, capacity, fixed_inputs=on_gpu, allocate=allocate)
+        # One bucket of just these tokens: the peers' caches have no more room either.
+        capacity = min(context + steps, limit)
+        allocate = random_cache(self.model.device)
+        decoder = Decoder(self.model, batch, capacity, smallest=capacity, allocate=allocate)
+        tokens = self._tokens(batch, 1)
 
-        def prepare() -> None:
+        def make_room() -> None:
             if decoder.length == decoder.capacity:
                 decoder.pretend(context - 1)
-            decoder.prepare_step(self._tokens(batch, 1))
+
+        def step() -> None:
+            nonlocal tokens
+            tokens = decoder.greedy_step(tokens)
 
         decoder.pretend(context - 1)
-        timed(decoder.run_step, WARM_UP, prepare)
+        timed(step, WARM_UP, make_room)
         decoder.pretend(context - 1)
-        return timed(decoder.run_step, steps, prepare)
+        return timed(step, steps, make_room)
 
     def prefill(self, batch: int, tokens: int, repeats: int) -> list[float]:
-        decoder = Decoder(self.model, batch, tokens, allocate=random_cache(self.model.device))
+        decoder = Decoder(self.model, batch, tokens, smallest=tokens, allocate=random_cache(self.model.device))
         prompt = self._tokens(batch, tokens)
         timed(lambda: decoder.prefill(prompt), 1)
         return timed(lambda: decoder.prefill(prompt), repeats)

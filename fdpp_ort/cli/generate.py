@@ -28,8 +28,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     prompt.add_argument("-f", "--file", metavar="FILE", help="file that holds the prompt (UTF-8)")
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
     parser.add_argument("--provider", choices=PROVIDERS, default="auto")
-    parser.add_argument("--cuda-graph", action="store_true", help="capture the decode step once and replay it")
-    parser.add_argument("--capacity", type=int, metavar="N", help="tokens the KV cache holds (default: what is needed)")
+    parser.add_argument(
+        "--cuda-graph",
+        action=argparse.BooleanOptionalAction,
+        help="capture the decode step once and replay it (default: on a GPU, where the model allows it)",
+    )
+    parser.add_argument("--capacity", type=int, metavar="N", help="tokens the KV cache holds at most (default: needed)")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0, the default, is greedy")
     parser.add_argument("--top-k", type=int, default=0, metavar="N", help="sample among the N likeliest; 0: all")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="sample among those that make up P")
@@ -60,6 +64,25 @@ def choose_capacity(folder: ModelFolder, requested: int | None, prompt_tokens: i
         what = "context length" if requested is None else "capacity"
         raise FdppError(f"the prompt has {prompt_tokens} tokens, more than the {what} of {capacity}")
     return capacity
+
+
+def open_decoder(folder: ModelFolder, capacity: int, prompt_tokens: int, arguments: argparse.Namespace) -> Decoder:
+    """Ready for a prompt; without a CUDA graph where that was neither asked for nor works, which is then said."""
+
+    def ready(cuda_graph: bool | None) -> Decoder:
+        decoder = Decoder(load_model(folder, arguments.provider, cuda_graph, arguments.threads), 1, capacity)
+        decoder.warm_up(prompt_tokens)
+        return decoder
+
+    if arguments.cuda_graph is not None:
+        return ready(arguments.cuda_graph)
+    try:
+        return ready(None)
+    except FdppError as error:
+        reason = str(error)  # no more of it: it holds what was loaded
+    decoder = ready(False)
+    print(f"{PROGRAM}: without a CUDA graph: {reason}", file=sys.stderr)
+    return decoder
 
 
 def write_statistics(path: str, model: Model, generation: Generation, text: str, load_seconds: float) -> None:
@@ -100,9 +123,8 @@ def run(arguments: argparse.Namespace) -> None:
     capacity = choose_capacity(folder, arguments.capacity, len(prompt_tokens), arguments.max_new_tokens)
 
     start = time.perf_counter()
-    model = load_model(folder, arguments.provider, arguments.cuda_graph, arguments.threads)
-    decoder = Decoder(model, batch=1, capacity=capacity)
-    decoder.warm_up()
+    decoder = open_decoder(folder, capacity, len(prompt_tokens), arguments)
+    model = decoder.model
     load_seconds = time.perf_counter() - start
 
     next_text = codec.stream()

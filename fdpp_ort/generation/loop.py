@@ -68,7 +68,7 @@ def generate(
     start = time.perf_counter()
     logits = decoder.prefill(np.array(prompts, np.int64))
     prefill_seconds = time.perf_counter() - start
-    next_tokens = sampler.pick(last_row(logits))
+    next_tokens = sampler.pick(last_row(logits))[:, None]
     del logits  # as large as the prompt is long
 
     tokens: list[list[int]] = [[] for _ in prompts]
@@ -77,7 +77,7 @@ def generate(
     start = time.perf_counter()
     while True:
         for row in sorted(open_rows):
-            token = int(next_tokens[row])
+            token = int(next_tokens[row, 0])
             if token in eos_ids:
                 open_rows.remove(row)
                 continue
@@ -93,7 +93,10 @@ def generate(
         if decoder.length == decoder.capacity:
             reason = "capacity"
             break
-        next_tokens = sampler.pick(decoder.step(next_tokens[:, None]))
+        if sampler.is_greedy:
+            next_tokens = decoder.greedy_step(next_tokens)
+        else:
+            next_tokens = sampler.pick(decoder.step(next_tokens))[:, None]
         steps += 1
     decode_seconds = time.perf_counter() - start
     statistics = Statistics(len(prompts), len(prompts[0]), steps, prefill_seconds, decode_seconds)

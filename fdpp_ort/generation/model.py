@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fdpp_ort.errors import FdppError
 from fdpp_ort.generation.folder import ModelFolder
+from fdpp_ort.generation.graphs import advance_graph, extend_graph
 from fdpp_ort.library import import_onnxruntime, load_table, register
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ PROVIDERS = ("auto", "cpu", "cuda")
 TABLE_NAME = "fdpp_table.json"
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
+_NO_CAPTURE = "-1"
 
 # ONNX's TensorProto.DataType by the name in ONNX Runtime's types.
 ELEMENT_TYPES = {"tensor(float)": 1, "tensor(float16)": 10, "tensor(bfloat16)": 16}
@@ -50,21 +53,48 @@ class Model:
     vocabulary: int
     caches: tuple[Cache, ...]
 
+    @cached_property
+    def advance(self) -> onnxruntime.InferenceSession:
+        """advance_graph() beside the model, captured where its steps are."""
+        return self._beside(advance_graph(self.vocabulary, self.logits_type), self.cuda_graph)
+
+    @cached_property
+    def extend(self) -> onnxruntime.InferenceSession:
+        """extend_graph() beside the model."""
+        return self._beside(extend_graph(), False)
+
+    def run(self, session: onnxruntime.InferenceSession, binding, graph_id: str | None = None) -> None:
+        """Runs the model's session or one beside it and waits for the device. With CUDA graph: captures at the first
+        call with a `graph_id`, for which it runs more than once, and replays that later; None: neither. FdppError: it
+        fails."""
+        options = import_onnxruntime().RunOptions()
+        if self.cuda_graph:
+            options.add_run_config_entry("gpu_graph_id", graph_id or _NO_CAPTURE)
+        try:
+            session.run_with_iobinding(binding, options)
+        except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
+            raise FdppError(f"{self.folder.model_file}: ONNX Runtime failed: {error}") from error
+
+    def _beside(self, graph: bytes, cuda_graph: bool) -> onnxruntime.InferenceSession:
+        providers = _providers(self.device == "cuda", cuda_graph)
+        return import_onnxruntime().InferenceSession(graph, _session_options(threads=1), providers=providers)
+
 
 def load_model(
     folder: str | Path | ModelFolder,
     provider: str = "auto",
-    cuda_graph: bool = False,
+    cuda_graph: bool | None = False,
     threads: int = 0,
 ) -> Model:
     """Opens a model folder. `provider` auto: CUDA where ONNX Runtime and the machine offer it and the cache is float16
-    or bfloat16, otherwise the CPU. `cuda_graph`: decode steps are captured once and replayed (CUDA only). `threads`: of
-    one operator on the CPU, 0 for ONNX Runtime's own choice.
-    FdppError: provider not available, or a graph that cannot be loaded or is no decoder with a cache."""
+    or bfloat16, otherwise the CPU. `cuda_graph`: decode steps are captured once and replayed (CUDA only); None: on
+    CUDA. `threads`: of one operator on the CPU, 0 for ONNX Runtime's own choice.
+    FdppError: provider not available, or a graph that cannot be loaded, cannot be captured or is no decoder with a
+    cache."""
     if not isinstance(folder, ModelFolder):
         folder = ModelFolder.open(folder)
     _load_table(folder)
-    session = _open_session(folder, provider, cuda_graph, threads)
+    session = _open_session(folder, provider, cuda_graph is not False, threads)
     device = "cuda" if _CUDA in session.get_providers() else "cpu"
     is_float32 = _caches(folder, session)[0].element_type == ELEMENT_TYPES["tensor(float)"]
     if provider == "auto" and device == "cuda" and is_float32:
@@ -72,7 +102,7 @@ def load_model(
         device = "cpu"
     if cuda_graph and device != "cuda":
         raise FdppError("a CUDA graph was requested, but the model runs on the CPU; add --provider cuda")
-    return _describe(folder, session, device, cuda_graph)
+    return _describe(folder, session, device, cuda_graph is not False and device == "cuda")
 
 
 def _load_table(folder: ModelFolder) -> None:
@@ -92,13 +122,9 @@ def _open_session(folder: ModelFolder, provider: str, cuda_graph: bool, threads:
         raise FdppError(
             f"cuda requested but onnxruntime {onnxruntime.__version__} has no {_CUDA}; install onnxruntime-gpu"
         )
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors; they come as exceptions too, warnings are for developers
-    options.intra_op_num_threads = threads
+    options = _session_options(threads)
     register(options)
-    providers: list = [_CPU]
-    if provider != "cpu" and offered:
-        providers.insert(0, (_CUDA, {"enable_cuda_graph": "1" if cuda_graph else "0"}))
+    providers = _providers(provider != "cpu" and offered, cuda_graph)
     try:
         session = onnxruntime.InferenceSession(str(folder.model_file), options, providers=providers)
     except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
@@ -106,6 +132,17 @@ def _open_session(folder: ModelFolder, provider: str, cuda_graph: bool, threads:
     if provider == "cuda" and _CUDA not in session.get_providers():
         raise FdppError("cuda requested but ONNX Runtime could not start it: no GPU, no driver or no CUDA libraries")
     return session
+
+
+def _session_options(threads: int) -> onnxruntime.SessionOptions:
+    options = import_onnxruntime().SessionOptions()
+    options.log_severity_level = 4  # fatal ones; errors come as exceptions, warnings are for developers
+    options.intra_op_num_threads = threads
+    return options
+
+
+def _providers(cuda: bool, cuda_graph: bool) -> list:
+    return [(_CUDA, {"enable_cuda_graph": "1" if cuda_graph else "0"}), _CPU] if cuda else [_CPU]
 
 
 def _caches(folder: ModelFolder, session: onnxruntime.InferenceSession) -> tuple[Cache, ...]:

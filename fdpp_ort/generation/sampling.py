@@ -7,6 +7,18 @@ import numpy as np
 from fdpp_ort.errors import FdppError
 
 
+def refuse_nan(found: bool) -> None:
+    """FdppError where logits hold one."""
+    if found:
+        raise FdppError("the model's logits hold NaN")
+
+
+def likeliest(logits: np.ndarray) -> np.ndarray:
+    """`logits` float [B, vocabulary] -> token ids int64 [B], of equal logits the first. FdppError: a NaN among them."""
+    refuse_nan(np.isnan(logits).any())
+    return logits.argmax(axis=-1)
+
+
 class Sampler:
     """Greedy at temperature 0, otherwise draws from softmax(logits / temperature), cut to the `top_k` likeliest tokens
     (0: all) and then to the fewest whose probabilities reach `top_p`. The same seed draws the same tokens."""
@@ -23,12 +35,15 @@ class Sampler:
         self.top_p = top_p
         self._random = np.random.default_rng(seed)
 
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0
+
     def pick(self, logits: np.ndarray) -> np.ndarray:
         """`logits` float [B, vocabulary] -> token ids int64 [B]. FdppError: a NaN among them."""
-        if np.isnan(logits).any():
-            raise FdppError("the model's logits hold NaN")
-        if self.temperature == 0:
-            return logits.argmax(axis=-1)
+        if self.is_greedy:
+            return likeliest(logits)
+        refuse_nan(np.isnan(logits).any())
         return np.array([self._draw(row) for row in logits.astype(np.float64)])
 
     def _draw(self, logits: np.ndarray) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from random_decoder import make
 from tiny_decoder import write_folder
 
 
@@ -20,6 +21,35 @@ def original_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def fdpp_folder(tmp_path_factory) -> Path:
     return write_folder(tmp_path_factory.mktemp("fdpp") / "model", ours=True)
+
+
+@pytest.fixture(scope="session")
+def benchmarks(repository) -> Path:
+    return repository / "benchmarks"
+
+
+@pytest.fixture(scope="session")
+def random_decoders(benchmarks):
+    """The modules that make decoders with random weights."""
+    sys.path.insert(0, str(benchmarks))
+    try:
+        from common import decoders, shapes
+
+        return decoders, shapes
+    finally:
+        sys.path.pop(0)
+
+
+@pytest.fixture(scope="session")
+def llama(random_decoders, tmp_path_factory) -> tuple[Path, Path]:
+    """The original and the exported folder, float32."""
+    return make(random_decoders, tmp_path_factory.mktemp("llama"), "tiny-llama", "f32")[:2]
+
+
+@pytest.fixture(scope="session")
+def opt(random_decoders, tmp_path_factory) -> tuple[Path, Path]:
+    """As llama; its graph has position_ids."""
+    return make(random_decoders, tmp_path_factory.mktemp("opt"), "tiny-opt", "f32")[:2]
 
 
 @pytest.fixture

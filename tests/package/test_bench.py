@@ -12,48 +12,17 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from random_decoder import make
 
-import fdpp_ort
 from fdpp_ort.bench.cells import DECODE, PREFILL, Cell, list_cells
 from fdpp_ort.bench.limit import Limit
 from fdpp_ort.bench.online_softmax import with_online_softmax
 from fdpp_ort.bench.quality import agreement
 from fdpp_ort.bench.random_cache import by_numpy, by_torch
 from fdpp_ort.errors import FdppError
-from fdpp_ort.export import export_model
 from fdpp_ort.generation import Decoder, load_model
 
 QUICK = ("--new-tokens", 4, "--rounds", 1)
-
-
-@pytest.fixture(scope="session")
-def benchmarks(repository) -> Path:
-    return repository / "benchmarks"
-
-
-@pytest.fixture(scope="session")
-def random_decoders(benchmarks):
-    """The modules that make decoders with random weights."""
-    sys.path.insert(0, str(benchmarks))
-    try:
-        from common import decoders, shapes
-
-        return decoders, shapes
-    finally:
-        sys.path.pop(0)
-
-
-def make(random_decoders, folder: Path, name: str, dtype: str, block_size: int = 0, *, verify: bool = False):
-    """The original and the exported folder of one of the named shapes, and the exporter's report."""
-    decoders, shapes = random_decoders
-    original, exported = folder / "original", folder / "fdpp"
-    decoders.write_folder(original, shapes.named_shape(name), dtype, block_size, cuda=dtype == "f16")
-    return original, exported, export_model(original, exported, library=fdpp_ort.library_path(), verify=verify)
-
-
-@pytest.fixture(scope="session")
-def llama(random_decoders, tmp_path_factory) -> tuple[Path, Path]:
-    return make(random_decoders, tmp_path_factory.mktemp("llama"), "tiny-llama", "f32")[:2]
 
 
 def read(path: Path) -> dict:

@@ -1,0 +1,68 @@
+"""What a decode step reads besides the cache, in buffers on the model's device that stay where they are."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fdpp_ort.generation.model import Model
+from fdpp_ort.generation.sampling import refuse_nan
+from fdpp_ort.library import import_onnxruntime
+
+
+class StepInputs:
+    """Tokens and positions [B, 1] and attention mask [B, capacity], int64, of the step that comes next. `advance` makes
+    them from the last step's, so that a step of greedy generation uploads nothing and reads back B tokens; the mask has
+    ones in its first `length + 1` places, so that only its sum, the sequence length, changes from step to step."""
+
+    def __init__(self, model: Model, batch: int, capacity: int, logits, graph_id: str):
+        """`logits`: the OrtValue [B, 1, vocabulary] that steps write. `graph_id`: for a captured graph of its own."""
+        self._model = model
+        self._graph_id = graph_id
+        self._tokens = self._buffer(np.zeros((batch, 1), np.int64))
+        self._positions = self._buffer(np.zeros((batch, 1), np.int64))
+        self._mask = self._buffer(np.zeros((batch, capacity), np.int64))
+        self._columns = self._buffer(np.arange(capacity, dtype=np.int64))
+        self._known: np.ndarray | None = None  # what the host knows _tokens to hold
+        self._binding = model.advance.io_binding()
+        inputs = (("logits", logits), ("positions", self._positions), ("columns", self._columns))
+        for name, value in inputs:
+            self._binding.bind_ortvalue_input(name, value)
+        outputs = (("next_tokens", self._tokens), ("next_positions", self._positions), ("mask", self._mask))
+        for name, value in outputs:
+            self._binding.bind_ortvalue_output(name, value)
+        self.advance()  # not first in place(): the run that captures a graph counts more than one step
+
+    def _buffer(self, values: np.ndarray):
+        return import_onnxruntime().OrtValue.ortvalue_from_numpy(values, self._model.device, 0)
+
+    def bind_to(self, binding) -> None:
+        """Makes them the inputs of a step."""
+        binding.bind_ortvalue_input(self._model.input_ids, self._tokens)
+        binding.bind_ortvalue_input(self._model.attention_mask, self._mask)
+        if self._model.position_ids is not None:
+            binding.bind_ortvalue_input(self._model.position_ids, self._positions)
+
+    def place(self, length: int) -> None:
+        """The next step appends a token after `length` others."""
+        self._positions.update_inplace(np.full(self._positions.shape(), length - 1, np.int64))
+        self.advance()
+
+    def advance(self) -> None:
+        """To the step behind the one that has run, with its likeliest tokens."""
+        self._model.run(self._model.advance, self._binding, self._graph_id)
+        self._known = None
+
+    def holds(self, tokens: np.ndarray) -> bool:
+        return self._known is not None and np.array_equal(self._known, tokens)
+
+    def write(self, tokens: np.ndarray) -> None:
+        """`tokens`, integers [B, 1], in place of the likeliest."""
+        self._known = None
+        self._tokens.update_inplace(np.ascontiguousarray(tokens, np.int64))
+
+    def read(self) -> np.ndarray:
+        """The tokens, int64 [B, 1]. FdppError: a logit is NaN."""
+        tokens = self._tokens.numpy().copy()
+        refuse_nan((tokens < 0).any())
+        self._known = tokens
+        return tokens

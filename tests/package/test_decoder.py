@@ -1,0 +1,315 @@
+"""Buffers that grow, inputs that stay on the device, captured steps: all give the plain loop's tokens."""
+
+from __future__ import annotations
+
+import shutil
+from argparse import Namespace
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+from random_decoder import make
+
+from fdpp_ort import FdppError
+from fdpp_ort.cli import generate as command
+from fdpp_ort.generation import Decoder, ModelFolder, Sampler, generate, load_model
+from fdpp_ort.generation.decoder import last_row
+from fdpp_ort.generation.model import Model
+from fdpp_ort.generation.step_inputs import StepInputs
+
+PROMPT = [3, 141, 59, 265, 35, 89]
+PROMPTS = [PROMPT, PROMPT[::-1], [7] * len(PROMPT)]
+NEW_TOKENS = 30
+CAPACITY = 40
+SMALLEST = 4  # the prompt is longer
+FIXED = [pytest.param(False, id="plain"), pytest.param(True, id="fixed")]
+
+
+def plain_loop(model, prompts) -> list[list[int]]:
+    """One buffer of the right size, each step's logits on the host."""
+    decoder = Decoder(model, len(prompts), CAPACITY, smallest=CAPACITY)
+    logits = last_row(decoder.prefill(np.array(prompts)))
+    tokens = []
+    for _ in range(NEW_TOKENS):
+        tokens.append(logits.argmax(axis=-1))
+        logits = decoder.step(tokens[-1][:, None])
+    return np.stack(tokens, axis=1).tolist()
+
+
+@pytest.fixture(scope="module", params=["llama", "opt"])
+def models(request):
+    return [load_model(folder, "cpu") for folder in request.getfixturevalue(request.param)]
+
+
+@pytest.fixture(scope="module")
+def model(llama):
+    return load_model(llama[1], "cpu")
+
+
+@pytest.mark.parametrize("fixed", FIXED)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_growing_changes_no_tokens(models, batch: int, fixed: bool) -> None:
+    for model in models:
+        decoder = Decoder(model, batch, CAPACITY, smallest=SMALLEST, fixed_inputs=fixed)
+        buckets = []
+        result = generate(
+            decoder, PROMPTS[:batch], NEW_TOKENS, on_token=lambda *_, d=decoder, b=buckets: b.append(d.bucket)
+        )
+        assert result.tokens == plain_loop(model, PROMPTS[:batch])
+        assert sorted(set(buckets)) == [8, 16, 32, CAPACITY]
+
+
+@pytest.mark.parametrize("fixed", FIXED)
+def test_rows_end_on_their_own(model, fixed: bool) -> None:
+    free = plain_loop(model, PROMPTS)
+    end = free[0][12]
+    assert end not in free[1], "the second row is to go on"
+    decoder = Decoder(model, 3, CAPACITY, smallest=SMALLEST, fixed_inputs=fixed)
+    result = generate(decoder, PROMPTS, NEW_TOKENS, eos_ids={end})
+    assert result.tokens == [row[: row.index(end)] if end in row else row for row in free]
+
+
+@pytest.mark.parametrize("fixed", FIXED)
+def test_a_grown_decoder_serves_short_prompts(model, fixed: bool) -> None:
+    decoder = Decoder(model, 1, CAPACITY, smallest=SMALLEST, fixed_inputs=fixed)
+    first = generate(decoder, [PROMPT], 2).tokens
+    generate(decoder, [PROMPT], NEW_TOKENS)
+    assert generate(decoder, [PROMPT], 2).tokens == first
+    assert decoder.bucket == CAPACITY
+
+
+@pytest.mark.parametrize("fixed", FIXED)
+def test_the_last_place_is_used(model, fixed: bool) -> None:
+    decoder = Decoder(model, 1, 9, smallest=SMALLEST, fixed_inputs=fixed)
+    result = generate(decoder, [PROMPT], NEW_TOKENS)
+    assert (result.finish_reason, decoder.length, decoder.bucket) == ("capacity", 9, 9)
+    assert result.tokens[0] == plain_loop(model, [PROMPT])[0][:4]
+    with pytest.raises(FdppError, match="10 tokens do not fit the KV cache's capacity of 9"):
+        decoder.greedy_step(np.array([result.tokens[0][-1:]]))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_sampling_draws_the_same_with_fixed_inputs(model, temperature: float) -> None:
+    def tokens(fixed: bool) -> list[list[int]]:
+        decoder = Decoder(model, 3, CAPACITY, smallest=SMALLEST, fixed_inputs=fixed)
+        return generate(decoder, PROMPTS, NEW_TOKENS, Sampler(temperature, top_k=20, seed=3)).tokens
+
+    assert tokens(True) == tokens(False)
+
+
+@pytest.mark.parametrize("fixed", FIXED)
+def test_tokens_other_than_the_likeliest(model, fixed: bool) -> None:
+    """Between greedy steps, and into the next bucket."""
+    given = [np.array([[token], [token + 1]]) for token in range(100, 100 + NEW_TOKENS)]
+    expected = Decoder(model, 2, CAPACITY, smallest=CAPACITY)
+    expected.prefill(np.array(PROMPTS[:2]))
+    decoder = Decoder(model, 2, CAPACITY, smallest=SMALLEST, fixed_inputs=fixed)
+    decoder.prefill(np.array(PROMPTS[:2]))
+    for tokens in given:
+        np.testing.assert_array_equal(decoder.greedy_step(tokens)[:, 0], expected.step(tokens).argmax(axis=-1))
+
+
+def test_steps_are_such_as_can_be_captured(model, monkeypatch) -> None:
+    """What a CUDA graph demands, which no CPU has: an id's first run may run the graph several times, and each later
+    one uses the buffers of the first."""
+    run, captured = Model.run, {}
+
+    def run_captured(self, session, binding, graph_id=None) -> None:
+        first = graph_id is not None and (session, graph_id) not in captured
+        if graph_id is not None:
+            assert captured.setdefault((session, graph_id), binding) is binding
+        for _ in range(3 if first else 1):
+            run(self, session, binding)
+
+    expected = plain_loop(model, PROMPTS)
+    monkeypatch.setattr(Model, "run", run_captured)
+    decoder = Decoder(model, 3, CAPACITY, smallest=SMALLEST, fixed_inputs=True)
+    for _ in range(2):
+        assert generate(decoder, PROMPTS, NEW_TOKENS).tokens == expected
+    assert len(captured) == 2 * 4  # the model's graph and advance_graph() for each bucket
+
+
+def test_a_smallest_bucket_of_nothing_is_refused(model) -> None:
+    with pytest.raises(FdppError, match="smallest 0, expected at least 1"):
+        Decoder(model, 1, CAPACITY, smallest=0)
+
+
+# ---- inputs of the next step
+
+
+class Bound(dict):
+    """Stands for a binding."""
+
+    bind_ortvalue_input = dict.__setitem__
+
+
+def step_inputs(model, logits: np.ndarray, capacity: int = 6) -> tuple[StepInputs, Bound]:
+    values = onnxruntime.OrtValue.ortvalue_from_numpy(logits[:, None], model.device, 0)
+    inputs, bound = StepInputs(model, len(logits), capacity, values, "1"), Bound()
+    inputs.bind_to(bound)
+    return inputs, bound
+
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@pytest.fixture(params=DEVICES)
+def placed(request, random_decoders, tmp_path):
+    """A model with position_ids on a device, captured on the GPU, and its logits' type."""
+    dtype = "f16" if request.param == "cuda" else "f32"
+    folder = make(random_decoders, tmp_path, "tiny-opt", dtype)[1]
+    return load_model(folder, request.param, None), np.float16 if dtype == "f16" else np.float32
+
+
+def test_they_follow_the_sequence(placed) -> None:
+    model, dtype = placed
+    inputs, bound = step_inputs(model, np.zeros((2, model.vocabulary), dtype))
+    for length in (3, 0, 5):
+        inputs.place(length)
+        np.testing.assert_array_equal(bound[model.position_ids].numpy(), [[length]] * 2)
+        np.testing.assert_array_equal(bound[model.attention_mask].numpy(), [[int(i <= length) for i in range(6)]] * 2)
+    inputs.place(1)
+    inputs.advance()
+    inputs.advance()
+    np.testing.assert_array_equal(bound[model.position_ids].numpy(), [[3], [3]])
+    np.testing.assert_array_equal(bound[model.attention_mask].numpy(), [[1, 1, 1, 1, 0, 0]] * 2)
+
+
+def test_the_first_of_equal_logits_is_chosen(placed) -> None:
+    model, dtype = placed
+    logits = np.random.default_rng(0).standard_normal((4, model.vocabulary)).astype(dtype) - 20
+    logits[0, [700, 130, 999]] = 5
+    logits[1] = -3
+    logits[2, -1] = 6
+    logits[3, [17, 16]] = np.inf
+    inputs, bound = step_inputs(model, logits)
+    assert inputs.read().tolist() == [[130], [0], [999], [16]]
+    assert inputs.holds(np.array([[130], [0], [999], [16]]))
+    inputs.write(np.array([[1], [2], [3], [4]]))
+    assert not inputs.holds(np.array([[130], [0], [999], [16]]))
+    np.testing.assert_array_equal(bound[model.input_ids].numpy(), [[1], [2], [3], [4]])
+
+
+def test_nan_is_refused_on_the_device_too(placed) -> None:
+    model, dtype = placed
+    logits = np.zeros((2, model.vocabulary), dtype)
+    logits[1, 5], logits[1, 7] = 3, np.nan
+    inputs, _ = step_inputs(model, logits)
+    with pytest.raises(FdppError, match="NaN"):
+        inputs.read()
+
+
+# ---- fdpp-generate
+
+
+def arguments(provider: str, cuda_graph: bool | None) -> Namespace:
+    return Namespace(provider=provider, cuda_graph=cuda_graph, threads=0)
+
+
+def test_a_model_that_is_not_captured_runs_without(model, monkeypatch, capsys) -> None:
+    asked = []
+
+    def load(folder, provider, cuda_graph, threads):
+        asked.append(cuda_graph)
+        if cuda_graph is not False:
+            raise FdppError("it has an If")
+        return model
+
+    monkeypatch.setattr(command, "load_model", load)
+    decoder = command.open_decoder(model.folder, 16, 8, arguments("cuda", None))
+    assert (decoder.model, decoder.length) == (model, 9)
+    assert capsys.readouterr().err == "fdpp-generate: without a CUDA graph: it has an If\n"
+    with pytest.raises(FdppError, match="it has an If"):
+        command.open_decoder(model.folder, 16, 8, arguments("cuda", True))
+    assert asked == [None, False, True]
+
+
+def test_nothing_is_said_on_a_cpu(llama, capsys) -> None:
+    folder = ModelFolder.open(llama[1])
+    for cuda_graph in (None, False):
+        assert not command.open_decoder(folder, 16, 16, arguments("cpu", cuda_graph)).model.cuda_graph
+    assert capsys.readouterr().err == ""
+
+
+# ---- on a GPU
+
+
+@pytest.fixture(scope="module", params=["tiny-llama", "tiny-opt"])
+def gpu_folders(request, random_decoders, tmp_path_factory):
+    return make(random_decoders, tmp_path_factory.mktemp("f16"), request.param, "f16")[:2]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("batch", [1, 3])
+def test_captured_steps_give_the_same_tokens(gpu_folders, batch: int) -> None:
+    """Over all buckets, then again in the last one, which is captured by then."""
+    for folder in gpu_folders:
+        plain, captured = load_model(folder, "cuda"), load_model(folder, "cuda", cuda_graph=True)
+        found = []
+        for model in (plain, captured):
+            decoder = Decoder(model, batch, CAPACITY, smallest=SMALLEST)
+            found.append([generate(decoder, PROMPTS[:batch], NEW_TOKENS).tokens for _ in range(2)])
+            assert decoder.bucket == CAPACITY
+        assert found[0] == found[1]
+
+
+@pytest.mark.gpu
+def test_growing_changes_no_logits_on_a_gpu(gpu_folders) -> None:
+    """The same tokens through one bucket without, and several with CUDA graph; splits may round otherwise."""
+    for folder in gpu_folders:
+        found = []
+        for graph, smallest in ((False, CAPACITY), (True, SMALLEST)):
+            decoder = Decoder(load_model(folder, "cuda", graph), 3, CAPACITY, smallest=smallest)
+            decoder.prefill(np.array(PROMPTS))
+            found.append(np.stack([decoder.step(np.full((3, 1), token)) for token in range(NEW_TOKENS)]))
+        assert np.isfinite(found[0]).all()
+        np.testing.assert_allclose(found[1], found[0], rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.gpu
+def test_captured_steps_take_tokens_that_the_host_draws(gpu_folders) -> None:
+    found = []
+    for graph in (False, True):
+        decoder = Decoder(load_model(gpu_folders[1], "cuda", graph), 3, CAPACITY, smallest=SMALLEST)
+        found.append(generate(decoder, PROMPTS, NEW_TOKENS, Sampler(1.0, top_k=20, seed=3)).tokens)
+    assert found[0] == found[1]
+
+
+@pytest.mark.gpu
+def test_several_decoders_of_a_model_keep_their_graphs(gpu_folders) -> None:
+    model = load_model(gpu_folders[1], "cuda", cuda_graph=True)
+    decoders = [Decoder(model, batch, CAPACITY, smallest=SMALLEST) for batch in (1, 3)]
+    for decoder in decoders:
+        decoder.warm_up(CAPACITY - 1)  # into the last bucket
+    alone = [generate(d, PROMPTS[: d.batch], NEW_TOKENS).tokens for d in decoders]
+    for decoder in decoders:
+        decoder.prefill(np.array(PROMPTS[: decoder.batch]))
+    tokens = [np.array([[row[0]] for row in rows]) for rows in alone]
+    for step in range(1, NEW_TOKENS):
+        tokens = [decoder.greedy_step(given) for decoder, given in zip(decoders, tokens, strict=True)]
+        assert [given[:, 0].tolist() for given in tokens] == [[row[step] for row in rows] for rows in alone]
+
+
+@pytest.mark.gpu
+def test_generate_captures_where_it_can(gpu_folders, tmp_path, capsys) -> None:
+    folder = ModelFolder.open(shutil.copytree(gpu_folders[1], tmp_path / "model"))
+    assert command.open_decoder(folder, 64, 8, arguments("cuda", None)).model.cuda_graph
+    assert capsys.readouterr().err == ""
+
+    model = onnx.load(folder.model_file, load_external_data=False)
+    (logits,) = [value for node in model.graph.node for value in node.output if value == "logits"]
+    for node in model.graph.node:
+        node.output[:] = ["inner" if name == logits else name for name in node.output]
+    model.graph.node.extend(  # CUDA has no Sinh
+        [
+            helper.make_node("Cast", ["inner"], ["inner32"], to=TensorProto.FLOAT),
+            helper.make_node("Sinh", ["inner32"], ["outer32"]),
+            helper.make_node("Cast", ["outer32"], [logits], to=TensorProto.FLOAT16),
+        ]
+    )
+    onnx.save(model, folder.model_file)
+    assert not command.open_decoder(folder, 64, 8, arguments("cuda", None)).model.cuda_graph
+    said = capsys.readouterr().err
+    assert said.startswith("fdpp-generate: without a CUDA graph: ") and "graph capture" in said
