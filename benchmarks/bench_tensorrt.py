@@ -190,59 +190,14 @@ def _figure(line: str) -> dict:
 def session_steps(model: str, capacity: int, cases: list[tuple[int, int]]) -> None:
     """Prints for each case, as step_time does, the microseconds of each replay of one step in ONNX Runtime, captured as
     it runs on PyTorch's stream."""
-    import onnxruntime
     import torch
-
-    import fdpp_ort
+    from common.captured_step import CapturedStep, open_session
 
     stream = torch.cuda.Stream()
-    options = onnxruntime.SessionOptions()
-    fdpp_ort.register(options)
-    provider = {"user_compute_stream": str(stream.cuda_stream)}
-    session = onnxruntime.InferenceSession(model, options, providers=[("CUDAExecutionProvider", provider)])
+    session = open_session(model, stream)
     for batch, context in cases:
-        sizes = {"batch": batch, "tokens": 1, "total": context, "past": capacity, "present": capacity}
-        print("captured", *(f"{us:.2f}" for us in replays_of(session, sizes, stream)), flush=True)
-
-
-def replays_of(session, sizes: dict[str, int], stream) -> list[float]:
-    import torch
-    from common import ort_session
-
-    types = {"tensor(float16)": torch.float16, "tensor(int64)": torch.int64}
-
-    def tensor(port) -> torch.Tensor:
-        shape = [size if isinstance(size, int) else sizes[size] for size in port.shape]
-        if port.name == "attention_mask":
-            return torch.ones(shape, dtype=torch.int64, device="cuda")
-        if types[port.type] == torch.int64:
-            return torch.randint(0, 1000, shape, device="cuda")
-        return torch.randn(shape, dtype=types[port.type], device="cuda")
-
-    inputs = {port.name: tensor(port) for port in session.get_inputs()}
-    outputs = {
-        port.name: inputs[port.name.replace("present.", "past.")] if port.name.startswith("present.") else tensor(port)
-        for port in session.get_outputs()
-    }
-    binding = ort_session.binding(session, inputs, outputs)
-    run_options = ort_session.run_options()
-    torch.cuda.synchronize()
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            session.run_with_iobinding(binding, run_options)
-        stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            session.run_with_iobinding(binding, run_options)
-        found = []
-        for _ in range(REPLAYS):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            found.append(1e3 * start.elapsed_time(end))
-    return found
+        times = CapturedStep(session, stream, batch, context, capacity).replay_times(REPLAYS)
+        print("captured", *(f"{us:.2f}" for us in times), flush=True)
 
 
 def main() -> None:

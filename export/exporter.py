@@ -61,7 +61,7 @@ def export_model(
     verify: bool = True,
     gated: bool = True,
     packed_qkv: bool = True,
-    norms_into_products: bool = False,
+    norms_into_products: bool = True,
     prefetch: bool = False,
     last_logits: bool = False,
     library: str | Path | None = None,

@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--norms-into-products",
         action=argparse.BooleanOptionalAction,
-        default=False,
+        default=True,
         help="onnxruntime: let products do the RMS norms ahead of them and the residual sums behind them",
     )
     parser.add_argument(

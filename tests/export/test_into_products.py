@@ -119,7 +119,7 @@ def exported(proto: onnx.ModelProto, tmp_path: Path, library: str, **options) ->
 
 @pytest.mark.parametrize("weights", ["keep", "int4"])
 def test_for_onnxruntime(weights: str, tmp_path: Path, library: str) -> None:
-    report, nodes = exported(with_norms(), tmp_path, library, norms_into_products=True, weights=weights)
+    report, nodes = exported(with_norms(), tmp_path, library, weights=weights)
     assert not {node.op_type for node in nodes.values()} & {"Add", *NORMS}
     qkv, o, head = nodes["layers.0.attention/qkv"], nodes["layers.1.o"], nodes["lm_head"]
     assert (qkv.input[0], qkv.input[6]) == ("x.0", "norm.0")
@@ -134,19 +134,19 @@ def sum_read_elsewhere(proto: onnx.ModelProto) -> None:
 def test_a_sum_that_no_product_takes_stays_with_its_norm(tmp_path: Path, library: str) -> None:
     proto = with_norms()
     sum_read_elsewhere(proto)
-    report, nodes = exported(proto, tmp_path, library, norms_into_products=True)
+    report, nodes = exported(proto, tmp_path, library)
     assert nodes["x.2"].op_type == NORMS[1]
     assert report.rewritten["Add -> FdppFlatGemm"] == 1 and f"{NORMS[1]} -> FdppFlatGemm" not in report.rewritten
 
 
-def test_off_by_default(tmp_path: Path, library: str) -> None:
-    _, nodes = exported(with_norms(), tmp_path, library)
+def test_switched_off(tmp_path: Path, library: str) -> None:
+    _, nodes = exported(with_norms(), tmp_path, library, norms_into_products=False)
     assert [nodes[name].op_type for name in ("n0", "x.1", "x.2")] == [NORMS[0], "Add", NORMS[1]]
 
 
-@pytest.mark.parametrize(("option", "count"), [("--norms-into-products", 0), ("--no-norms-into-products", 1)])
-def test_option(option: str, count: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("options", "count"), [([], 0), (["--no-norms-into-products"], 1)])
+def test_option(options: list[str], count: int, tmp_path: Path) -> None:
     folder = save_folder(with_norms(), tmp_path / "in")
-    assert main([str(folder), str(tmp_path / "out"), "--no-verify", option]) == 0
+    assert main([str(folder), str(tmp_path / "out"), "--no-verify", *options]) == 0
     nodes = onnx.load(tmp_path / "out" / "model.onnx", load_external_data=False).graph.node
     assert sum(node.op_type == NORMS[1] for node in nodes) == count

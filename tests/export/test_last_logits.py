@@ -73,7 +73,7 @@ def test_a_scaled_head(tmp_path: Path, library: str) -> None:
 
 
 def test_with_the_other_options(tmp_path: Path, library: str) -> None:
-    options = {"weights": "int8", "norms_into_products": True, "prefetch": True}
+    options = {"weights": "int8", "prefetch": True}
     assert export(decoder(layers=2, packed=False), tmp_path, library, **options).verification.status == "passed"
 
 
