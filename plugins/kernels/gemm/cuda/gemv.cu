@@ -106,7 +106,16 @@ __global__ void __launch_bounds__(kWarps* kWarp, blocks_at_once(M))
       for (int r = 0; r < Rows; ++r)
         weights[s][r] = load_streamed_16(row[r] + v + s * stride, v + s * stride < vectors, policy);
     if (threadIdx.x == 0 && v + kSteps * stride >= vectors) prefetch(next);
-    if (v == begin) wait_for_predecessor();  // nobody writes weights, but A may still be on its way
+    if (v == begin) {
+      // The predecessor's end leaves the memory idle: one warp of each team brings what comes next into the L2.
+      const int ahead = kSteps * stride, there = min(ahead, vectors - ahead);
+      if (warp % splits == 0 && there > 0) {
+#pragma unroll
+        for (int r = 0; r < Rows; ++r)
+          if (lane == r) prefetch_bytes(row[r] + ahead, there * static_cast<int>(sizeof(uint4)));
+      }
+      wait_for_predecessor();  // nobody writes weights, but A may still be on its way
+    }
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
       const int i = v + s * stride;
