@@ -33,6 +33,8 @@ KINDS = {
     "ort": Kind("session", ("onnxruntime",), ORIGINAL),
     "ort-graph": Kind("session", ("onnxruntime",), ORIGINAL, cuda_graph=True, gpu_only=True),
     "genai": Kind("genai", ("onnxruntime_genai",), ORIGINAL, cuda_graph=True),
+    # With its graph GenAI 0.18 cannot prompt several rows of a GroupQueryAttention model.
+    "genai-no-graph": Kind("genai", ("onnxruntime_genai",), ORIGINAL, gpu_only=True),
     "hf": Kind("hf", ("torch", "transformers"), CHECKPOINT),
     "compile": Kind("compile", ("torch", "transformers"), CHECKPOINT),
     "vllm": Kind("vllm", ("vllm",), CHECKPOINT, cuda_graph=True, gpu_only=True),

@@ -498,7 +498,7 @@ def test_soak(benchmarks, llama, tmp_path) -> None:
 def test_on_a_gpu(random_decoders, tmp_path) -> None:
     original, exported, _ = make(random_decoders, tmp_path, "tiny-llama", "f16")
     output = tmp_path / "r.json"
-    peers = "ort,ort-graph,genai,hf"
+    peers = "ort,ort-graph,genai,genai-no-graph,hf"
     cells = ["--batch", "1,2", "--context", "64,32", "--prefill", 16, *QUICK]
     arguments = [original, "--fdpp", exported, "--provider", "cuda", "--peers", peers, "--ablations"]
     done = bench("model", *arguments, *cells, "-o", output)
@@ -506,7 +506,7 @@ def test_on_a_gpu(random_decoders, tmp_path) -> None:
     content = read(output)
     assert {"fdpp", "fdpp-graph", "ort", "ort-graph"} <= set(names_of(content))
     for row in content["rows"]:
-        assert row["failed"] == {}
+        assert set(row["failed"]) <= ({"genai"} if row["batch"] > 1 else set())
         assert all(value > 0 for value in row["ms"].values())
 
 
