@@ -11,7 +11,8 @@ import numpy as np
 import onnx_ir as ir
 
 from . import op_spec
-from .decode_run import Graph, Record, Rows, run
+from .decode_run import STEPS, Graph, Record, Rows, run
+from .decoder_inputs import MASK, OF_ALL_ROWS, OF_EACH_ROW
 from .dtypes import BY_FORMAT, spec_name
 from .errors import ExportError
 from .fuse.attention import takes_norms
@@ -50,11 +51,11 @@ def verify_export(
     weights: the formats in use. changed: by name, what original weights have become that are stored as something else.
 
     A prompt of random tokens and some decode steps, greedy by the original's logits, the cache passed from each run's
-    present outputs to the next one's past inputs; it grows, or has room for all from the beginning where the exported
-    graph is in the dense form. Then the exported graph goes on from the prompt by its own greedy tokens. There are two
-    rows, the shorter one with padding where attention_mask says what that is: on the left where the graph hides it by a
-    bias, on the right where it counts each row's tokens, as GroupQueryAttention does. A graph that takes no such rows
-    gets two of one length, or one row.
+    present outputs to the next one's past inputs; it grows, or has room for all from the beginning where past and
+    present have one size. Then the exported graph goes on from the prompt by its own greedy tokens. There are two rows,
+    the shorter one with padding where an input says what that is: on the left where attention_mask does and the graph
+    hides it by a bias, on the right where it counts each row's tokens, as GroupQueryAttention does. A graph that takes
+    no such rows gets two of one length, or one row.
 
     Where weights are quantised, what is judged is the difference to the original graph with the values that are stored,
     which is written beside `exported` meanwhile; the difference to the original itself is reported. Where that cannot
@@ -80,11 +81,11 @@ def _verification(
     if library is None:
         raise Unfit("no op library was given")
     own = Graph("original", original, provider)
-    batches = _batches(model, before)
+    batches = _batches(model, caches, before)
     rows, expected = _first_that_runs(own, caches, batches, progress)
     quantised = bool(changed) and any(form.quantised for form in weights)
     loss: list[Difference] = []
-    ours = Graph("exported", exported, provider, library, fixed_caches=_is_dense(model))
+    ours = Graph("exported", exported, provider, library)
     actual = run(ours, caches, rows, expected.fed, progress)
     if quantised:
         loss = _differences(expected, actual)
@@ -119,32 +120,35 @@ def _tolerance(model: ir.Model, caches: list[Cache], weights: Collection[WeightF
     return max(tolerances)
 
 
-def _batches(model: ir.Model, before: list[ir.Node]) -> list[Rows]:
+def _batches(model: ir.Model, caches: list[Cache], before: list[ir.Node]) -> list[Rows]:
     """What to try, the best first; `before`: the original's attentions."""
-    inputs = {value.name: value for value in model.graph.inputs}
-    tokens = inputs.get("input_ids")
-    one = Rows((_LONG,))
-    if tokens is None or (tokens.shape and isinstance(tokens.shape[0], int)):
+    shapes = {value.name: tuple(value.shape or ()) for value in model.graph.inputs}
+    long = _longest(caches, shapes)
+    one = Rows((long,))
+    if "input_ids" not in shapes or any(isinstance(rows, int) for rows in shapes["input_ids"][:1]):
         return [one]
-    plain = [Rows((_LONG, _LONG)), one]
-    if "attention_mask" not in inputs:
-        return plain
-    now = attentions(model)
-    if all(_has_bias(node) for node in now):
-        return [Rows((_LONG, _SHORT), "left"), *plain]
-    if len(before) == len(now):
-        return [Rows((_LONG, _SHORT), "right"), *plain]
+    now, told, ragged = attentions(model), shapes.keys(), (long, long - _LONG + _SHORT)
+    plain = [Rows((long, long)), one]
+    if MASK in told and all(_has_bias(node) for node in now):
+        return [Rows(ragged, "left"), *plain]
+    counted = len(before) == len(now) or "write_indices" in told
+    if counted and 1 not in shapes["input_ids"] and told & OF_EACH_ROW and not told & OF_ALL_ROWS:
+        return [Rows(ragged, "right"), *plain]
     return plain
+
+
+def _longest(caches: list[Cache], shapes: Mapping[str, tuple]) -> int:
+    """Tokens of a prompt for which, and for the steps behind it, all caches have room."""
+    sizes = [size for cache in caches if not cache.room for size in shapes[cache.past][2:3]]
+    rooms = [size for size in sizes if isinstance(size, int)]
+    if min(rooms, default=_LONG + STEPS) < _LONG - _SHORT + 1 + STEPS:
+        raise Unfit(f"its caches have room for {min(rooms)} tokens alone")
+    return min([_LONG, *(room - STEPS for room in rooms)])
 
 
 def _has_bias(node: ir.Node) -> bool:
     inputs = op_spec.inputs(node)
     return len(inputs) > _BIAS and inputs[_BIAS] is not None
-
-
-def _is_dense(model: ir.Model) -> bool:
-    """Whether `model` is for engines, whose caches do not grow."""
-    return any(node.domain == op_spec.DENSE_DOMAIN for node in model.graph.all_nodes())
 
 
 def _rounds_activations(model: ir.Model) -> bool:

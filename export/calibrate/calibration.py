@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from .. import op_spec
+from ..decoder_inputs import Call
 from ..errors import ExportError
 from ..pack import register
 from ..progress import Progress
@@ -70,16 +71,11 @@ def _scores(
     finally:
         probed.unlink(missing_ok=True)
     names = sorted({name for scores in found for name in scores.attention.outputs})
-    dense = any(node.domain == op_spec.DENSE_DOMAIN for node in model.graph)
     for done, row in enumerate(rows):
-        known = {
-            "input_ids": row[None],
-            "attention_mask": np.ones((1, row.size), np.int64),
-            "position_ids": np.arange(row.size)[None],
-        }
-        past = empty_past(caches, 1, row.size if dense else 0)
+        call = Call(np.ones((1, row.size), bool), np.zeros(1, int), row.size)
+        past = empty_past(session, caches, 1, row.size)
         try:
-            outputs = dict(zip(names, session.run(names, feeds_for(session, known, past)), strict=True))
+            outputs = dict(zip(names, session.run(names, feeds_for(session, row[None], call, past)), strict=True))
         except Unfit:
             raise
         except Exception as error:  # ONNX Runtime's exception classes share no public base

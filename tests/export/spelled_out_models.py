@@ -188,6 +188,14 @@ def decoder(*changes: tuple[str, str], dtype: type[np.floating] = np.float32) ->
     return _model(text, HEADS, dtype)
 
 
+def with_logits(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model`, whose hidden states are called logits from now on."""
+    for names in (*(node.output for node in model.graph.node), *(node.input for node in model.graph.node)):
+        names[:] = ["logits" if name == "hidden" else name for name in names]
+    model.graph.output[0].name = "logits"
+    return model
+
+
 def _changed(text: str, changes: Iterable[tuple[str, str]]) -> str:
     for old, new in changes:
         assert text.count(old) == 1, old

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 from both_graphs import rewrite
-from spelled_out_models import one_token
+from spelled_out_models import one_token, with_logits
 
 import fdpp_ort
+from fdpp_ort.export import export_model
 from fdpp_ort.export.report import ExportReport
 
 OP = (
@@ -52,6 +55,19 @@ def test_is_taken(case: str, report: ExportReport) -> None:
     assert report.rewritten == {KIND: 1, "GroupQueryAttention -> FdppAttention": 1}
     for want, got in zip(run(before), run(after), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("case", "rows"), [("plain", ""), ("mask_index", ", padded on the left")])
+def test_verification(case: str, rows: str, tmp_path: Path, library: str) -> None:
+    """The prompt is fed token by token."""
+    proto = with_logits(one_token(TAKEN[case]))
+    if not rows:
+        del proto.graph.input[1]  # the attention_mask
+    onnx.save(proto, tmp_path / "in.onnx")
+    check = export_model(tmp_path / "in.onnx", tmp_path / "out", library=library).verification
+    assert (check.status, check.rows) == ("passed", f"prompts of 17, {12 if rows else 17} tokens{rows}")
+    assert [phase.tokens for phase in check.phases] == [29 if rows else 34, 32]
+    assert all(phase.relative_error < 1e-5 for phase in check.phases)
 
 
 LEFT = {
