@@ -72,7 +72,7 @@ def test_verification(case: str, rows: str, tmp_path: Path, library: str) -> Non
 
 LEFT = {
     "a bias that is no constant": (
-        f"moved = Mul(wb, zero_f)\n  {OP.format('', '', ', , , moved')}",
+        f"past = Cast<to = 1>(past_sequence_length)\n  moved = Mul(wb, past)\n  {OP.format('', '', ', , , moved')}",
         "its bias (moved) is not constant",
     ),
     "beams": (

@@ -53,6 +53,7 @@ GRAPHS: dict[tuple[str, str], tuple[ModuleType, Graph]] = {
     ("optimum", "Phi-3"): (spelled_out, optimum()),
     ("optimum", "Gemma 2"): (spelled_out, optimum("eager", position_ids=False)),
     ("optimum", "Gemma 3"): (spelled_out, optimum()),
+    ("optimum", "ChatGLM2"): (spelled_out, optimum()),
     ("optimum", "gpt-oss"): (spelled_out, optimum("eager")),
     ("optimum", "OPT"): (spelled_out, optimum(position_ids=False)),
 }
@@ -75,9 +76,10 @@ def test_same_logits(pair: tuple[str, str], tmp_path: Path, library: str, verifi
     norms = sum(count for kind, count in report.rewritten.items() if kind.startswith("RMS norm"))
     assert norms >= (0 if model == "OPT" or exporter == "transformers, fused" else 2 * models.LAYERS + 1)
     packed = ("Q, K, V -> one product", "parts of one tensor -> packed input of FdppAttention")
-    if model in ("Llama 2", "Qwen2.5", "Qwen3", "Phi-3", "OPT"):
+    if model in ("Llama 2", "Qwen2.5", "Qwen3", "Phi-3", "ChatGLM2", "OPT"):
         assert sum(report.rewritten.get(kind, 0) for kind in packed) == models.LAYERS
         assert report.rewritten.get("norms of heads -> FdppAttention", 0) == (model == "Qwen3") * models.LAYERS
+        assert report.rewritten.get("silu(gate) * up -> silu_mul", 0) == (model != "OPT") * models.LAYERS
     for phase in report.verification.phases:
         assert phase.relative_error < 1e-5 and phase.top1_agreement == 1
 

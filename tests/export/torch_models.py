@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from chatglm import ChatGlm
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PretrainedConfig, StaticCache
 
 VOCABULARY, LAYERS, HEADS, HEAD_SIZE = 96, 2, 4, 16
@@ -97,6 +98,9 @@ _MODELS = {
 def model(name: str, attention: str = "sdpa") -> torch.nn.Module:
     """A model like `name`, always the same numbers. attention: transformers' implementation."""
     torch.manual_seed(0)
+    if name == "ChatGLM2":
+        sizes = {"layers": LAYERS, "heads": HEADS, "groups": 2, "head_size": HEAD_SIZE, "vocabulary": VOCABULARY}
+        return ChatGlm(**sizes, positions=256).eval()
     architecture, differences = _MODELS[name]
     config = AutoConfig.for_model(architecture, **(_USUAL | differences))
     # The other implementations of experts have no counterpart in ONNX.

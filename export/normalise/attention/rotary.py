@@ -20,7 +20,10 @@ from .evaluate import ancestors
 from .samples import Sample
 from .walk import LAYOUT, scaled_by, standard, whole_inputs
 
-_PARTS = {"Add", "Sub", "Mul", "Neg", "Slice", "Split", "Concat", "Unsqueeze", "Squeeze", "Reshape", "Cast", "Identity"}
+_PARTS = {
+    *("Add", "Sub", "Mul", "Neg", "Slice", "Split", "Gather", "Concat"),
+    *("Unsqueeze", "Squeeze", "Reshape", "Cast", "Identity"),
+}
 # The ops that rotate, and where their cos, sin and position_ids are.
 _OPS = {("", "RotaryEmbedding"): (1, 2, 3), ("com.microsoft", "RotaryEmbedding"): (2, 3, 1)}
 

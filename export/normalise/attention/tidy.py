@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import onnx_ir as ir
 from onnx_ir.passes import common
+from onnxscript.optimizer import fold_constants
+
+from ...nodes import numbers
+
+_SIZES = 1024  # bytes of constants that may be computed: no weights
+_SHAPE_OF_A_PART = 15  # the opset from which on Shape has start and end
 
 
 def tidy(model: ir.Model) -> None:
     """Changes `model` in place: shapes as far as they follow, no node that hands on its input, none twice."""
     for value in model.graph.inputs:
         _state_sizes(value)
-    _infer_shapes(model)
+    if model.opset_imports[""] >= _SHAPE_OF_A_PART:
+        for node in model.graph:
+            _ask_for_a_part(node)
+    _compute_sizes(model)
+    if any([_complete(node) for node in model.graph]):
+        _compute_sizes(model)
     for node in model.graph:
         if _hands_on(node):
             node.op_type = "Identity"
@@ -23,12 +35,59 @@ def tidy(model: ir.Model) -> None:
 
 def _infer_shapes(model: ir.Model) -> None:
     """As far as the graph's own statements allow: where they contradict each other, as some do, not at all."""
+    for node in model.graph:
+        for value in node.outputs:
+            if not value.is_graph_output() and any(map(_is_made_up, value.shape or ())):
+                value.shape = ir.Shape([None if _is_made_up(size) else size for size in value.shape])
     logger = logging.getLogger(common.ShapeInferencePass.__module__)
     before, logger.disabled = logger.disabled, True  # it would print a traceback
     try:
         common.ShapeInferencePass()(model)
     finally:
         logger.disabled = before
+
+
+def _is_made_up(size: int | ir.SymbolicDim) -> bool:
+    """Whether `size` has a name of earlier inference, which knew less."""
+    return isinstance(size, ir.SymbolicDim) and str(size.value).startswith("unk__")
+
+
+def _compute_sizes(model: ir.Model) -> None:
+    """Infers shapes, makes constants of what nodes compute from those, and infers what follows from that."""
+    _infer_shapes(model)
+    fold_constants(model, input_size_limit=_SIZES, output_size_limit=_SIZES)
+    _infer_shapes(model)
+
+
+def _ask_for_a_part(node: ir.Node) -> None:
+    """Makes one Shape of a Slice of a Shape, which is folded where those sizes alone are known."""
+    shape = node.inputs[0].producer() if (node.domain, node.op_type) == ("", "Slice") else None
+    if shape is None or (shape.domain, shape.op_type) != ("", "Shape") or shape.attributes:
+        return
+    start, end, _, step = ([*map(numbers, node.inputs[1:]), None, None])[:4]
+    if not start or not end or step not in (None, [1]):
+        return
+    node.op_type = "Shape"
+    node.resize_inputs(1)
+    node.replace_input_with(0, shape.inputs[0])
+    for name, (number,) in (("start", start), ("end", end)):
+        node.attributes[name] = ir.AttrInt64(name, number)
+
+
+def _complete(node: ir.Node) -> bool:
+    """States what inference leaves open of a Reshape: the one size behind dimensions that stay as they are."""
+    if (node.domain, node.op_type) != ("", "Reshape") or None in (node.inputs[0].shape, node.outputs[0].shape):
+        return False
+    before, after = ([*value.shape] for value in (node.inputs[0], node.outputs[0]))
+    while before and after and before[0] == after[0]:
+        del before[0], after[0]
+    numbers = [size for size in after if isinstance(size, int)]
+    if not all(isinstance(size, int) for size in before) or len(numbers) != len(after) - 1 or 0 in numbers:
+        return False
+    size = math.prod(before) // math.prod(numbers)
+    after = [part if isinstance(part, int) else size for part in after]
+    node.outputs[0].shape = ir.Shape([*node.outputs[0].shape[: -len(after)], *after])
+    return True
 
 
 def _hands_on(node: ir.Node) -> bool:
