@@ -13,7 +13,7 @@ from . import (
     flat_gemm,
     gated_products,
     head_norms,
-    int4_gemm,
+    matmul_nbits,
     qkv_product,
     split_qkv,
     tied_embedding,
@@ -37,7 +37,7 @@ def fuse(
     """
     attention.rewrite(model, report)
     head_norms.rewrite(model, report)
-    int4_gemm.rewrite(model, report)
+    matmul_nbits.rewrite(model, report)
     dequantised_product.rewrite(model, report)
     packed = flat_gemm.rewrite(model, weights, report, head_weights)
     bias.rewrite(model, report)

@@ -16,14 +16,12 @@ from ..nodes import is_constant
 from ..pack import packed_weight, register, rounded
 from ..quantised_weight import QuantisedWeight
 from ..report import ExportReport
-from ..weight_format import WeightFormat
-from . import int4_gemm
+from ..weight_format import CPU_ACCURACY_LEVEL, WeightFormat
+from . import matmul_nbits
 from .language_model_head import language_model_head
 from .weight import Weight, weight_of
 
 _INPUTS = op_spec.input_names(op_spec.FLAT_GEMM)
-# As com.microsoft::MatMulNBits has it for CPUs, which multiply integers by integers then.
-_CPU_ACCURACY_LEVEL = 4
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ def rewrite(
     for node in model.graph.all_nodes():
         if node.domain == op_spec.DOMAIN or not ("MatMul" in node.op_type or node.op_type == "Gemm"):
             continue
-        if int4_gemm.is_candidate(node):
+        if matmul_nbits.is_candidate(node):
             continue
         form = head_weights if head_weights is not None and node is head else weights
         reason = _refusal(node, form)
@@ -91,7 +89,7 @@ def _replace(node: ir.Node, weight: Weight, packed: PackedWeight) -> None:
     if form.name == "int4":
         attributes["block_size"] = form.block_size
         if weight.value.const_value.dtype == ir.DataType.FLOAT:
-            attributes["accuracy_level"] = _CPU_ACCURACY_LEVEL
+            attributes["accuracy_level"] = CPU_ACCURACY_LEVEL
     node.attributes.clear()
     for attribute in ir.convenience.convert_attributes(attributes):
         node.attributes[attribute.name] = attribute

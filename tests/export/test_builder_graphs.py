@@ -17,9 +17,11 @@ from fdpp_ort.export import ExportReport, export_model, op_spec
 
 _ALL = "windowed_kv_cache=false"  # no cache that is cut to a window
 FLOAT32 = ("Llama 2", "Llama 3", "SmolLM2", "Mistral", "Qwen2.5", "Qwen3", "Phi-3", "Phi-3 long", "Gemma 2", "gpt-oss")
-PAIRS = {("genai builder", model) for model in FLOAT32} | {
-    (f"genai builder, int4{form}", "Llama 2") for form in ("", " QDQ")
-}
+PAIRS = (
+    {("genai builder", model) for model in FLOAT32}
+    | {(f"genai builder, int4{form}", "Llama 2") for form in ("", " QDQ")}
+    | {("genai builder, int8", "Llama 2")}
+)
 
 
 def export(source: Path, library: str) -> ExportReport:
@@ -81,14 +83,14 @@ def test_a_cache_cut_to_a_window_is_left(tmp_path: Path, library: str) -> None:
     assert all(phase.relative_error < 1e-5 for phase in report.verification.phases)
 
 
-@pytest.mark.parametrize("block_size", [16, 32, 64, 128])
+@pytest.mark.parametrize("block_size", [16, 32, 64, 128, 256])
 @pytest.mark.parametrize("symmetric", ["true", "false"])
 def test_int4(block_size: int, symmetric: str, tmp_path: Path, library: str, verified: Verified) -> None:
     options = f"block_size={block_size}", f"is_symmetric={symmetric}", "accuracy_level=1"
     report = export(with_builder("Llama 2", tmp_path, "int4", "cpu", *options), library)
     assert report.rewritten["MatMulNBits -> FdppFlatGemm"] == 5 * models.LAYERS + 1
     assert report.left == []
-    assert set(attributes(tmp_path / "out", "FdppFlatGemm", "block_size")) == {block_size}
+    assert set(attributes(tmp_path / "out", "FdppFlatGemm", "block_size")) == {block_size if block_size <= 128 else 32}
     assert report.verification.status == "passed"
     assert all(phase.relative_error < 1e-5 for phase in report.verification.phases)
     verified("genai builder, int4", "Llama 2")
@@ -106,13 +108,20 @@ def test_int4_qdq(symmetric: str, tmp_path: Path, library: str, verified: Verifi
     verified("genai builder, int4 QDQ", "Llama 2")
 
 
-@pytest.mark.parametrize("block_size", ["32", "256"])
-def test_numbers_without_a_kernel_are_left(block_size: str, tmp_path: Path, library: str) -> None:
-    bits = "int8" if block_size == "32" else "int4"
-    report = export(with_builder("Llama 2", tmp_path, bits, "cpu", f"block_size={block_size}"), library)
-    reason = "its weights have 8 bits, expected 4" if bits == "int8" else "block_size is 256, expected one of"
+def test_int8(tmp_path: Path, library: str, verified: Verified) -> None:
+    """In blocks that are as long as rows, so that int8 holds it."""
+    report = export(with_builder("Llama 2", tmp_path, "int8", "cpu", "block_size=128", "accuracy_level=1"), library)
+    assert report.rewritten["MatMulNBits -> FdppFlatGemm"] == 5 * models.LAYERS + 1
+    assert report.left == []
+    assert report.verification.status == "passed"
+    assert all(phase.relative_error < 1e-5 for phase in report.verification.phases)
+    verified("genai builder, int8", "Llama 2")
+
+
+def test_blocks_of_8_bits_are_left(tmp_path: Path, library: str) -> None:
+    report = export(with_builder("Llama 2", tmp_path, "int8", "cpu", "block_size=32"), library)
     assert len(report.left) == 5 * models.LAYERS + 1
-    assert all(left.reason.startswith(reason) for left in report.left)
+    assert all(left.reason.startswith("its weights have 8 bits and a scale for each block") for left in report.left)
     assert report.rewritten == {"GroupQueryAttention -> FdppAttention": models.LAYERS}
     assert report.verification.status == "passed"
 
