@@ -76,12 +76,13 @@ def _verification(
     changed: Mapping[str, ir.TensorProtocol],
     progress: Progress | None,
 ) -> Verification:
-    caches, before = caches_of(model), attentions(ir.load(original))
+    caches, source = caches_of(model), ir.load(original)
+    before = attentions(source)
     provider = _provider(caches, before)
     if library is None:
         raise Unfit("no op library was given")
     own = Graph("original", original, provider)
-    batches = _batches(model, caches, before)
+    batches = _batches(source, model, caches)
     rows, expected = _first_that_runs(own, caches, batches, progress)
     quantised = bool(changed) and any(form.quantised for form in weights)
     loss: list[Difference] = []
@@ -120,9 +121,9 @@ def _tolerance(model: ir.Model, caches: list[Cache], weights: Collection[WeightF
     return max(tolerances)
 
 
-def _batches(model: ir.Model, caches: list[Cache], before: list[ir.Node]) -> list[Rows]:
-    """What to try, the best first; `before`: the original's attentions."""
-    shapes = {value.name: tuple(value.shape or ()) for value in model.graph.inputs}
+def _batches(source: ir.Model, model: ir.Model, caches: list[Cache]) -> list[Rows]:
+    """What to try, the best first, on the original graph `source` and the exported one."""
+    shapes = {value.name: tuple(value.shape or ()) for value in source.graph.inputs}
     long = _longest(caches, shapes)
     one = Rows((long,))
     if "input_ids" not in shapes or any(isinstance(rows, int) for rows in shapes["input_ids"][:1]):
@@ -131,7 +132,7 @@ def _batches(model: ir.Model, caches: list[Cache], before: list[ir.Node]) -> lis
     plain = [Rows((long, long)), one]
     if MASK in told and all(_has_bias(node) for node in now):
         return [Rows(ragged, "left"), *plain]
-    counted = len(before) == len(now) or "write_indices" in told
+    counted = len(attentions(source)) == len(now) or "write_indices" in told
     if counted and 1 not in shapes["input_ids"] and told & OF_EACH_ROW and not told & OF_ALL_ROWS:
         return [Rows(ragged, "right"), *plain]
     return plain

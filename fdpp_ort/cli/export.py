@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 import fdpp_ort
 from fdpp_ort.errors import FdppError
 from fdpp_ort.export import (
+    CACHES,
     PROFILES_FILE,
     SOFTMAX_MODES,
     TARGETS,
@@ -98,6 +99,12 @@ def _parser() -> argparse.ArgumentParser:
         help="onnxruntime: compute the logits of each row's last token alone; they become [batch, 1, vocabulary]",
     )
     parser.add_argument(
+        "--cache",
+        choices=CACHES,
+        help="onnxruntime: say in graph and genai_config.json that past and present share a buffer with room, or that "
+        "they grow (default: as in IN)",
+    )
+    parser.add_argument(
         "--max-batch", metavar="ROWS", type=int, help="tensorrt: rows at once that engines are built for (default 1)"
     )
     parser.add_argument(
@@ -149,6 +156,7 @@ def _export(options: argparse.Namespace) -> ExportReport:
             norms_into_products=options.norms_into_products,
             prefetch=options.prefetch,
             last_logits=options.last_logits,
+            cache=options.cache,
             library=fdpp_ort.library_path() if needs_library else None,
             overwrite=options.overwrite,
             max_batch=options.max_batch,

@@ -196,6 +196,15 @@ def with_logits(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
+def with_room(proto: onnx.ModelProto, room: int | str) -> onnx.ModelProto:
+    """`proto` whose caches have that size, a number or a name."""
+    for value in (*proto.graph.input[2:], *proto.graph.output[1:]):
+        size = value.type.tensor_type.shape.dim[2]
+        size.Clear()
+        setattr(size, "dim_param" if isinstance(room, str) else "dim_value", room)
+    return proto
+
+
 def _changed(text: str, changes: Iterable[tuple[str, str]]) -> str:
     for old, new in changes:
         assert text.count(old) == 1, old

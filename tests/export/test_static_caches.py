@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 import torch_models as models
 from both_graphs import rewrite
-from spelled_out_models import with_logits, written
+from spelled_out_models import with_logits, with_room, written
 from support import Verified
 
 import fdpp_ort
@@ -39,15 +39,6 @@ def run(proto: onnx.ModelProto) -> list[np.ndarray]:
         first = first + tokens
         results += [hidden, *(cache[row, :, :used] for cache in caches for row, used in enumerate(first))]
     return results
-
-
-def with_room(proto: onnx.ModelProto, room: int | str) -> onnx.ModelProto:
-    """`proto` whose caches have that size, a number or a name."""
-    for value in (*proto.graph.input[2:], *proto.graph.output[1:]):
-        size = value.type.tensor_type.shape.dim[2]
-        size.Clear()
-        setattr(size, "dim_param" if isinstance(room, str) else "dim_value", room)
-    return proto
 
 
 @pytest.mark.parametrize("room", [16, "room"])
