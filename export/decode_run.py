@@ -11,9 +11,9 @@ import numpy as np
 from .decoder_inputs import Call
 from .errors import ExportError
 from .progress import Progress
+from .prompts import STEPS, Rows
 from .session import Cache, Unfit, empty_past, feeds_for, open_session, takes_one_token
 
-STEPS = 16
 _SEED = 20240501
 
 
@@ -25,49 +25,6 @@ class Graph:
     path: Path
     provider: str
     library: Path | None = None
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows by the tokens of their prompts, and the side, "left" or "right", on which shorter ones are padded."""
-
-    lengths: tuple[int, ...]
-    side: str = "left"
-
-    @property
-    def ragged(self) -> bool:
-        """Whether there is padding."""
-        return len(set(self.lengths)) > 1
-
-    @property
-    def prompt(self) -> int:
-        """Tokens of the longest prompt."""
-        return max(self.lengths)
-
-    def mask(self, new: int) -> np.ndarray:
-        """attention_mask, bool [rows, tokens], once `new` tokens were appended. Padding on the right stays at the end:
-        a row's tokens lie side by side in the cache."""
-        columns, lengths = np.arange(self.prompt + new), np.array(self.lengths)[:, None]
-        return columns >= self.prompt - lengths if self.side == "left" else columns < lengths + new
-
-    def calls(self, new: int, one_by_one: bool) -> list[Call]:
-        """What appends the prompts, `one_by_one` token by token, or, with `new` > 0, another token after `new` - 1."""
-        mask, rows = self.mask(new), len(self.lengths)
-        if new:
-            prompts = np.array(self.lengths) if self.side == "right" else np.full(rows, self.prompt)
-            return [Call(mask, prompts + new - 1, 1)]
-        length = 1 if one_by_one else self.prompt
-        starts = range(0, self.prompt, length)
-        return [Call(mask[:, : start + length], np.full(rows, start), length) for start in starts]
-
-    def last(self) -> np.ndarray:
-        """Where the last token of each prompt is."""
-        return np.array(self.lengths) - 1 if self.side == "right" else np.full(len(self.lengths), self.prompt - 1)
-
-    def __str__(self) -> str:
-        lengths = ", ".join(map(str, self.lengths))
-        padding = f", padded on the {self.side}" if self.ragged else ""
-        return f"prompts of {lengths} tokens{padding}" if len(self.lengths) > 1 else f"a prompt of {lengths} tokens"
 
 
 @dataclass

@@ -63,6 +63,9 @@ def export_model(
     verify: bool = True,
     gated: bool = True,
     packed_qkv: bool = True,
+    bias: bool = True,
+    head_norms: bool = True,
+    norms: bool = True,
     norms_into_products: bool = False,
     prefetch: bool = False,
     last_logits: bool = False,
@@ -82,7 +85,9 @@ def export_model(
     target: one of TARGETS. weights: how weights are stored, as WEIGHTS_HELP spells it. head_weights: those of the
     product that makes the logits; None: as the others, but int8 where these are int4. softmax: one of SOFTMAX_MODES.
     verify: compare the logits of both graphs in ONNX Runtime.
-    gated: make one product of gate and up in silu(gate) * up. packed_qkv: make one of queries, keys and values.
+    gated: make one product of gate and up in silu(gate) * up. packed_qkv: make one of queries, keys and values. bias:
+    let products add their biases. head_norms: let attention do the RMS norms of query and key heads. norms: make one
+    node of an RMS norm in standard ops, and of the residual sum ahead of it.
     norms_into_products: of the target onnxruntime alone (tensorrt always does it), RMS norms and residual sums are done
     by the products beside them. prefetch: of the target onnxruntime alone, tell each product which weight the next one
     reads. last_logits: of the target onnxruntime alone, logits of each row's last token alone. cache: of the target
@@ -134,10 +139,20 @@ def export_model(
     require_well_formed(model, found.model)
     positions = max_length or context_length(found)
     to_grouped_query(model, positions, report)
-    fuse_norms(model, report)
+    if norms:
+        fuse_norms(model, report)
     if head_weights is not None:
         _require_head(model, found.model, head_weights)
-    changed = fuse(model, stored, report, head_weights=head_stored, gated=gated, packed_qkv=packed_qkv)
+    changed = fuse(
+        model,
+        stored,
+        report,
+        head_weights=head_stored,
+        gated=gated,
+        packed_qkv=packed_qkv,
+        bias_in_products=bias,
+        norms_of_heads=head_norms,
+    )
     _require_rewrites(model, found.model, weights, report)
     lower(model, softmax)
     if target == "tensorrt":

@@ -10,10 +10,10 @@ import numpy as np
 import onnx_ir as ir
 
 from . import op_spec
+from .attention_node import activation_dtype, head_size
 from .decoder_inputs import MASK, Call
 from .dtypes import spec_name
 from .errors import ExportError
-from .fuse.attention import activation_dtype, head_size
 
 # FdppAttention and what it came from have the same inputs and outputs; a graph may hold both.
 _ATTENTIONS = (

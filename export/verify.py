@@ -11,18 +11,16 @@ import numpy as np
 import onnx_ir as ir
 
 from . import op_spec
-from .decode_run import STEPS, Graph, Record, Rows, run
-from .decoder_inputs import MASK, OF_ALL_ROWS, OF_EACH_ROW
+from .attention_node import takes_norms
+from .decode_run import Graph, Record, run
 from .dtypes import BY_FORMAT, spec_name
 from .errors import ExportError
-from .fuse.attention import takes_norms
 from .progress import Progress
+from .prompts import Rows, rows_to_try
 from .reference import write_reference
 from .report import Difference, Generation, OutputError, Phase, Verification
 from .session import Cache, Unfit, attentions, caches_of, provider_for
 from .weight_format import WeightFormat
-
-_LONG, _SHORT = 17, 12  # tokens of the prompts
 
 # Bounds of max |difference| / max |logit|, by what was rounded differently.
 # Same float32 weights: only the order of float32 sums differs; some 1e-6 a layer's product, over tens of layers.
@@ -33,8 +31,6 @@ _LONG, _SHORT = 17, 12  # tokens of the prompts
 # largest, which is what bfloat16 does to each.
 _TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1.5e-1}
 _EIGHT_BIT_TOLERANCE = 2e-2
-
-_BIAS = op_spec.input_names(op_spec.ATTENTION).index("attention_bias")
 
 
 def verify_export(
@@ -82,7 +78,7 @@ def _verification(
     if library is None:
         raise Unfit("no op library was given")
     own = Graph("original", original, provider)
-    batches = _batches(source, model, caches)
+    batches = rows_to_try(source, model, caches)
     rows, expected = _first_that_runs(own, caches, batches, progress)
     quantised = bool(changed) and any(form.quantised for form in weights)
     loss: list[Difference] = []
@@ -119,37 +115,6 @@ def _tolerance(model: ir.Model, caches: list[Cache], weights: Collection[WeightF
     if _rounds_activations(model):
         tolerances.append(_TOLERANCES["bfloat16"])
     return max(tolerances)
-
-
-def _batches(source: ir.Model, model: ir.Model, caches: list[Cache]) -> list[Rows]:
-    """What to try, the best first, on the original graph `source` and the exported one."""
-    shapes = {value.name: tuple(value.shape or ()) for value in source.graph.inputs}
-    long = _longest(caches, shapes)
-    one = Rows((long,))
-    if "input_ids" not in shapes or any(isinstance(rows, int) for rows in shapes["input_ids"][:1]):
-        return [one]
-    now, told, ragged = attentions(model), shapes.keys(), (long, long - _LONG + _SHORT)
-    plain = [Rows((long, long)), one]
-    if MASK in told and all(_has_bias(node) for node in now):
-        return [Rows(ragged, "left"), *plain]
-    counted = len(attentions(source)) == len(now) or "write_indices" in told
-    if counted and 1 not in shapes["input_ids"] and told & OF_EACH_ROW and not told & OF_ALL_ROWS:
-        return [Rows(ragged, "right"), *plain]
-    return plain
-
-
-def _longest(caches: list[Cache], shapes: Mapping[str, tuple]) -> int:
-    """Tokens of a prompt for which, and for the steps behind it, all caches have room."""
-    sizes = [size for cache in caches if not cache.room for size in shapes[cache.past][2:3]]
-    rooms = [size for size in sizes if isinstance(size, int)]
-    if min(rooms, default=_LONG + STEPS) < _LONG - _SHORT + 1 + STEPS:
-        raise Unfit(f"its caches have room for {min(rooms)} tokens alone")
-    return min([_LONG, *(room - STEPS for room in rooms)])
-
-
-def _has_bias(node: ir.Node) -> bool:
-    inputs = op_spec.inputs(node)
-    return len(inputs) > _BIAS and inputs[_BIAS] is not None
 
 
 def _rounds_activations(model: ir.Model) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from ..nodes import input_at, numbers, remove_unread
+from ..nodes import columns_of, input_at, numbers, remove_unread
 
 _LAST = (-1, 2)  # the axis of the columns of [B, S, columns]
 
@@ -22,7 +22,7 @@ def cut_of(part: ir.Value) -> tuple[ir.Value, int, int] | None:
         return node.inputs[0], sum(sizes[:index]), sum(sizes[: index + 1])
     if node.op_type == "Slice":
         starts, ends, axes, steps = (numbers(input_at(node, index)) for index in range(1, 5))
-        columns = _columns(node.inputs[0])
+        columns = columns_of(node.inputs[0])
         if starts and ends and axes in ([-1], [2]) and steps in (None, [1]) and columns is not None:
             begin, end, _ = slice(starts[0], ends[0]).indices(columns)
             return node.inputs[0], begin, end
@@ -37,11 +37,7 @@ def remove_unread_cuts(cuts: set[ir.Node]) -> None:
 
 
 def _equal_sizes(split: ir.Node) -> list[int] | None:
-    columns = _columns(split.inputs[0])
+    columns = columns_of(split.inputs[0])
     if columns is None or input_at(split, 1) is not None or columns % len(split.outputs):
         return None
     return [columns // len(split.outputs)] * len(split.outputs)
-
-
-def _columns(value: ir.Value) -> int | None:
-    return value.shape[-1] if value.shape and isinstance(value.shape[-1], int) else None

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from .. import op_spec
 from ..dtypes import spec_name
-from ..nodes import input_at, is_constant
+from ..nodes import columns_of, input_at, is_constant
 from ..pack import packed_int4, pairs, register
 from ..report import ExportReport
 from ..weight_format import CPU_ACCURACY_LEVEL
@@ -119,7 +119,7 @@ def _refusal(weight: _Weight, product: ir.Node) -> str | None:
     numbers, scales = weight.numbers, weight.scales
     rows, columns = weight.shape
     a = product.inputs[0]
-    if a.shape and isinstance(a.shape[-1], int) and a.shape[-1] != columns:
+    if columns_of(a) not in (None, columns):
         return f"A ({a.name}) has {a.shape[-1]} columns but its weight {columns} rows"
     if weight.node.attributes.get_int("output_dtype", 0) not in (0, scales.dtype):
         return "its values are not of the type of its scales"

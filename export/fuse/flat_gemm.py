@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from .. import op_spec
 from ..dtypes import FORMAT, spec_name
-from ..nodes import is_constant
+from ..nodes import columns_of, is_constant
 from ..pack import packed_weight, register, rounded
 from ..quantised_weight import QuantisedWeight
 from ..report import ExportReport
@@ -108,7 +108,7 @@ def _refusal(node: ir.Node, form: WeightFormat) -> str | None:
     if len(weight.shape) != 2 or 0 in weight.shape:
         return f"B ({b.name}) has shape {list(weight.value.const_value.shape.numpy())}, expected [K, N]"
     rows, columns = weight.shape
-    if a.shape and isinstance(a.shape[-1], int) and a.shape[-1] != columns:
+    if columns_of(a) not in (None, columns):
         return f"A ({a.name}) has {a.shape[-1]} columns but B ({b.name}) has {columns} rows"
     if node.op_type == "Gemm" and (reason := _gemm_refusal(node, rows)) is not None:
         return reason

@@ -7,14 +7,13 @@ into some that the op has. 8 bits: int8 where each column has one scale and its 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from .. import op_spec
 from ..dtypes import spec_name
-from ..nodes import input_at, is_constant
+from ..nodes import attribute_of, columns_of, input_at, is_constant
 from ..pack import packed_int4, packed_int8, pairs, register, unpaired
 from ..report import ExportReport
 from ..streamed import Streamed, read
@@ -71,7 +70,7 @@ def _replace(node: ir.Node, inputs: list[ir.Value | None]) -> None:
 
 def _stored(node: ir.Node, index: int, name: str) -> ir.TensorProtocol | None:
     """FdppFlatGemm's B, scales or zero points, which have the same index in both ops; None: they are as they were."""
-    tensor, rows = input_at(node, index).const_value, _attribute(node, "N", 0)
+    tensor, rows = input_at(node, index).const_value, attribute_of(node, "N", 0)
     blocks, int8 = _blocks(node), _is_int8(node)
     if index == _B and int8:
         return packed_int8(tensor, (rows, blocks.columns), name)
@@ -106,15 +105,15 @@ def _refused_attributes(node: ir.Node) -> str | None:
     for name, attribute in node.attributes.items():
         if name not in _KNOWN:
             return f"attribute {name} = {attribute.value!r} is not supported"
-    if _attribute(node, "bits", 4) not in (4, 8):
-        return f"its weights have {_attribute(node, 'bits', 4)} bits, expected 4 or 8"
-    if min(_attribute(node, "N", 0), _attribute(node, "K", 0)) <= 0:
+    if attribute_of(node, "bits", 4) not in (4, 8):
+        return f"its weights have {attribute_of(node, 'bits', 4)} bits, expected 4 or 8"
+    if min(attribute_of(node, "N", 0), attribute_of(node, "K", 0)) <= 0:
         return "attribute N or K is missing or not positive"
-    size = _attribute(node, "block_size", 0)
+    size = attribute_of(node, "block_size", 0)
     if size <= 0 or size % 2 or (not _is_int8(node) and _blocks(node).stored is None):
         return f"block_size is {size}, expected {EXPECTED}"
-    if _attribute(node, "accuracy_level", 0) not in range(5):
-        return f"accuracy_level is {_attribute(node, 'accuracy_level', 0)}, expected 0 to 4"
+    if attribute_of(node, "accuracy_level", 0) not in range(5):
+        return f"accuracy_level is {attribute_of(node, 'accuracy_level', 0)}, expected 0 to 4"
     return None
 
 
@@ -137,15 +136,15 @@ def _refused_inputs(node: ir.Node) -> str | None:
     activation, kind = spec_name(input_at(node, _SCALES).const_value.dtype), "int8" if _is_int8(node) else "uint8"
     if not op_spec.backends_for(op_spec.FLAT_GEMM, T=activation, W=kind):
         return (
-            f"no kernel multiplies {activation} activations by int{_attribute(node, 'bits', 4)} weights "
+            f"no kernel multiplies {activation} activations by int{attribute_of(node, 'bits', 4)} weights "
             f"({input_at(node, _B).name})"
         )
     return None
 
 
 def _refused_shapes(node: ir.Node) -> str | None:
-    rows, size, blocks = _attribute(node, "N", 0), _attribute(node, "block_size", 0), _blocks(node)
-    bits = _attribute(node, "bits", 4)
+    rows, size, blocks = attribute_of(node, "N", 0), attribute_of(node, "block_size", 0), _blocks(node)
+    bits = attribute_of(node, "bits", 4)
     sizes = {_B: blocks.count * size * bits // 8, _SCALES: blocks.count, _ZERO_POINTS: -(-blocks.count * bits // 8)}
     for index, wanted in sizes.items():
         value = input_at(node, index)
@@ -156,7 +155,7 @@ def _refused_shapes(node: ir.Node) -> str | None:
             )
     for index, wanted in ((_A, blocks.columns), (_BIAS, rows)):
         value = input_at(node, index)
-        if value is not None and value.shape and isinstance(value.shape[-1], int) and value.shape[-1] != wanted:
+        if columns_of(value) not in (None, wanted):
             return f"{_NAMES[index]} ({value.name}) has {value.shape[-1]} columns, expected {wanted}"
     return None
 
@@ -165,7 +164,7 @@ def _refused_values(node: ir.Node) -> str | None:
     """Of 8 bits, which the op's int8 holds where a column has one scale and no zero point but the middle."""
     if not _is_int8(node):
         return None
-    scales = read(input_at(node, _SCALES).const_value).reshape(_attribute(node, "N", 0), -1)
+    scales = read(input_at(node, _SCALES).const_value).reshape(attribute_of(node, "N", 0), -1)
     if np.any(scales != scales[:, :1]):
         return "its weights have 8 bits and a scale for each block of K, expected one for each column"
     points = input_at(node, _ZERO_POINTS)
@@ -175,12 +174,8 @@ def _refused_values(node: ir.Node) -> str | None:
 
 
 def _is_int8(node: ir.Node) -> bool:
-    return _attribute(node, "bits", 4) == 8
+    return attribute_of(node, "bits", 4) == 8
 
 
 def _blocks(node: ir.Node) -> Blocks:
-    return Blocks(_attribute(node, "K", 0), _attribute(node, "block_size", 0))
-
-
-def _attribute(node: ir.Node, name: str, default: Any) -> Any:
-    return node.attributes[name].value if name in node.attributes else default
+    return Blocks(attribute_of(node, "K", 0), attribute_of(node, "block_size", 0))

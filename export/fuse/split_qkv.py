@@ -5,9 +5,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from .. import op_spec
+from ..attention_node import head_size
 from ..nodes import input_at
 from ..report import ExportReport
-from .attention import head_size
 from .cut import cut_of, remove_unread_cuts
 
 _INPUTS = op_spec.input_names(op_spec.ATTENTION)

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from .. import op_spec
+from ..attention_node import head_size
 from ..errors import ExportError
-from ..fuse.attention import head_size
 from ..report import ExportReport
 
 CACHES = ("in-place", "concat")

@@ -41,7 +41,9 @@ def optimum(attention: str = "sdpa", position_ids: bool = True) -> Graph:
 GRAPHS: dict[tuple[str, str], tuple[ModuleType, Graph]] = {
     ("torch.onnx, opset 18", "Llama 3"): (spelled_out, torch_onnx(18, position_ids=True)),
     ("torch.onnx, opset 18", "GLM"): (spelled_out, torch_onnx(18)),
+    ("torch.onnx, opset 18", "ChatGLM2"): (spelled_out, torch_onnx(18, position_ids=True)),
     ("torch.onnx, opset 23", "Qwen2.5"): (standard_attention, torch_onnx(23, position_ids=True)),
+    ("torch.onnx, opset 23", "OPT"): (standard_attention, torch_onnx(23)),
     ("transformers", "Llama 2"): (spelled_out, transformers()),
     ("transformers, fused", "Llama 2"): (multi_head_attention, transformers("cuda")),
     ("optimum", "Llama 2"): (spelled_out, optimum()),

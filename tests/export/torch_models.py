@@ -44,6 +44,7 @@ _MODELS = {
     "Mistral": ("mistral", {"sliding_window": _WINDOW}),
     "Qwen2.5": ("qwen2", {}),
     "Qwen3": ("qwen3", {}),
+    "Qwen3, biases": ("qwen3", {"attention_bias": True}),
     "Phi-3": (
         "phi3",
         {

@@ -158,7 +158,7 @@ def _positions(angle: ir.Value, decoder: Decoder) -> ir.Value:
     for node in ancestors([angle]):
         if node.op_type == "Cast" and node.inputs[0].dtype == ir.DataType.INT64:
             ids = node.inputs[0]
-        elif node.op_type == "Gather" and node.inputs[0].const_value is not None:
+        elif node.op_type in ("Gather", "GatherND") and node.inputs[0].const_value is not None:
             ids = node.inputs[1]
         else:
             continue

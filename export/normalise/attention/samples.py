@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...decoder_inputs import Call
+from ...nodes import columns_of
 
 _MOST = 1 << 16  # heads, columns of a head: far more than anybody has, and still room in memory
 
@@ -80,6 +81,6 @@ def input_values(graph: ir.Graph, sample: Sample) -> dict[ir.Value, np.ndarray]:
         elif is_past(value):
             shape = (batch, value.shape[1], sample.room or past, value.shape[3])
             values[value] = np.broadcast_to(np.zeros((), value.dtype.numpy()), shape)  # takes no memory, however long
-        elif value.name == "inputs_embeds" and value.shape is not None and isinstance(value.shape[-1], int):
-            values[value] = np.zeros((batch, tokens, value.shape[-1]), value.dtype.numpy())
+        elif value.name == "inputs_embeds" and (columns := columns_of(value)) is not None:
+            values[value] = np.zeros((batch, tokens, columns), value.dtype.numpy())
     return values
