@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import math
 
 import onnx_ir as ir
@@ -10,8 +10,10 @@ from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
 
 from ...nodes import numbers
+from ..shapes import infer_shapes
 
-_SIZES = 1024  # bytes of constants that may be computed: no weights
+_SIZES = 1024  # elements of constants that are read or made: no weights
+_GROW = {"ConstantOfShape", "Expand", "OneHot", "Pad", "Range", "Resize", "Tile"}
 _SHAPE_OF_A_PART = 15  # the opset from which on Shape has start and end
 
 
@@ -33,30 +35,19 @@ def tidy(model: ir.Model) -> None:
     common.CommonSubexpressionEliminationPass()(model)
 
 
-def _infer_shapes(model: ir.Model) -> None:
-    """As far as the graph's own statements allow: where they contradict each other, as some do, not at all."""
-    for node in model.graph:
-        for value in node.outputs:
-            if not value.is_graph_output() and any(map(_is_made_up, value.shape or ())):
-                value.shape = ir.Shape([None if _is_made_up(size) else size for size in value.shape])
-    logger = logging.getLogger(common.ShapeInferencePass.__module__)
-    before, logger.disabled = logger.disabled, True  # it would print a traceback
-    try:
-        common.ShapeInferencePass()(model)
-    finally:
-        logger.disabled = before
-
-
-def _is_made_up(size: int | ir.SymbolicDim) -> bool:
-    """Whether `size` has a name of earlier inference, which knew less."""
-    return isinstance(size, ir.SymbolicDim) and str(size.value).startswith("unk__")
-
-
 def _compute_sizes(model: ir.Model) -> None:
     """Infers shapes, makes constants of what nodes compute from those, and infers what follows from that."""
-    _infer_shapes(model)
-    fold_constants(model, input_size_limit=_SIZES, output_size_limit=_SIZES)
-    _infer_shapes(model)
+    infer_shapes(model)
+    # Damaged nodes make it raise, each before it is replaced: what is done so far holds.
+    with contextlib.suppress(Exception):
+        fold_constants(model, output_size_limit=_SIZES, should_fold=_is_small)
+    infer_shapes(model)
+
+
+def _is_small(node: ir.Node) -> bool | None:
+    """False: what `node` reads or makes may be large. None: as it is usual."""
+    large = any(value is not None and value.const_value.size > _SIZES for value in node.inputs)
+    return False if large or node.op_type in _GROW else None
 
 
 def _ask_for_a_part(node: ir.Node) -> None:
