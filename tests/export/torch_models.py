@@ -169,6 +169,16 @@ def to_onnx(inner: torch.nn.Module, path: Path, *, opset: int, position_ids: boo
     return path
 
 
+def optimised(source: Path, inner: torch.nn.Module) -> Path:
+    """`source`, a graph of `inner`, as ONNX Runtime's optimizer of transformers makes it."""
+    from onnxruntime.transformers.optimizer import optimize_model
+
+    sizes = {"num_heads": inner.config.num_attention_heads, "hidden_size": inner.config.hidden_size}
+    path = source.with_name("optimised.onnx")
+    optimize_model(str(source), model_type="gpt2", opt_level=1, **sizes).save_model_to_file(str(path))
+    return path
+
+
 class _StaticDecoder(torch.nn.Module):
     """The model with caches of ROOM tokens, into which new ones are written at cache_position."""
 

@@ -53,6 +53,11 @@ class Tables:
     position_ids: ir.Value | None
     interleaved: tuple[int, ...]
 
+    def are(self, arrays: list[np.ndarray]) -> bool:
+        """Whether cos and sin are the same, of the same type."""
+        own = [value.const_value.numpy() for value in (self.cos, self.sin)]
+        return all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in zip(own, arrays, strict=True))
+
 
 def rotation(value: ir.Value, structural: set[ir.Value]) -> Rotation | None:
     """How `value` was rotated; None: it was not."""
@@ -125,12 +130,14 @@ def _tables(turn: Rotation, dtype: ir.DataType, decoder: Decoder) -> Tables:
     else:
         sin, cos = arrays
         interleaved = (0, 1)
+    arrays = [np.ascontiguousarray(table.astype(dtype.numpy())) for table in (cos, sin)]
+    ids = _position_ids(positions, decoder)
+    for known in decoder.tables.values():  # by way of other nodes
+        if known.position_ids is ids and known.interleaved == interleaved and known.are(arrays):
+            return known
     names = [f"fdpp.{part}_cache.{len(decoder.tables)}" for part in ("cos", "sin")]
-    constants = [
-        decoder.constant(np.ascontiguousarray(table.astype(dtype.numpy())), name)
-        for table, name in zip((cos, sin), names, strict=True)
-    ]
-    return Tables(*constants, _position_ids(positions, decoder), interleaved)
+    constants = [decoder.constant(table, name) for table, name in zip(arrays, names, strict=True)]
+    return Tables(*constants, ids, interleaved)
 
 
 def _computed(turn: Rotation, decoder: Decoder) -> list[np.ndarray]:

@@ -32,6 +32,7 @@ def tidy(model: ir.Model) -> None:
             node.op_type = "Identity"
             node.attributes.clear()
     common.IdentityEliminationPass()(model)
+    common.DeduplicateInitializersPass(size_limit=_SIZES)(model)
     common.CommonSubexpressionEliminationPass()(model)
 
 
