@@ -21,7 +21,7 @@ def tidy(model: ir.Model) -> None:
     """Changes `model` in place: shapes as far as they follow, no node that hands on its input, none twice."""
     for value in model.graph.inputs:
         _state_sizes(value)
-    if model.opset_imports[""] >= _SHAPE_OF_A_PART:
+    if model.opset_imports.get("", 0) >= _SHAPE_OF_A_PART:
         for node in model.graph:
             _ask_for_a_part(node)
     _compute_sizes(model)
@@ -53,33 +53,39 @@ def _is_small(node: ir.Node) -> bool | None:
 
 def _ask_for_a_part(node: ir.Node) -> None:
     """Makes one Shape of a Slice of a Shape, which is folded where those sizes alone are known."""
-    shape = node.inputs[0].producer() if (node.domain, node.op_type) == ("", "Slice") else None
-    if shape is None or (shape.domain, shape.op_type) != ("", "Shape") or shape.attributes:
+    source = _first_input(node, "Slice")
+    shape = source.producer() if source is not None else None
+    if shape is None or _first_input(shape, "Shape") is None or shape.attributes:
         return
-    start, end, _, step = ([*map(numbers, node.inputs[1:]), None, None])[:4]
-    if not start or not end or step not in (None, [1]):
+    start, end, _, step = ([*map(numbers, node.inputs[1:]), None, None, None])[:4]
+    if start is None or end is None or (len(start), len(end)) != (1, 1) or step not in (None, [1]):
         return
     node.op_type = "Shape"
     node.resize_inputs(1)
     node.replace_input_with(0, shape.inputs[0])
-    for name, (number,) in (("start", start), ("end", end)):
-        node.attributes[name] = ir.AttrInt64(name, number)
+    node.attributes["start"], node.attributes["end"] = ir.AttrInt64("start", start[0]), ir.AttrInt64("end", end[0])
 
 
 def _complete(node: ir.Node) -> bool:
     """States what inference leaves open of a Reshape: the one size behind dimensions that stay as they are."""
-    if (node.domain, node.op_type) != ("", "Reshape") or None in (node.inputs[0].shape, node.outputs[0].shape):
+    source, result = _first_input(node, "Reshape"), node.outputs[0]
+    if source is None or source.shape is None or result.shape is None:
         return False
-    before, after = ([*value.shape] for value in (node.inputs[0], node.outputs[0]))
-    while before and after and before[0] == after[0]:
+    before, after = [*source.shape], [*result.shape]
+    while before and after and before[0] == after[0] and before[0] != ir.SymbolicDim(None):
         del before[0], after[0]
-    numbers = [size for size in after if isinstance(size, int)]
-    if not all(isinstance(size, int) for size in before) or len(numbers) != len(after) - 1 or 0 in numbers:
+    known = [size for size in after if isinstance(size, int)]
+    if not all(isinstance(size, int) for size in before) or len(known) != len(after) - 1 or 0 in known:
         return False
-    size = math.prod(before) // math.prod(numbers)
+    size = math.prod(before) // math.prod(known)
     after = [part if isinstance(part, int) else size for part in after]
-    node.outputs[0].shape = ir.Shape([*node.outputs[0].shape[: -len(after)], *after])
+    result.shape = ir.Shape([*result.shape[: -len(after)], *after])
     return True
+
+
+def _first_input(node: ir.Node, op: str) -> ir.Value | None:
+    """Of a node of this op of ONNX's own domain; None: it is another, or has none."""
+    return node.inputs[0] if (node.domain, node.op_type) == ("", op) and node.inputs else None
 
 
 def _hands_on(node: ir.Node) -> bool:
