@@ -9,20 +9,37 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+_INNER = 96  # columns of a gate
+
 
 class ChatGlm(nn.Module):
-    """As models of transformers are called: forward(input_ids, attention_mask, past_key_values, position_ids)."""
+    """As models of transformers are called: forward(input_ids, attention_mask, past_key_values, position_ids).
+
+    Modules have the names that ChatGLM's own have, by which onnxruntime-genai's builder finds them."""
 
     def __init__(
         self, *, layers: int, heads: int, groups: int, head_size: int, vocabulary: int, positions: int
     ) -> None:
         super().__init__()
         hidden = heads * head_size
-        self.config = SimpleNamespace(num_key_value_heads=groups, head_dim=head_size)
-        self.embedding = nn.Embedding(vocabulary, hidden)
-        self.layers = nn.ModuleList(_Layer(hidden, heads, groups, head_size) for _ in range(layers))
-        self.norm = _Norm(hidden)
-        self.output = nn.Linear(hidden, vocabulary, bias=False)
+        self.config = SimpleNamespace(
+            num_key_value_heads=groups,
+            head_dim=head_size,
+            hidden_size=hidden,
+            num_attention_heads=heads,
+            num_layers=layers,
+            ffn_hidden_size=_INNER,
+            vocab_size=vocabulary,
+            seq_length=positions,
+        )
+        self.transformer = nn.Module()
+        self.transformer.embedding = nn.Embedding(vocabulary, hidden)
+        self.transformer.encoder = nn.Module()
+        self.transformer.encoder.layers = nn.ModuleList(
+            GLMBlock(hidden, heads, groups, head_size) for _ in range(layers)
+        )
+        self.transformer.encoder.final_layernorm = _Norm(hidden)
+        self.transformer.output_layer = nn.Linear(hidden, vocabulary, bias=False)
         rotated = head_size // 2
         frequencies = 1e4 ** (-torch.arange(0, rotated, 2) / rotated)
         angles = torch.outer(torch.arange(positions).float(), frequencies)
@@ -33,10 +50,11 @@ class ChatGlm(nn.Module):
         places = torch.arange(total - tokens, total)
         causal = torch.arange(total)[None] <= places[:, None]
         visible = causal[None, None] & attention_mask[:, None, None].bool()
-        x, rope = self.embedding(input_ids), self.rope[position_ids]
-        for layer, cache in zip(self.layers, past_key_values.layers, strict=True):
+        x, rope = self.transformer.embedding(input_ids), self.rope[position_ids]
+        for layer, cache in zip(self.transformer.encoder.layers, past_key_values.layers, strict=True):
             x = layer(x, rope, visible, cache)
-        return SimpleNamespace(logits=self.output(self.norm(x)))
+        x = self.transformer.encoder.final_layernorm(x)
+        return SimpleNamespace(logits=self.transformer.output_layer(x))
 
 
 class _Norm(nn.Module):
@@ -48,22 +66,23 @@ class _Norm(nn.Module):
         return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5))
 
 
-class _Layer(nn.Module):
+class GLMBlock(nn.Module):
     def __init__(self, hidden: int, heads: int, groups: int, head_size: int) -> None:
         super().__init__()
         self.heads, self.groups, self.head_size = heads, groups, head_size
-        self.input_norm, self.post_norm = _Norm(hidden), _Norm(hidden)
-        self.qkv = nn.Linear(hidden, (heads + 2 * groups) * head_size)
-        self.dense = nn.Linear(hidden, hidden, bias=False)
-        self.up = nn.Linear(hidden, 2 * 96, bias=False)
-        self.down = nn.Linear(96, hidden, bias=False)
+        self.input_layernorm, self.post_attention_layernorm = _Norm(hidden), _Norm(hidden)
+        self.self_attention, self.mlp = nn.Module(), nn.Module()
+        self.self_attention.query_key_value = nn.Linear(hidden, (heads + 2 * groups) * head_size)
+        self.self_attention.dense = nn.Linear(hidden, hidden, bias=False)
+        self.mlp.dense_h_to_4h = nn.Linear(hidden, 2 * _INNER, bias=False)
+        self.mlp.dense_4h_to_h = nn.Linear(_INNER, hidden, bias=False)
 
     def forward(self, x, rope, visible, cache):
         batch, tokens, hidden = x.shape
         columns = [count * self.head_size for count in (self.heads, self.groups, self.groups)]
+        packed = self.self_attention.query_key_value(self.input_layernorm(x))
         query, key, value = (
-            part.view(batch, tokens, -1, self.head_size).transpose(1, 2)
-            for part in self.qkv(self.input_norm(x)).split(columns, dim=-1)
+            part.view(batch, tokens, -1, self.head_size).transpose(1, 2) for part in packed.split(columns, dim=-1)
         )
         query, key = _rotated(query, rope), _rotated(key, rope)
         key, value = cache.update(key, value)
@@ -74,9 +93,9 @@ class _Layer(nn.Module):
             for part in (key, value)
         )
         out = functional.scaled_dot_product_attention(query, key, value, visible)
-        x = x + self.dense(out.transpose(1, 2).reshape(batch, tokens, hidden))
-        gate, up = self.up(self.post_norm(x)).chunk(2, dim=-1)
-        return x + self.down(functional.silu(gate) * up)
+        x = x + self.self_attention.dense(out.transpose(1, 2).reshape(batch, tokens, hidden))
+        gate, up = self.mlp.dense_h_to_4h(self.post_attention_layernorm(x)).chunk(2, dim=-1)
+        return x + self.mlp.dense_4h_to_h(functional.silu(gate) * up)
 
 
 def _rotated(x: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch_models as models
-from builder_models import with_builder
+from builder_models import with_builder, with_builder_of_chatglm
 from support import Verified
 
 import fdpp_ort
@@ -22,7 +22,7 @@ INT4 = tuple(model for model in FLOAT32 if model not in ("Phi-3 long", "gpt-oss"
 QDQ = tuple(model for model in INT4 if model not in ("SmolLM2", "Gemma 2"))
 PAIRS = {
     (f"genai builder{form}", model)
-    for form, models_ in (("", FLOAT32), (", int4", INT4), (", int4 QDQ", QDQ), (", int8", INT4))
+    for form, models_ in (("", (*FLOAT32, "ChatGLM2")), (", int4", INT4), (", int4 QDQ", QDQ), (", int8", INT4))
     for model in models_
 }
 
@@ -52,6 +52,15 @@ def test_float32(model: str, tmp_path: Path, library: str, verified: Verified) -
     assert report.rewritten["GroupQueryAttention -> FdppAttention"] == models.LAYERS
     assert_exact(report)
     verified("genai builder", model)
+
+
+def test_chatglm(tmp_path: Path, library: str, verified: Verified) -> None:
+    report = export(with_builder_of_chatglm(tmp_path), library)
+    assert report.rewritten["GroupQueryAttention -> FdppAttention"] == models.LAYERS
+    assert report.rewritten["silu(gate) * up -> silu_mul"] == models.LAYERS
+    assert attributes(tmp_path / "out", "FdppAttention", "rotary_interleaved") == [1] * models.LAYERS
+    assert_exact(report)
+    verified("genai builder", "ChatGLM2")
 
 
 @pytest.mark.parametrize("model", ["Llama 2", "Qwen3", "Gemma 2", "gpt-oss"])

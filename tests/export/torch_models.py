@@ -100,7 +100,7 @@ def model(name: str, attention: str = "sdpa") -> torch.nn.Module:
     """A model like `name`, always the same numbers. attention: transformers' implementation."""
     torch.manual_seed(0)
     if name == "ChatGLM2":
-        sizes = {"layers": LAYERS, "heads": HEADS, "groups": 2, "head_size": HEAD_SIZE, "vocabulary": VOCABULARY}
+        sizes = {"layers": LAYERS, "heads": HEADS, "groups": 2, "head_size": 2 * HEAD_SIZE, "vocabulary": VOCABULARY}
         return ChatGlm(**sizes, positions=256).eval()
     architecture, differences = _MODELS[name]
     config = AutoConfig.for_model(architecture, **(_USUAL | differences))
