@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +10,7 @@ import onnx_ir as ir
 from . import op_spec
 from .attention_node import input_of
 from .decoder_inputs import MASK, OF_ALL_ROWS, OF_EACH_ROW, Call
-from .session import Cache, Unfit, attentions
+from .session import Cache, Unfit, attentions, stated_room
 
 STEPS = 16  # tokens after the prompt
 _LONG, _SHORT = 17, 12  # tokens of the prompts
@@ -64,7 +63,7 @@ class Rows:
 def rows_to_try(source: ir.Model, model: ir.Model, caches: list[Cache]) -> list[Rows]:
     """What to try, the best first, on the original graph `source` and the exported one."""
     shapes = {value.name: tuple(value.shape or ()) for value in source.graph.inputs}
-    long = _longest(caches, shapes)
+    long = _longest(source, caches)
     one = Rows((long,))
     if "input_ids" not in shapes or any(isinstance(rows, int) for rows in shapes["input_ids"][:1]):
         return [one]
@@ -78,10 +77,11 @@ def rows_to_try(source: ir.Model, model: ir.Model, caches: list[Cache]) -> list[
     return plain
 
 
-def _longest(caches: list[Cache], shapes: Mapping[str, tuple]) -> int:
+def _longest(source: ir.Model, caches: list[Cache]) -> int:
     """Tokens of a prompt for which, and for the steps behind it, all caches have room."""
-    sizes = [size for cache in caches if not cache.room for size in shapes[cache.past][2:3]]
-    rooms = [size for size in sizes if isinstance(size, int)]
-    if min(rooms, default=_LONG + STEPS) < _LONG - _SHORT + 1 + STEPS:
-        raise Unfit(f"its caches have room for {min(rooms)} tokens alone")
-    return min([_LONG, *(room - STEPS for room in rooms)])
+    room = stated_room(source, caches)
+    if room is None:
+        return _LONG
+    if room < _LONG - _SHORT + 1 + STEPS:
+        raise Unfit(f"its caches have room for {room} tokens alone")
+    return min(_LONG, room - STEPS)

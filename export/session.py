@@ -75,6 +75,13 @@ def caches_of(model: ir.Model) -> list[Cache]:
     return caches
 
 
+def stated_room(model: ir.Model, caches: list[Cache]) -> int | None:
+    """Tokens for which all caches have room, by the sizes of the inputs of `model`; None: they do not say."""
+    shapes = {value.name: tuple(value.shape or ()) for value in model.graph.inputs}
+    sizes = [size for cache in caches if not cache.room for size in shapes[cache.past][2:3]]
+    return min((size for size in sizes if isinstance(size, int)), default=None)
+
+
 def provider_for(caches: list[Cache]) -> str:
     """ONNX Runtime's provider for graphs with these caches; raises Unfit where there is none."""
     try:

@@ -13,7 +13,7 @@ from ..decoder_inputs import Call
 from ..errors import ExportError
 from ..pack import register
 from ..progress import Progress
-from ..session import Unfit, caches_of, empty_past, feeds_for, open_session, provider_for
+from ..session import Unfit, caches_of, empty_past, feeds_for, open_session, provider_for, stated_room
 from .findings import Calibration, LayerScores
 from .interval import LARGEST_SHARE
 from .probe import add_probes
@@ -39,8 +39,8 @@ def calibrate_phi(
     Raises ExportError where the graph cannot be run here, or not on these tokens.
     """
     model = ir.load(graph)
-    rows = _rows(tokens, min(_ROW_TOKENS, positions))
     try:
+        rows = _rows(tokens, min(_ROW_TOKENS, positions, stated_room(model, caches_of(model)) or positions))
         found = _scores(model, graph, rows, text, library, progress)
     except Unfit as reason:
         raise ExportError(f"calibration is not possible: {reason}") from reason

@@ -62,6 +62,16 @@ def test_verification_of_tensor_scatter(room: int | str, lengths: str, tmp_path:
     assert all(output.relative_error < 1e-5 for output in check.outputs)
 
 
+def test_calibration(tmp_path: Path, library: str) -> None:
+    """Its rows are as long as the caches."""
+    onnx.save(with_logits(with_room(written(), 64)), tmp_path / "in.onnx")
+    np.savez(tmp_path / "tokens.npz", np.random.default_rng(0).integers(0, 32, 300))
+    options = {"library": library, "calibrate": tmp_path / "tokens.npz"}
+    report = export_model(tmp_path / "in.onnx", tmp_path / "out", **options)
+    assert (report.calibration.tokens, report.calibration.row_tokens) == (4 * 64, 64)
+    assert report.verification.status == "passed"
+
+
 def test_too_little_room_for_verification(tmp_path: Path, library: str) -> None:
     onnx.save(with_logits(written()), tmp_path / "in.onnx")
     check = export_model(tmp_path / "in.onnx", tmp_path / "out", library=library).verification

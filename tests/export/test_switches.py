@@ -11,6 +11,8 @@ from fdpp_ort.cli.export import main
 from fdpp_ort.export import export_model
 
 PACKED = "Q, K, V -> one product"  # where nothing stands between the products and attention
+pytestmark = pytest.mark.filterwarnings("ignore")  # of torch's tracer
+
 # By option what is then missing; of a model that has normalised heads and biases.
 KINDS = {
     "gated": {"silu(gate) * up -> silu_mul"},
