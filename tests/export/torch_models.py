@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from chatglm import ChatGlm
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PretrainedConfig, StaticCache
 
 VOCABULARY, LAYERS, HEADS, HEAD_SIZE = 96, 2, 4, 16
@@ -43,6 +44,7 @@ _MODELS = {
     "Mistral": ("mistral", {"sliding_window": _WINDOW}),
     "Qwen2.5": ("qwen2", {}),
     "Qwen3": ("qwen3", {}),
+    "Qwen3, biases": ("qwen3", {"attention_bias": True}),
     "Phi-3": (
         "phi3",
         {
@@ -97,6 +99,9 @@ _MODELS = {
 def model(name: str, attention: str = "sdpa") -> torch.nn.Module:
     """A model like `name`, always the same numbers. attention: transformers' implementation."""
     torch.manual_seed(0)
+    if name == "ChatGLM2":
+        sizes = {"layers": LAYERS, "heads": HEADS, "groups": 2, "head_size": 2 * HEAD_SIZE, "vocabulary": VOCABULARY}
+        return ChatGlm(**sizes, positions=256).eval()
     architecture, differences = _MODELS[name]
     config = AutoConfig.for_model(architecture, **(_USUAL | differences))
     # The other implementations of experts have no counterpart in ONNX.
@@ -161,6 +166,16 @@ def to_onnx(inner: torch.nn.Module, path: Path, *, opset: int, position_ids: boo
         output_names=["logits", *(f"present.{name}" for name in names)],
         **({"dynamo": True, "external_data": False} | shapes if dynamo else {"dynamo": False, "dynamic_axes": axes}),
     )
+    return path
+
+
+def optimised(source: Path, inner: torch.nn.Module) -> Path:
+    """`source`, a graph of `inner`, as ONNX Runtime's optimizer of transformers makes it."""
+    from onnxruntime.transformers.optimizer import optimize_model
+
+    sizes = {"num_heads": inner.config.num_attention_heads, "hidden_size": inner.config.hidden_size}
+    path = source.with_name("optimised.onnx")
+    optimize_model(str(source), model_type="gpt2", opt_level=1, **sizes).save_model_to_file(str(path))
     return path
 
 
