@@ -119,7 +119,7 @@ class _Decoder(torch.nn.Module):
     def forward(self, input_ids, attention_mask, *rest):
         position_ids, past = (rest[0], rest[1:]) if self.position_ids else (None, rest)
         cache = DynamicCache()
-        for layer in range(LAYERS):
+        for layer in range(self.inner.config.num_hidden_layers):
             cache.update(*past[2 * layer : 2 * layer + 2], layer)
         options = {"position_ids": position_ids} if self.position_ids else {}
         out = self.inner(
@@ -143,7 +143,8 @@ def to_onnx(inner: torch.nn.Module, path: Path, *, opset: int, position_ids: boo
     """
     kv_heads, *sizes = _cache_sizes(inner.config)
     batch, tokens, past = 2, 3, 5
-    names = [f"{layer}.{part}" for layer in range(LAYERS) for part in ("key", "value")]
+    layers = range(inner.config.num_hidden_layers)
+    names = [f"{layer}.{part}" for layer in layers for part in ("key", "value")]
     examples = {
         "input_ids": torch.ones(batch, tokens, dtype=torch.int64),
         "attention_mask": torch.ones(batch, past + tokens, dtype=torch.int64),
@@ -227,8 +228,9 @@ def with_transformers(inner: torch.nn.Module, folder: Path, fusions: str | None 
 
     batch, tokens, past = 2, 3, 5
     cache = DynamicCache()
-    for layer in range(LAYERS):
-        cache.update(*(torch.randn(batch, inner.config.num_key_value_heads, past, HEAD_SIZE) for _ in "kv"), layer)
+    kv_heads, *sizes = _cache_sizes(inner.config)
+    for layer in range(inner.config.num_hidden_layers):
+        cache.update(*(torch.randn(batch, kv_heads, past, size) for size in sizes), layer)
     inputs = {
         "input_ids": torch.ones(batch, tokens, dtype=torch.int64),
         "attention_mask": torch.ones(batch, past + tokens, dtype=torch.int64),
