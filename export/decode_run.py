@@ -4,60 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from .decoder_inputs import Call
 from .errors import ExportError
 from .progress import Progress
-from .session import Cache, Unfit, empty_past, feeds_for, open_session
+from .prompts import STEPS, Rows
+from .session import Cache, Unfit, empty_past, feeds_for, open_session, takes_one_token
 
-STEPS = 16
 _SEED = 20240501
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A graph file and what its session needs. fixed_caches: they have room for all tokens from the beginning;
-    otherwise they grow with each run."""
+    """A graph file and what its session needs."""
 
     name: str
     path: Path
     provider: str
     library: Path | None = None
-    fixed_caches: bool = False
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows by the tokens of their prompts, and the side, "left" or "right", on which shorter ones are padded."""
-
-    lengths: tuple[int, ...]
-    side: str = "left"
-
-    @property
-    def ragged(self) -> bool:
-        """Whether there is padding."""
-        return len(set(self.lengths)) > 1
-
-    @property
-    def prompt(self) -> int:
-        """Tokens of the longest prompt."""
-        return max(self.lengths)
-
-    def mask(self, new: int) -> np.ndarray:
-        """attention_mask, bool [rows, tokens], once `new` tokens were appended. Padding on the right stays at the end:
-        a row's tokens lie side by side in the cache."""
-        columns, lengths = np.arange(self.prompt + new), np.array(self.lengths)[:, None]
-        return columns >= self.prompt - lengths if self.side == "left" else columns < lengths + new
-
-    def last(self) -> np.ndarray:
-        """Where the last token of each prompt is."""
-        return np.array(self.lengths) - 1 if self.side == "right" else np.full(len(self.lengths), self.prompt - 1)
-
-    def __str__(self) -> str:
-        lengths = ", ".join(map(str, self.lengths))
-        padding = f", padded on the {self.side}" if self.ragged else ""
-        return f"prompts of {lengths} tokens{padding}" if len(self.lengths) > 1 else f"a prompt of {lengths} tokens"
 
 
 @dataclass
@@ -90,7 +57,8 @@ def run(graph: Graph, caches: list[Cache], rows: Rows, fed: list[np.ndarray], pr
     session = open_session(f"the {graph.name} graph", graph.path, graph.provider, graph.library)
     names = ["logits", *(cache.present for cache in caches)]
     vocabulary = _vocabulary(session)
-    past = empty_past(caches, len(rows.lengths), rows.prompt + STEPS if graph.fixed_caches else 0)
+    past = empty_past(session, caches, len(rows.lengths), rows.prompt + STEPS)
+    one_by_one = takes_one_token(session)
     record = Record()
     for step in range(1 + STEPS):
         if step < len(fed):
@@ -99,14 +67,8 @@ def run(graph: Graph, caches: list[Cache], rows: Rows, fed: list[np.ndarray], pr
             tokens = np.random.default_rng(_SEED).integers(0, vocabulary, (len(rows.lengths), rows.prompt))
         else:
             tokens = record.greedy[:, -1:]
-        mask = rows.mask(step)
-        known = {
-            "input_ids": tokens,
-            "attention_mask": mask,
-            "position_ids": np.maximum(mask.cumsum(axis=1) - 1, 0)[:, -tokens.shape[1] :],
-        }
         try:
-            logits, *present = session.run(names, feeds_for(session, known, past))
+            logits, past = _logits(session, names, tokens, rows.calls(step, one_by_one), past)
         except Unfit:
             raise
         except Exception as error:  # ONNX Runtime's exception classes share no public base
@@ -116,15 +78,29 @@ def run(graph: Graph, caches: list[Cache], rows: Rows, fed: list[np.ndarray], pr
                 f"verification: the {graph.name} graph's logits have shape {list(logits.shape)} for tokens of shape "
                 f"{list(tokens.shape)}"
             )
-        _add(record, rows, tokens, logits.astype(np.float32))
-        past = {cache.past: array for cache, array in zip(caches, present, strict=True)}
+        _add(record, rows, tokens, logits)
         if progress is not None:
             progress(f"running the {graph.name} graph", step + 1, 1 + STEPS)
-    record.caches = dict(zip(names[1:], present, strict=True))
+    record.caches = {cache.present: past[cache.past] for cache in caches}
     return record
 
 
-def _vocabulary(session) -> int:
+def _logits(
+    session: Any, names: list[str], tokens: np.ndarray, calls: list[Call], past: dict[str, np.ndarray]
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Of `tokens`, of which each of `calls` takes its own in turn, and what past is afterwards. names: the outputs,
+    logits first, then present ones in the order of `past`."""
+    logits, begin = [], 0
+    for call in calls:
+        feeds = feeds_for(session, tokens[:, begin : begin + call.tokens], call, past)
+        found, *present = session.run(names, feeds)
+        logits.append(found.astype(np.float32))
+        past = dict(zip(past, present, strict=True))
+        begin += call.tokens
+    return np.concatenate(logits, axis=1), past
+
+
+def _vocabulary(session: Any) -> int:
     shapes = {output.name: output.shape for output in session.get_outputs()}
     if "logits" not in shapes:
         raise Unfit("the graph has no output named logits")

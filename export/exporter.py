@@ -15,6 +15,7 @@ from .fuse import fuse
 from .fuse.language_model_head import language_model_head
 from .gpus import Gpu
 from .lower import (
+    CACHES,
     PROFILES_FILE,
     checked_library,
     engine_limits,
@@ -23,6 +24,7 @@ from .lower import (
     keep_last_logits,
     lower,
     lower_for_tensorrt,
+    state_caches,
     write_genai_config,
     write_profiles,
 )
@@ -61,9 +63,13 @@ def export_model(
     verify: bool = True,
     gated: bool = True,
     packed_qkv: bool = True,
+    bias: bool = True,
+    head_norms: bool = True,
+    norms: bool = True,
     norms_into_products: bool = True,
     prefetch: bool = False,
     last_logits: bool = False,
+    cache: str | None = None,
     library: str | Path | None = None,
     overwrite: bool = False,
     max_batch: int | None = None,
@@ -79,10 +85,15 @@ def export_model(
     target: one of TARGETS. weights: how weights are stored, as WEIGHTS_HELP spells it. head_weights: those of the
     product that makes the logits; None: as the others, but int8 where these are int4. softmax: one of SOFTMAX_MODES.
     verify: compare the logits of both graphs in ONNX Runtime.
-    gated: make one product of gate and up in silu(gate) * up. packed_qkv: make one of queries, keys and values.
+    gated: make one product of gate and up in silu(gate) * up. packed_qkv: make one of queries, keys and values. bias:
+    let products add their biases. head_norms: let attention do the RMS norms of query and key heads. norms: make one
+    node of an RMS norm in standard ops, and of the residual sum ahead of it.
     norms_into_products: of the target onnxruntime alone (tensorrt always does it), RMS norms and residual sums are done
     by the products beside them. prefetch: of the target onnxruntime alone, tell each product which weight the next one
-    reads. library: the op library, for the target onnxruntime (which gets a copy) and for verify.
+    reads. last_logits: of the target onnxruntime alone, logits of each row's last token alone. cache: of the target
+    onnxruntime alone, one of CACHES: what the graph and genai_config.json say of caches, that past and present are one
+    buffer with room or that they grow; None: what IN says.
+    library: the op library, for the target onnxruntime (which gets a copy) and for verify.
     max_batch: of the target tensorrt alone, the rows at once that engines are built for; None: 1.
     max_length: tokens in a row that engines are built for, and that rotary tables which the graph does not have itself
     are made for; None: the model's context length.
@@ -94,16 +105,17 @@ def export_model(
     Raises ExportError, and then leaves nothing behind, for input that cannot be exported, if no attention could be
     rewritten, if calibration or writing fails and if the logits leave their tolerance.
     """
-    options = {"target": (target, TARGETS), "softmax": (softmax, SOFTMAX_MODES)}
+    options = {"target": (target, TARGETS), "softmax": (softmax, SOFTMAX_MODES), "cache": (cache, (None, *CACHES))}
     for name, (value, allowed) in options.items():
         if value not in allowed:
-            raise ExportError(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
+            raise ExportError(f"{name} is {value!r}, expected one of {', '.join(filter(None, allowed))}")
     stored = WeightFormat.parse(weights)
     head_stored = WeightFormat.parse(head_weights, "head_weights") if head_weights is not None else stored.of_head
     if max_batch is not None and target != "tensorrt":
         raise ExportError(f"max_batch is of the target tensorrt alone; the target is {target}")
-    if last_logits and target != "onnxruntime":
-        raise ExportError(f"last_logits is of the target onnxruntime alone; the target is {target}")
+    for name, value in (("last_logits", last_logits), ("cache", cache)):
+        if value and target != "onnxruntime":
+            raise ExportError(f"{name} is of the target onnxruntime alone; the target is {target}")
     for name, value in (("max_batch", max_batch), ("max_length", max_length)):
         if value is not None and value < 1:
             raise ExportError(f"{name} is {value}, expected at least 1")
@@ -127,16 +139,28 @@ def export_model(
     require_well_formed(model, found.model)
     positions = max_length or context_length(found)
     to_grouped_query(model, positions, report)
-    fuse_norms(model, report)
+    if norms:
+        fuse_norms(model, report)
     if head_weights is not None:
         _require_head(model, found.model, head_weights)
-    changed = fuse(model, stored, report, head_weights=head_stored, gated=gated, packed_qkv=packed_qkv)
+    changed = fuse(
+        model,
+        stored,
+        report,
+        head_weights=head_stored,
+        gated=gated,
+        packed_qkv=packed_qkv,
+        bias_in_products=bias,
+        norms_of_heads=head_norms,
+    )
     _require_rewrites(model, found.model, weights, report)
     lower(model, softmax)
     if target == "tensorrt":
         lower_for_tensorrt(model, report)
         limits = engine_limits(model, found.genai_config, max_batch, max_length)
     else:
+        if cache is not None:
+            state_caches(model, cache, report)
         if last_logits:
             keep_last_logits(model, report)
         if norms_into_products:
@@ -147,7 +171,7 @@ def export_model(
     report.traffic = traffic_of(model, positions, gpu)
 
     with staged(destination, overwrite) as folder:
-        _copy_side_files(found, data_files, bundled, folder)
+        _copy_side_files(found, data_files, bundled, cache, folder)
         write_model(model, folder / _GRAPH, progress)
         if target == "tensorrt":
             for_8_6 = not report.needs_tensorrt_10
@@ -186,13 +210,15 @@ def _require_head(model: ir.Model, path: Path, weights: str) -> None:
         raise ExportError(f"{path}: --head-weights {weights}: the weights of {head.name} are quantised already")
 
 
-def _copy_side_files(source: Source, data_files: set[Path], library: Path | None, folder: Path) -> None:
+def _copy_side_files(
+    source: Source, data_files: set[Path], library: Path | None, cache: str | None, folder: Path
+) -> None:
     if source.folder is not None:
         for file in side_files(source.folder, data_files):
             shutil.copyfile(file, folder / file.name)
     if source.genai_config is not None:
         name = library.name if library is not None else None
-        write_genai_config(source.genai_config, folder / GENAI_CONFIG, _GRAPH, name)
+        write_genai_config(source.genai_config, folder / GENAI_CONFIG, _GRAPH, name, cache)
     if library is not None:
         shutil.copy(library, folder / library.name)
 

@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx_ir as ir
 
 
 def input_at(node: ir.Node, index: int) -> ir.Value | None:
     """None where the input is omitted, in between or at the end."""
     return node.inputs[index] if index < len(node.inputs) else None
+
+
+def attribute_of(node: ir.Node, name: str, default: Any) -> Any:
+    """The value of the attribute `name`, of whatever type it is; `default` where it is not given."""
+    return node.attributes[name].value if name in node.attributes else default
+
+
+def dtype_of(value: ir.Value | None) -> ir.DataType | None:
+    """None where `value` is absent or of unknown type."""
+    return value.dtype if value is not None else None
+
+
+def columns_of(value: ir.Value | None) -> int | None:
+    """The last dimension of `value`; None where that is absent, unknown or has a name alone."""
+    last = value.shape[-1] if value is not None and value.shape else None
+    return last if isinstance(last, int) else None
+
+
+def rank_of(value: ir.Value) -> int | None:
+    """None where it is not known."""
+    return None if value.shape is None else len(value.shape)
 
 
 def is_constant(value: ir.Value) -> bool:

@@ -41,16 +41,29 @@ def rounded(tensor: ir.TensorProtocol, dtype: ir.DataType, name: str) -> Streame
     return Streamed(pieces, tensor.dtype, tensor.shape.numpy(), name)
 
 
-def packed_int4(tensor: ir.TensorProtocol, rows: int, name: str) -> Streamed:
-    """MatMulNBits' 4-bit numbers of `rows` rows, two a byte in the order of k, as FdppFlatGemm's uint8 [rows,
-    bytes]."""
+def packed_int4(tensor: ir.TensorProtocol, shape: tuple[int, int], name: str) -> Streamed:
+    """4-bit numbers, two a byte in the order of k, as FdppFlatGemm's uint8 `shape`, [N, bytes]. `tensor` has as many
+    rows, and bytes that are not wanted at their ends perhaps."""
+    rows, width = shape
 
     def pieces() -> Iterator[np.ndarray]:
         numbers = read(tensor).reshape(rows, -1)
         for start, stop in row_ranges(rows):
-            yield int4_words(numbers[start:stop])
+            yield int4_words(numbers[start:stop, :width])
 
-    return Streamed(pieces, ir.DataType.UINT8, (rows, tensor.size // rows), name)
+    return Streamed(pieces, ir.DataType.UINT8, shape, name)
+
+
+def packed_int8(tensor: ir.TensorProtocol, shape: tuple[int, int], name: str) -> Streamed:
+    """8-bit numbers around 128 as FdppFlatGemm's int8 `shape`, [N, K]; likewise."""
+    rows, columns = shape
+
+    def pieces() -> Iterator[np.ndarray]:
+        numbers = read(tensor).reshape(rows, -1)
+        for start, stop in row_ranges(rows):
+            yield (numbers[start:stop, :columns] ^ np.uint8(128)).view(np.int8)
+
+    return Streamed(pieces, ir.DataType.INT8, shape, name)
 
 
 def int4_words(numbers: np.ndarray) -> np.ndarray:
@@ -60,6 +73,17 @@ def int4_words(numbers: np.ndarray) -> np.ndarray:
     first, second = pairs[..., 0], pairs[..., 1]
     words = np.stack((first & 15 | second << 4, first >> 4 | second & 0xF0), axis=-2)
     return words.reshape(len(numbers), -1)
+
+
+def pairs(numbers: np.ndarray) -> np.ndarray:
+    """Numbers from 0 to 15 [rows, columns], two a byte, the first in the low half; an odd one is followed by 0."""
+    numbers = np.pad(numbers.astype(np.uint8), ((0, 0), (0, numbers.shape[1] % 2)))
+    return numbers[:, ::2] | numbers[:, 1::2] << 4
+
+
+def unpaired(bytes_: np.ndarray) -> np.ndarray:
+    """Two numbers of each byte, the low half first: uint8 [rows, 2 * bytes]."""
+    return np.stack((bytes_ & 15, bytes_ >> 4), axis=-1).reshape(len(bytes_), -1)
 
 
 def reshaped(tensor: ir.TensorProtocol, shape: tuple[int, ...], name: str) -> Streamed:

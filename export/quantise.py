@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from .errors import ExportError
+from .pack import unpaired
 from .weight_format import WeightFormat
 
 _KNOWN_TO_QUANTISER = {np.dtype(np.float16), np.dtype(np.float32)}
@@ -54,8 +55,10 @@ def dequantise(rows: Quantised, form: WeightFormat, columns: int) -> np.ndarray:
     if form.name != "int4":
         return rows.numbers.astype(np.float32) * rows.scales.astype(np.float32)[:, None]
     count, blocks = rows.scales.shape
-    numbers = _unpacked(rows.numbers).reshape(count, blocks, form.block_size)
-    points = np.int8(8) if rows.zero_points is None else _unpacked(rows.zero_points)[:, :blocks, None]
+    numbers = unpaired(rows.numbers).view(np.int8).reshape(count, blocks, form.block_size)
+    points = np.int8(8)
+    if rows.zero_points is not None:
+        points = unpaired(rows.zero_points).view(np.int8)[:, :blocks, None]
     return ((numbers - points) * rows.scales.astype(np.float32)[..., None]).reshape(count, -1)[:, :columns]
 
 
@@ -72,8 +75,3 @@ def _int4(columns: np.ndarray, scale_type: np.dtype, form: WeightFormat) -> Quan
     symmetric = not form.zero_points
     quantize_matmul_4bits(numbers, columns, scales, points, form.block_size, count, height, symmetric)
     return Quantised(numbers.reshape(count, -1), scales.astype(scale_type, copy=False), None if symmetric else points)
-
-
-def _unpacked(bytes_: np.ndarray) -> np.ndarray:
-    """Two numbers of each byte, the low half first: int8 [rows, 2 * bytes]."""
-    return np.stack((bytes_ & 15, bytes_ >> 4), axis=-1).reshape(len(bytes_), -1).astype(np.int8)

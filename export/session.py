@@ -10,9 +10,10 @@ import numpy as np
 import onnx_ir as ir
 
 from . import op_spec
+from .attention_node import activation_dtype, head_size
+from .decoder_inputs import MASK, Call
 from .dtypes import spec_name
 from .errors import ExportError
-from .fuse.attention import activation_dtype, head_size
 
 # FdppAttention and what it came from have the same inputs and outputs; a graph may hold both.
 _ATTENTIONS = (
@@ -74,6 +75,13 @@ def caches_of(model: ir.Model) -> list[Cache]:
     return caches
 
 
+def stated_room(model: ir.Model, caches: list[Cache]) -> int | None:
+    """Tokens for which all caches have room, by the sizes of the inputs of `model`; None: they do not say."""
+    shapes = {value.name: tuple(value.shape or ()) for value in model.graph.inputs}
+    sizes = [size for cache in caches if not cache.room for size in shapes[cache.past][2:3]]
+    return min((size for size in sizes if isinstance(size, int)), default=None)
+
+
 def provider_for(caches: list[Cache]) -> str:
     """ONNX Runtime's provider for graphs with these caches; raises Unfit where there is none."""
     try:
@@ -111,20 +119,49 @@ def open_session(what: str, path: Path, provider: str, library: Path | None) -> 
     return session
 
 
-def empty_past(caches: list[Cache], rows: int, room: int) -> dict[str, np.ndarray]:
-    """Values of the past inputs before the first token, with room for `room` tokens; 0: they grow with each run."""
-    return {
-        cache.past: np.zeros((rows, cache.heads, cache.room or room, cache.head_size), cache.dtype) for cache in caches
-    }
+def takes_one_token(session: Any) -> bool:
+    """Whether a run takes one token a row; raises Unfit where it takes another number, which the graph fixes."""
+    shape = next((item.shape for item in session.get_inputs() if item.name == "input_ids"), [])
+    tokens = shape[1] if len(shape) == 2 else None
+    if isinstance(tokens, int) and tokens != 1:
+        raise Unfit(f"the graph takes {tokens} tokens at once")
+    return tokens == 1
 
 
-def feeds_for(session: Any, known: dict[str, np.ndarray], past: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Values of all inputs of the session: `past`, and integers that are `known` by name; raises Unfit for another."""
-    feeds = dict(past)
+def empty_past(session: Any, caches: list[Cache], rows: int, tokens: int) -> dict[str, np.ndarray]:
+    """Values of the past inputs before the first token. Caches of which the graph says that past and present are as
+    large have room for `tokens` tokens, or for as many as it says; others grow with each run, from none."""
+    ports = (*session.get_inputs(), *session.get_outputs())
+    slots = {port.name: port.shape[2] if len(port.shape) > 2 else None for port in ports}
+    past = {}
+    for cache in caches:
+        stays = slots[cache.past] is not None and slots[cache.past] == slots[cache.present]
+        room = slots[cache.past] if isinstance(slots[cache.past], int) else tokens * stays
+        past[cache.past] = np.zeros((rows, cache.heads, cache.room or room, cache.head_size), cache.dtype)
+    return past
+
+
+def feeds_for(session: Any, tokens: np.ndarray, call: Call, past: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Values of all inputs of the session, input_ids `tokens` among them; raises Unfit for one that is not known."""
+    feeds, known, sizes = dict(past), {"input_ids": [tokens], **call.inputs()}, {}
+    for item in session.get_inputs():
+        sizes.update(zip(item.shape, past[item.name].shape, strict=False) if item.name in past else ())
     for item in session.get_inputs():
         if item.name in feeds:
             continue
-        if item.name not in known or item.type not in ("tensor(int64)", "tensor(int32)"):
+        forms = known.get(item.name, [])
+        # An input of unknown rank, too, has the shape [].
+        fits = [form for form in forms if form.ndim == len(item.shape)] or ([] if item.shape else forms)
+        if not fits or item.type not in ("tensor(int64)", "tensor(int32)"):
             raise Unfit(f"no values are known for the graph's input {item.name} ({item.type})")
-        feeds[item.name] = known[item.name].astype(np.int64 if item.type == "tensor(int64)" else np.int32)
+        array = fits[0]
+        if item.name == MASK:
+            array = _widened(array, item.shape[-1] if item.shape else None, sizes)
+        feeds[item.name] = array.astype(np.int64 if item.type == "tensor(int64)" else np.int32)
     return feeds
+
+
+def _widened(mask: np.ndarray, columns: int | str | None, sizes: dict[int | str | None, int]) -> np.ndarray:
+    """`mask` with as many columns as the graph says, in a number or in the name of a dimension of caches."""
+    wanted = columns if isinstance(columns, int) else sizes.get(columns, 0) if columns is not None else 0
+    return np.pad(mask, ((0, 0), (0, max(0, wanted - mask.shape[1]))))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from . import op_spec
-from .fuse.attention import head_size
+from .attention_node import head_size
 from .gpus import Gpu
 from .session import attentions
 

@@ -11,17 +11,16 @@ import numpy as np
 import onnx_ir as ir
 
 from . import op_spec
-from .decode_run import Graph, Record, Rows, run
+from .attention_node import takes_norms
+from .decode_run import Graph, Record, run
 from .dtypes import BY_FORMAT, spec_name
 from .errors import ExportError
-from .fuse.attention import takes_norms
 from .progress import Progress
+from .prompts import Rows, rows_to_try
 from .reference import write_reference
 from .report import Difference, Generation, OutputError, Phase, Verification
 from .session import Cache, Unfit, attentions, caches_of, provider_for
 from .weight_format import WeightFormat
-
-_LONG, _SHORT = 17, 12  # tokens of the prompts
 
 # Bounds of max |difference| / max |logit|, by what was rounded differently.
 # Same float32 weights: only the order of float32 sums differs; some 1e-6 a layer's product, over tens of layers.
@@ -32,8 +31,6 @@ _LONG, _SHORT = 17, 12  # tokens of the prompts
 # largest, which is what bfloat16 does to each.
 _TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1.5e-1}
 _EIGHT_BIT_TOLERANCE = 2e-2
-
-_BIAS = op_spec.input_names(op_spec.ATTENTION).index("attention_bias")
 
 
 def verify_export(
@@ -50,11 +47,11 @@ def verify_export(
     weights: the formats in use. changed: by name, what original weights have become that are stored as something else.
 
     A prompt of random tokens and some decode steps, greedy by the original's logits, the cache passed from each run's
-    present outputs to the next one's past inputs; it grows, or has room for all from the beginning where the exported
-    graph is in the dense form. Then the exported graph goes on from the prompt by its own greedy tokens. There are two
-    rows, the shorter one with padding where attention_mask says what that is: on the left where the graph hides it by a
-    bias, on the right where it counts each row's tokens, as GroupQueryAttention does. A graph that takes no such rows
-    gets two of one length, or one row.
+    present outputs to the next one's past inputs; it grows, or has room for all from the beginning where past and
+    present have one size. Then the exported graph goes on from the prompt by its own greedy tokens. There are two rows,
+    the shorter one with padding where an input says what that is: on the left where attention_mask does and the graph
+    hides it by a bias, on the right where it counts each row's tokens, as GroupQueryAttention does. A graph that takes
+    no such rows gets two of one length, or one row.
 
     Where weights are quantised, what is judged is the difference to the original graph with the values that are stored,
     which is written beside `exported` meanwhile; the difference to the original itself is reported. Where that cannot
@@ -75,16 +72,17 @@ def _verification(
     changed: Mapping[str, ir.TensorProtocol],
     progress: Progress | None,
 ) -> Verification:
-    caches, before = caches_of(model), attentions(ir.load(original))
+    caches, source = caches_of(model), ir.load(original)
+    before = attentions(source)
     provider = _provider(caches, before)
     if library is None:
         raise Unfit("no op library was given")
     own = Graph("original", original, provider)
-    batches = _batches(model, before)
+    batches = rows_to_try(source, model, caches)
     rows, expected = _first_that_runs(own, caches, batches, progress)
     quantised = bool(changed) and any(form.quantised for form in weights)
     loss: list[Difference] = []
-    ours = Graph("exported", exported, provider, library, fixed_caches=_is_dense(model))
+    ours = Graph("exported", exported, provider, library)
     actual = run(ours, caches, rows, expected.fed, progress)
     if quantised:
         loss = _differences(expected, actual)
@@ -117,34 +115,6 @@ def _tolerance(model: ir.Model, caches: list[Cache], weights: Collection[WeightF
     if _rounds_activations(model):
         tolerances.append(_TOLERANCES["bfloat16"])
     return max(tolerances)
-
-
-def _batches(model: ir.Model, before: list[ir.Node]) -> list[Rows]:
-    """What to try, the best first; `before`: the original's attentions."""
-    inputs = {value.name: value for value in model.graph.inputs}
-    tokens = inputs.get("input_ids")
-    one = Rows((_LONG,))
-    if tokens is None or (tokens.shape and isinstance(tokens.shape[0], int)):
-        return [one]
-    plain = [Rows((_LONG, _LONG)), one]
-    if "attention_mask" not in inputs:
-        return plain
-    now = attentions(model)
-    if all(_has_bias(node) for node in now):
-        return [Rows((_LONG, _SHORT), "left"), *plain]
-    if len(before) == len(now):
-        return [Rows((_LONG, _SHORT), "right"), *plain]
-    return plain
-
-
-def _has_bias(node: ir.Node) -> bool:
-    inputs = op_spec.inputs(node)
-    return len(inputs) > _BIAS and inputs[_BIAS] is not None
-
-
-def _is_dense(model: ir.Model) -> bool:
-    """Whether `model` is for engines, whose caches do not grow."""
-    return any(node.domain == op_spec.DENSE_DOMAIN for node in model.graph.all_nodes())
 
 
 def _rounds_activations(model: ir.Model) -> bool:

@@ -13,6 +13,9 @@ BLOCK_SIZES = (16, 32, 64, 128)
 WEIGHTS_HELP = "keep, f32, f16, bf16, int8, fp8 or int4[:BLOCK[:zero-points]], BLOCK 16, 32 (default), 64 or 128"
 _DEFAULT_BLOCK_SIZE = 32
 _ZERO_POINTS = "zero-points"
+# As com.microsoft::MatMulNBits has it on CPUs, where integers are multiplied by integers then: products of numbers of 4
+# bits by float32 have it where nobody says otherwise.
+CPU_ACCURACY_LEVEL = 4
 # Element type of the stored numbers; those of int4 are packed.
 _QUANTISED = {"int8": ir.DataType.INT8, "fp8": ir.DataType.FLOAT8E4M3FN, "int4": ir.DataType.UINT8}
 

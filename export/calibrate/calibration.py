@@ -9,10 +9,11 @@ import numpy as np
 import onnx_ir as ir
 
 from .. import op_spec
+from ..decoder_inputs import Call
 from ..errors import ExportError
 from ..pack import register
 from ..progress import Progress
-from ..session import Unfit, caches_of, empty_past, feeds_for, open_session, provider_for
+from ..session import Unfit, caches_of, empty_past, feeds_for, open_session, provider_for, stated_room
 from .findings import Calibration, LayerScores
 from .interval import LARGEST_SHARE
 from .probe import add_probes
@@ -38,8 +39,8 @@ def calibrate_phi(
     Raises ExportError where the graph cannot be run here, or not on these tokens.
     """
     model = ir.load(graph)
-    rows = _rows(tokens, min(_ROW_TOKENS, positions))
     try:
+        rows = _rows(tokens, min(_ROW_TOKENS, positions, stated_room(model, caches_of(model)) or positions))
         found = _scores(model, graph, rows, text, library, progress)
     except Unfit as reason:
         raise ExportError(f"calibration is not possible: {reason}") from reason
@@ -70,16 +71,11 @@ def _scores(
     finally:
         probed.unlink(missing_ok=True)
     names = sorted({name for scores in found for name in scores.attention.outputs})
-    dense = any(node.domain == op_spec.DENSE_DOMAIN for node in model.graph)
     for done, row in enumerate(rows):
-        known = {
-            "input_ids": row[None],
-            "attention_mask": np.ones((1, row.size), np.int64),
-            "position_ids": np.arange(row.size)[None],
-        }
-        past = empty_past(caches, 1, row.size if dense else 0)
+        call = Call(np.ones((1, row.size), bool), np.zeros(1, int), row.size)
+        past = empty_past(session, caches, 1, row.size)
         try:
-            outputs = dict(zip(names, session.run(names, feeds_for(session, known, past)), strict=True))
+            outputs = dict(zip(names, session.run(names, feeds_for(session, row[None], call, past)), strict=True))
         except Unfit:
             raise
         except Exception as error:  # ONNX Runtime's exception classes share no public base

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from .. import op_spec
-from ..fuse.attention import activation_dtype, head_size
+from ..attention_node import activation_dtype, head_size
 from ..pack import register
 
 _PREFIX = "fdpp_calibrate"

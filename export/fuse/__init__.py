@@ -13,7 +13,7 @@ from . import (
     flat_gemm,
     gated_products,
     head_norms,
-    int4_gemm,
+    matmul_nbits,
     qkv_product,
     split_qkv,
     tied_embedding,
@@ -28,19 +28,24 @@ def fuse(
     head_weights: WeightFormat | None = None,
     gated: bool = True,
     packed_qkv: bool = True,
+    bias_in_products: bool = True,
+    norms_of_heads: bool = True,
 ) -> dict[str, ir.TensorProtocol]:
     """Applies all rules to `model` in place.
 
     head_weights: of the product that makes the logits; None: as the others'. gated: gates and what they gate become one
-    product. packed_qkv: so do queries, keys and values, which an attention reads packed. Returns, by name, what those
-    original weights have become that are not stored as they were.
+    product. packed_qkv: so do queries, keys and values, which an attention reads packed. bias_in_products: products add
+    constants themselves. norms_of_heads: attentions normalise heads themselves. Returns, by name, what those original
+    weights have become that are not stored as they were.
     """
     attention.rewrite(model, report)
-    head_norms.rewrite(model, report)
-    int4_gemm.rewrite(model, report)
+    if norms_of_heads:
+        head_norms.rewrite(model, report)
+    matmul_nbits.rewrite(model, report)
     dequantised_product.rewrite(model, report)
     packed = flat_gemm.rewrite(model, weights, report, head_weights)
-    bias.rewrite(model, report)
+    if bias_in_products:
+        bias.rewrite(model, report)
     tied_embedding.rewrite(packed, report)
     if gated:
         gated_products.rewrite(model, report)

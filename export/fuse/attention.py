@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import onnx_ir as ir
 
 from .. import op_spec
+from ..attention_node import activation_dtype, head_size, input_of, query_heads, takes_norms
 from ..dtypes import spec_name
+from ..nodes import attribute_of, columns_of, dtype_of
 from ..report import ExportReport
 
 # Inputs by index, the same for both ops; FdppAttention alone has one more, phi.
@@ -75,10 +76,10 @@ def _refused_ports(node: ir.Node) -> str | None:
         if value is not None and index >= _INPUTS:
             return f"input {index} is not known"
     for index, name in _REQUIRED.items():
-        if _input(node, index) is None:
+        if input_of(node, index) is None:
             return f"input {name} is missing"
     for names, (first, second) in _PAIRS.items():
-        if (_input(node, first) is None) != (_input(node, second) is None):
+        if (input_of(node, first) is None) != (input_of(node, second) is None):
             return f"{names} must be given together"
     outputs = [bool(value.name) for value in node.outputs]
     if outputs[:3] != [True] * 3:
@@ -94,17 +95,17 @@ def _refused_attributes(node: ir.Node) -> str | None:
         if name not in known and attribute.value not in _NEUTRAL.get(name, ()):
             return f"attribute {name} = {attribute.value!r} is not supported"
     for name in ("num_heads", "kv_num_heads"):
-        if _attribute(node, name, 0) <= 0:
+        if attribute_of(node, name, 0) <= 0:
             return f"attribute {name} is missing or not positive"
-    if _attribute(node, "num_heads", 0) % _attribute(node, "kv_num_heads", 0):
+    if attribute_of(node, "num_heads", 0) % attribute_of(node, "kv_num_heads", 0):
         return "kv_num_heads does not divide num_heads"
     for name in ("scale", "softcap", *(["qk_norm_epsilon"] if takes_norms(node) else [])):
-        if not math.isfinite(_attribute(node, name, 0.0)) or _attribute(node, name, 0.0) < 0:
+        if not math.isfinite(attribute_of(node, name, 0.0)) or attribute_of(node, name, 0.0) < 0:
             return f"attribute {name} is not a finite number of at least 0"
-    window = _attribute(node, "local_window_size", -1)
+    window = attribute_of(node, "local_window_size", -1)
     if window < -1 or window == 0:
         return f"attribute local_window_size = {window} is neither -1 nor positive"
-    if _attribute(node, "do_rotary", 0) and _input(node, 7) is None:
+    if attribute_of(node, "do_rotary", 0) and input_of(node, 7) is None:
         return "do_rotary is 1 but cos_cache is missing"
     return None
 
@@ -113,29 +114,29 @@ def _refused_shapes(node: ir.Node) -> str | None:
     size = head_size(node)
     if size is None:
         return "the head size is not known: neither query nor past_key has a static last dimension"
-    columns, heads = _last_dimension(_input(node, 0)), _query_heads(node)
+    columns, heads = columns_of(input_of(node, 0)), query_heads(node)
     if columns not in (None, heads * size):
         return f"query has {columns} columns, not those of {heads} heads of {size}"
-    cache = _dtype(_input(node, 3))
+    cache = dtype_of(input_of(node, 3))
     unit = 16 if cache in _EIGHT_BIT else 8
     if size % unit or not 0 < size <= _MAX_HEAD_SIZE:
         return f"head size {size} is not a multiple of {unit} up to {_MAX_HEAD_SIZE} ({spec_name(cache)} cache)"
-    half = _last_dimension(_input(node, 7))
-    if _attribute(node, "do_rotary", 0) and half is not None:
+    half = columns_of(input_of(node, 7))
+    if attribute_of(node, "do_rotary", 0) and half is not None:
         if 2 * half % 8 or not 0 < 2 * half <= size:
             return f"cos_cache rotates {2 * half} columns, not a multiple of 8 up to the head size {size}"
-        if _attribute(node, "rotary_embedding_dim", 0) not in (0, 2 * half):
+        if attribute_of(node, "rotary_embedding_dim", 0) not in (0, 2 * half):
             return f"rotary_embedding_dim is not the {2 * half} columns that cos_cache rotates"
     for index, name in ((14, "q_norm_weight"), (15, "k_norm_weight")):
-        elements = _elements(_input(node, index))
+        elements = _elements(input_of(node, index))
         if elements not in (None, size):
             return f"{name} has {elements} elements, not one for each of the head's {size} columns"
     return None
 
 
 def _refused_types(node: ir.Node) -> str | None:
-    cache = _dtype(_input(node, 3))
-    values = _dtype(_input(node, 4))
+    cache = dtype_of(input_of(node, 3))
+    values = dtype_of(input_of(node, 4))
     if cache is None or values is None:
         return f"the element type of {'past_key' if cache is None else 'past_value'} is not known"
     if cache != values:
@@ -149,13 +150,13 @@ def _refused_types(node: ir.Node) -> str | None:
 
 
 def _refused_quantization(node: ir.Node) -> str | None:
-    cache = _dtype(_input(node, 3))
+    cache = dtype_of(input_of(node, 3))
     quantised = cache in _EIGHT_BIT
-    width = _attribute(node, "kv_cache_bit_width", 8 if quantised else 0)
+    width = attribute_of(node, "kv_cache_bit_width", 8 if quantised else 0)
     if width != (8 if quantised else 0):
         return f"attribute kv_cache_bit_width = {width} is not supported with the {spec_name(cache)} cache"
     for side, index in (("k", 12), ("v", 13)):
-        kind, scale = _attribute(node, f"{side}_quant_type", "NONE"), _input(node, index)
+        kind, scale = attribute_of(node, f"{side}_quant_type", "NONE"), input_of(node, index)
         if kind not in (("PER_TENSOR", "PER_CHANNEL") if quantised else ("NONE",)):
             return f"attribute {side}_quant_type = {kind!r} does not go with the {spec_name(cache)} cache"
         if quantised != (scale is not None):
@@ -163,57 +164,10 @@ def _refused_quantization(node: ir.Node) -> str | None:
         size = head_size(node)
         if scale is None or size is None:
             continue
-        elements, wanted = _elements(scale), 1 if kind == "PER_TENSOR" else _attribute(node, "kv_num_heads", 0) * size
+        elements, wanted = _elements(scale), 1 if kind == "PER_TENSOR" else attribute_of(node, "kv_num_heads", 0) * size
         if elements not in (None, wanted):
             return f"{side}_scale has {elements} elements, not the {wanted} of {kind}"
     return None
-
-
-def activation_dtype(node: ir.Node) -> ir.DataType | None:
-    """Element type of query; None: the graph does not state it."""
-    # All of these have query's type, but a graph need not state the types of inner values.
-    known = (_dtype(_input(node, index)) for index in (0, 1, 2, 7, 8, 10, 11, 14, 15))
-    return next((dtype for dtype in known if dtype is not None), None)
-
-
-def takes_norms(node: ir.Node) -> bool:
-    """Whether `node` normalises query and key heads."""
-    return _input(node, 14) is not None
-
-
-def head_size(node: ir.Node) -> int | None:
-    """Columns of a head, from the query or else from past_key [B, Hkv, L, D]; None: neither says."""
-    columns, heads = _last_dimension(_input(node, 0)), _query_heads(node)
-    if columns is not None and columns % heads == 0:
-        return columns // heads
-    return _last_dimension(_input(node, 3))
-
-
-def _query_heads(node: ir.Node) -> int:
-    """How many heads the query of `node` has, those of keys and values included where they are packed with it."""
-    packed = _input(node, 1) is None
-    return _attribute(node, "num_heads", 0) + (2 * _attribute(node, "kv_num_heads", 0) if packed else 0)
-
-
-def _input(node: ir.Node, index: int) -> ir.Value | None:
-    inputs = op_spec.inputs(node)
-    return inputs[index] if index < len(inputs) else None
-
-
-def _attribute(node: ir.Node, name: str, default: Any) -> Any:
-    return node.attributes[name].value if name in node.attributes else default
-
-
-def _dtype(value: ir.Value | None) -> ir.DataType | None:
-    return value.dtype if value is not None else None
-
-
-def _last_dimension(value: ir.Value | None) -> int | None:
-    """The static last dimension of `value`; None if it is absent, unknown or symbolic."""
-    if value is None or not value.shape:
-        return None
-    last = value.shape[-1]
-    return last if isinstance(last, int) else None
 
 
 def _elements(value: ir.Value | None) -> int | None:

@@ -12,18 +12,16 @@ import onnx_ir as ir
 
 from .. import op_spec
 from ..dtypes import FORMAT, spec_name
-from ..nodes import is_constant
+from ..nodes import columns_of, is_constant
 from ..pack import packed_weight, register, rounded
 from ..quantised_weight import QuantisedWeight
 from ..report import ExportReport
-from ..weight_format import WeightFormat
-from . import int4_gemm
+from ..weight_format import CPU_ACCURACY_LEVEL, WeightFormat
+from . import matmul_nbits
 from .language_model_head import language_model_head
 from .weight import Weight, weight_of
 
 _INPUTS = op_spec.input_names(op_spec.FLAT_GEMM)
-# As com.microsoft::MatMulNBits has it for CPUs, which multiply integers by integers then.
-_CPU_ACCURACY_LEVEL = 4
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ def rewrite(
     for node in model.graph.all_nodes():
         if node.domain == op_spec.DOMAIN or not ("MatMul" in node.op_type or node.op_type == "Gemm"):
             continue
-        if int4_gemm.is_candidate(node):
+        if matmul_nbits.is_candidate(node):
             continue
         form = head_weights if head_weights is not None and node is head else weights
         reason = _refusal(node, form)
@@ -91,7 +89,7 @@ def _replace(node: ir.Node, weight: Weight, packed: PackedWeight) -> None:
     if form.name == "int4":
         attributes["block_size"] = form.block_size
         if weight.value.const_value.dtype == ir.DataType.FLOAT:
-            attributes["accuracy_level"] = _CPU_ACCURACY_LEVEL
+            attributes["accuracy_level"] = CPU_ACCURACY_LEVEL
     node.attributes.clear()
     for attribute in ir.convenience.convert_attributes(attributes):
         node.attributes[attribute.name] = attribute
@@ -110,7 +108,7 @@ def _refusal(node: ir.Node, form: WeightFormat) -> str | None:
     if len(weight.shape) != 2 or 0 in weight.shape:
         return f"B ({b.name}) has shape {list(weight.value.const_value.shape.numpy())}, expected [K, N]"
     rows, columns = weight.shape
-    if a.shape and isinstance(a.shape[-1], int) and a.shape[-1] != columns:
+    if columns_of(a) not in (None, columns):
         return f"A ({a.name}) has {a.shape[-1]} columns but B ({b.name}) has {columns} rows"
     if node.op_type == "Gemm" and (reason := _gemm_refusal(node, rows)) is not None:
         return reason

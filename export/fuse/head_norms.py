@@ -8,9 +8,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from .. import op_spec
-from ..nodes import input_at, numbers, read_once, remove_unread
+from ..attention_node import head_size
+from ..nodes import columns_of, input_at, numbers, rank_of, read_once, remove_unread
 from ..report import ExportReport
-from .attention import head_size
 
 _INPUTS = op_spec.input_names(op_spec.ATTENTION)
 _QUERY, _KEY, _Q_NORM, _K_NORM = (_INPUTS.index(name) for name in ("query", "key", "q_norm", "k_norm"))
@@ -47,19 +47,19 @@ def _norm_of_heads(value: ir.Value | None, size: int) -> ir.Node | None:
         return None
     heads, weight = norm.inputs[:2]
     apart = _standard(heads, "Reshape")
-    if apart is None or not _is_over_last_axis(norm) or _columns(weight) != size or len(weight.shape) != 1:
+    if apart is None or not _is_over_last_axis(norm) or columns_of(weight) != size or len(weight.shape) != 1:
         return None
     x = apart.inputs[0]
     if x.dtype is None or x.dtype != weight.dtype or not _splits(apart, x, heads, size):
         return None
-    return norm if _merges(back, value, keeps=_keeps_tokens(apart, x, heads), columns=_columns(x)) else None
+    return norm if _merges(back, value, keeps=_keeps_tokens(apart, x, heads), columns=columns_of(x)) else None
 
 
 def _splits(apart: ir.Node, x: ir.Value, heads: ir.Value, size: int) -> bool:
     """Whether the last dimension of `x` [B, S, H * D], and no other, is cut into heads of `size` columns."""
-    columns, shape = _columns(x), numbers(apart.inputs[1])
-    last = shape[-1] if shape else _columns(heads)
-    return _rank(x) == 3 and columns is not None and columns % size == 0 and last == size
+    columns, shape = columns_of(x), numbers(apart.inputs[1])
+    last = shape[-1] if shape else columns_of(heads)
+    return rank_of(x) == 3 and columns is not None and columns % size == 0 and last == size
 
 
 def _keeps_tokens(apart: ir.Node, x: ir.Value, heads: ir.Value) -> bool:
@@ -67,7 +67,7 @@ def _keeps_tokens(apart: ir.Node, x: ir.Value, heads: ir.Value) -> bool:
     shape = numbers(apart.inputs[1])
     if shape is not None:
         return len(shape) == 4 and shape[:2] == [0, 0]
-    if _rank(heads) != 4:
+    if rank_of(heads) != 4:
         return False
     return None not in heads.shape[:2] and heads.shape[:2] == x.shape[:2]
 
@@ -77,7 +77,7 @@ def _merges(back: ir.Node, value: ir.Value, *, keeps: bool, columns: int) -> boo
     have."""
     shape = numbers(back.inputs[1])
     if shape is None:
-        return _rank(value) == 3 and _columns(value) == columns
+        return rank_of(value) == 3 and columns_of(value) == columns
     return len(shape) == 3 and (shape[2] == columns or (keeps and shape == [0, 0, -1]))
 
 
@@ -89,15 +89,6 @@ def _is_over_last_axis(norm: ir.Node) -> bool:
 def _standard(value: ir.Value | None, op: str) -> ir.Node | None:
     node = value.producer() if value is not None else None
     return node if node is not None and (node.domain, node.op_type) == ("", op) else None
-
-
-def _columns(value: ir.Value) -> int | None:
-    last = value.shape[-1] if value.shape else None
-    return last if isinstance(last, int) else None
-
-
-def _rank(value: ir.Value) -> int | None:
-    return None if value.shape is None else len(value.shape)
 
 
 def _epsilon(norm: ir.Node) -> float:

@@ -22,6 +22,12 @@ def product_of(value: ir.Value | None) -> ir.Node | None:
     return node if node is not None and op_spec.is_op(node, op_spec.FLAT_GEMM) else None
 
 
+def has_no_more(product: ir.Node) -> bool:
+    """Whether `product` is A times weights and perhaps a bias, and nothing else."""
+    plain = all(value is None or index in (_A, *_OF_ROWS) for index, value in enumerate(product.inputs))
+    return plain and "activation" not in product.attributes
+
+
 def can_be_one(products: Sequence[ir.Node]) -> bool:
     """Whether all have the same A and attributes, besides N, no activation, the same inputs of rows and no others, and
     nobody else reads their weights, which would be stored twice."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from .. import op_spec
+from ..attention_node import head_size
 from ..nodes import input_at, read_once
 from ..report import ExportReport
-from .attention import head_size
 from .joined_products import can_be_one, one_product, product_of
 
 _INPUTS = op_spec.input_names(op_spec.ATTENTION)

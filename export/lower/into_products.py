@@ -27,6 +27,8 @@ def into_products(model: ir.Model, report: ExportReport, *, sums_stay: bool = Fa
     sums_stay: a norm with a sum of its own stays where no product can take the sum, which would become a node."""
     for node in list(model.graph.all_nodes()):
         key = (node.domain, node.op_type)
+        if key == _SKIP_NORM or key in _NORMS:
+            _take_shapes_from_input(node)
         if key == _SKIP_NORM and _sums_two(node) and _is_for_products(node, input_at(node, 2)):
             if sums_stay and _product_of_sum(node) is None:
                 continue
@@ -39,6 +41,15 @@ def into_products(model: ir.Model, report: ExportReport, *, sums_stay: bool = Fa
     for node in list(model.graph.all_nodes()):
         if (node.domain, node.op_type) == ("", "Add") and _take_sum(node):
             report.rewrote(f"Add -> {op_spec.FLAT_GEMM}")
+
+
+def _take_shapes_from_input(norm: ir.Node) -> None:
+    """A norm, and the sum ahead of it, has its inputs' shape: who wants no more keeps neither it nor that sum."""
+    tensors = norm.inputs[: 2 if norm.op_type == _SKIP_NORM[1] else 1]
+    source = next((x for x in tensors if x is not None and not _is_product(x.producer())), tensors[0])
+    for reader, index in list(norm.outputs[0].uses()):
+        if (reader.domain, reader.op_type) == ("", "Shape") and source is not None:
+            reader.replace_input_with(index, source)
 
 
 def _is_product(node: ir.Node | None) -> bool:

@@ -11,8 +11,8 @@ from typing import Any
 import onnx_ir as ir
 
 from .. import op_spec
+from ..attention_node import activation_dtype
 from ..errors import ExportError
-from ..fuse.attention import activation_dtype
 
 PROFILES_FILE = "profiles.json"
 _PLUGIN = "libfdpp_trt.so"

@@ -1,9 +1,12 @@
-"""Brings a graph into the one spelling that the rules match: no local functions, large constants as initializers."""
+"""Brings a graph into the one spelling that the rules match: no local functions, large constants as initializers, no
+FusedMatMul."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 from onnx_ir.passes import common
+
+from .fused_matmul import spell_out_fused_matmul
 
 
 def canonicalise(model: ir.Model) -> None:
@@ -11,3 +14,4 @@ def canonicalise(model: ir.Model) -> None:
     if model.functions:
         common.InlinePass()(model)
     common.LiftConstantsToInitializersPass()(model)
+    spell_out_fused_matmul(model)

@@ -10,7 +10,7 @@ from .source import Source
 
 # transformers' configuration, which its exporter, optimum and others leave beside the graph.
 _CONFIG = "config.json"
-_KEYS = ("max_position_embeddings", "n_positions")
+_KEYS = ("max_position_embeddings", "n_positions", "seq_length")
 _UNKNOWN = 32768
 
 

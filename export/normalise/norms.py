@@ -40,8 +40,9 @@ def fuse_norms(model: ir.Model, report: ExportReport) -> None:
             node.op_type = _NORM
             norms += 1
     sums = fuse_skip_rms_normalization(model)
+    # Some of the norms behind sums may have been such nodes before.
     for name, count in ((_NORM, norms - sums), (_SKIP_NORM, sums)):
-        if count:
+        if count > 0:
             report.rewritten[f"RMS norm -> {name}"] = count
 
 

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 import fdpp_ort
 from fdpp_ort.errors import FdppError
 from fdpp_ort.export import (
+    CACHES,
     PROFILES_FILE,
     SOFTMAX_MODES,
     TARGETS,
@@ -23,6 +24,26 @@ from fdpp_ort.export import (
     export_model,
     find_gpu,
     to_html,
+)
+
+# Options, whether they are on unless said otherwise, and what they do.
+_REWRITES = (
+    ("gated", True, "make one product of gate and up in silu(gate) * up"),
+    ("packed-qkv", True, "make one product of those for queries, keys and values"),
+    ("bias", True, "let products add the biases behind them"),
+    ("head-norms", True, "let attention do the RMS norms of query and key heads"),
+    ("norms", True, "make one node of an RMS norm in standard ops, and of the residual sum ahead of it"),
+    (
+        "norms-into-products",
+        True,
+        "onnxruntime: let products do the RMS norms ahead of them and the residual sums behind them",
+    ),
+    ("prefetch", False, "onnxruntime: tell each product which weight the next one reads, for the L2 of a GPU"),
+    (
+        "last-logits",
+        False,
+        "onnxruntime: compute the logits of each row's last token alone; they become [batch, 1, vocabulary]",
+    ),
 )
 
 
@@ -45,84 +66,76 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fdpp-export", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="fdpp-export",
+        description="An ONNX language model in, a folder with the same model on our ops out.",
+        epilog="In parentheses: what holds where an option is not given.",
+    )
     parser.add_argument("source", metavar="IN", type=Path, help="model folder or .onnx file")
     parser.add_argument("destination", metavar="OUT", type=Path, help="folder to make")
-    parser.add_argument("--target", choices=TARGETS, default="onnxruntime", help="runtime to export for")
-    parser.add_argument(
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if fdpp-export wrote it")
+    _add_what_is_written(parser.add_argument_group("what is written"))
+    _add_rewrites(parser.add_argument_group("rewrites, each of which the report counts"))
+    _add_checks(parser.add_argument_group("checks and report"))
+    return parser
+
+
+def _add_what_is_written(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--target", choices=TARGETS, default="onnxruntime", help="runtime to export for (%(default)s)")
+    group.add_argument(
         "--weights",
         metavar="FORMAT",
         default="keep",
-        help=f"how the weights of products are stored: {WEIGHTS_HELP}; keep (default): as in IN",
+        help=f"how the weights of products are stored: {WEIGHTS_HELP} (%(default)s)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--head-weights",
         metavar="FORMAT",
-        help="the same for the product that makes the logits (default: as --weights, int8 beside int4)",
+        help="the same for the product that makes the logits (as --weights, but int8 beside int4)",
     )
-    parser.add_argument("--softmax", choices=SOFTMAX_MODES, default="lazy", help="softmax_mode of FdppAttention")
-    parser.add_argument(
-        "--verify",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="compare the logits of both graphs in ONNX Runtime",
-    )
-    parser.add_argument(
-        "--gated",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="make one product of gate and up in silu(gate) * up",
-    )
-    parser.add_argument(
-        "--packed-qkv",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="make one product of those for queries, keys and values",
-    )
-    parser.add_argument(
-        "--norms-into-products",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="onnxruntime: let products do the RMS norms ahead of them and the residual sums behind them",
-    )
-    parser.add_argument(
-        "--prefetch",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="onnxruntime: tell each product which weight the next one reads, for a GPU to prefetch it into the L2",
-    )
-    parser.add_argument(
-        "--last-logits",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="onnxruntime: compute the logits of each row's last token alone; they become [batch, 1, vocabulary]",
-    )
-    parser.add_argument(
-        "--max-batch", metavar="ROWS", type=int, help="tensorrt: rows at once that engines are built for (default 1)"
-    )
-    parser.add_argument(
-        "--max-length",
-        metavar="TOKENS",
-        type=int,
-        help="tokens in a row that engines and rotary tables that IN lacks are made for (default: the context length)",
-    )
-    parser.add_argument(
+    group.add_argument("--softmax", choices=SOFTMAX_MODES, default="lazy", help="of attention (%(default)s)")
+    group.add_argument(
         "--calibrate",
         metavar="FILE",
         type=Path,
-        help="run this text, or token ids (.npz), and give layers where it is worth it the unified softmax and its phi",
+        help="run this text, or token ids (.npz), and give attentions where it is worth it the unified softmax",
     )
-    parser.add_argument(
-        "--gpu", metavar="NAME|GB/s", help="whose tokens/s limit the report states (default: this machine's)"
+    group.add_argument(
+        "--cache",
+        choices=CACHES,
+        help="onnxruntime: say in graph and genai_config.json that past and present share a buffer with room, or that "
+        "they grow (as in IN)",
     )
-    parser.add_argument(
-        "--report",
-        metavar="FILE",
-        type=Path,
-        help="write the report there, too, as JSON or, for FILE.html, as a page",
+    group.add_argument(
+        "--max-length",
+        metavar="TOKENS",
+        type=int,
+        help="tokens in a row that engines, and rotary tables that IN lacks, are made for (the context length)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT if fdpp-export wrote it")
-    return parser
+    group.add_argument(
+        "--max-batch", metavar="ROWS", type=int, help="tensorrt: rows at once that engines are built for (1)"
+    )
+
+
+def _add_rewrites(group: argparse._ArgumentGroup) -> None:
+    for name, default, what in _REWRITES:
+        state = "on" if default else "off"
+        group.add_argument(
+            f"--{name}", action=argparse.BooleanOptionalAction, default=default, help=f"{what} ({state})"
+        )
+
+
+def _add_checks(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--verify",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="run both graphs in ONNX Runtime and compare logits, caches and generated tokens (on)",
+    )
+    group.add_argument("--gpu", metavar="NAME|GB/s", help="whose limit of tokens/s the report states (this machine's)")
+    group.add_argument(
+        "--report", metavar="FILE", type=Path, help="write the report there, too: as a page to .html, otherwise as JSON"
+    )
 
 
 def _export(options: argparse.Namespace) -> ExportReport:
@@ -144,11 +157,8 @@ def _export(options: argparse.Namespace) -> ExportReport:
             head_weights=options.head_weights,
             softmax=options.softmax,
             verify=options.verify,
-            gated=options.gated,
-            packed_qkv=options.packed_qkv,
-            norms_into_products=options.norms_into_products,
-            prefetch=options.prefetch,
-            last_logits=options.last_logits,
+            **{name.replace("-", "_"): vars(options)[name.replace("-", "_")] for name, _, _ in _REWRITES},
+            cache=options.cache,
             library=fdpp_ort.library_path() if needs_library else None,
             overwrite=options.overwrite,
             max_batch=options.max_batch,

@@ -188,6 +188,23 @@ def decoder(*changes: tuple[str, str], dtype: type[np.floating] = np.float32) ->
     return _model(text, HEADS, dtype)
 
 
+def with_logits(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model`, whose hidden states are called logits from now on."""
+    for names in (*(node.output for node in model.graph.node), *(node.input for node in model.graph.node)):
+        names[:] = ["logits" if name == "hidden" else name for name in names]
+    model.graph.output[0].name = "logits"
+    return model
+
+
+def with_room(proto: onnx.ModelProto, room: int | str) -> onnx.ModelProto:
+    """`proto` whose caches have that size, a number or a name."""
+    for value in (*proto.graph.input[2:], *proto.graph.output[1:]):
+        size = value.type.tensor_type.shape.dim[2]
+        size.Clear()
+        setattr(size, "dim_param" if isinstance(room, str) else "dim_value", room)
+    return proto
+
+
 def _changed(text: str, changes: Iterable[tuple[str, str]]) -> str:
     for old, new in changes:
         assert text.count(old) == 1, old

@@ -73,7 +73,9 @@ LEFT = {
     "no mask": (4, STANDARD.format("", f"q3, k3, v3, , {CACHED}"), "it has no mask"),
     "a bias that is no constant": (
         2,
-        f"moved = Mul(wb, zero_f)\n  {CONTRIB.format('', f'q3, k3, v3, moved, , mask, {CACHED}')}",
+        f"""past = Cast<to = 1>(past0)
+        moved = Mul(wb, past)
+        {CONTRIB.format("", f"q3, k3, v3, moved, , mask, {CACHED}")}""",
         "its bias (moved) is not constant",
     ),
     "key_padding_mask without a causal mask": (

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 from both_graphs import rewrite
-from spelled_out_models import one_token
+from spelled_out_models import one_token, with_logits
 
 import fdpp_ort
+from fdpp_ort.export import export_model
 from fdpp_ort.export.report import ExportReport
 
 OP = (
@@ -54,9 +57,22 @@ def test_is_taken(case: str, report: ExportReport) -> None:
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("case", "rows"), [("plain", ""), ("mask_index", ", padded on the left")])
+def test_verification(case: str, rows: str, tmp_path: Path, library: str) -> None:
+    """The prompt is fed token by token."""
+    proto = with_logits(one_token(TAKEN[case]))
+    if not rows:
+        del proto.graph.input[1]  # the attention_mask
+    onnx.save(proto, tmp_path / "in.onnx")
+    check = export_model(tmp_path / "in.onnx", tmp_path / "out", library=library).verification
+    assert (check.status, check.rows) == ("passed", f"prompts of 17, {12 if rows else 17} tokens{rows}")
+    assert [phase.tokens for phase in check.phases] == [29 if rows else 34, 32]
+    assert all(phase.relative_error < 1e-5 for phase in check.phases)
+
+
 LEFT = {
     "a bias that is no constant": (
-        f"moved = Mul(wb, zero_f)\n  {OP.format('', '', ', , , moved')}",
+        f"past = Cast<to = 1>(past_sequence_length)\n  moved = Mul(wb, past)\n  {OP.format('', '', ', , , moved')}",
         "its bias (moved) is not constant",
     ),
     "beams": (

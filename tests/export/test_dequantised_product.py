@@ -25,8 +25,9 @@ def product(
     turned: bool = False,
     axis: int | None = None,
     scales: tuple[int, ...] | None = None,
+    columns: int = K,
 ) -> onnx.ModelProto:
-    """A product by random numbers of type `kind`, [K, N] or, `turned`, [N, K] with a Transpose.
+    """A product by random numbers of type `kind`, [columns, N] or, `turned`, [N, columns] with a Transpose.
 
     points: "" none, "middle" or "random". axis, scales: axis and shape of the scales where they are not the usual."""
     random, dtype = np.random.default_rng(0), helper.tensor_dtype_to_np_dtype(kind)
@@ -37,12 +38,12 @@ def product(
         values = np.full(shape, first + count // 2) if middle else random.integers(first, first + count, shape)
         return numpy_helper.from_array(values.astype(dtype), name)
 
-    usual = ((-(-K // block_size), N) if block_size else (N,))[:: -1 if turned else 1]
+    usual = ((-(-columns // block_size), N) if block_size else (N,))[:: -1 if turned else 1]
     shape = usual if scales is None else scales
     along_k, along_n = (1, 0) if turned else (0, 1)
     axis = (along_k if block_size else along_n) if axis is None else axis
     weights = [
-        numbers((N, K) if turned else (K, N), "numbers"),
+        numbers((N, columns) if turned else (columns, N), "numbers"),
         numpy_helper.from_array(random.uniform(0.01, 0.02, shape).astype(np.float32), "scales"),
         *([numbers(shape, "points", points == "middle")] if points else []),
     ]
@@ -51,7 +52,7 @@ def product(
     if turned:
         nodes.append(helper.make_node("Transpose", ["values"], ["turned"], perm=[1, 0]))
     nodes.append(helper.make_node("MatMul", ["a", nodes[-1].output[0]], ["y"], name="product"))
-    ports = [helper.make_tensor_value_info(name, 1, ["rows", size]) for name, size in (("a", K), ("y", N))]
+    ports = [helper.make_tensor_value_info(name, 1, ["rows", size]) for name, size in (("a", columns), ("y", N))]
     graph = helper.make_graph(nodes, "product", ports[:1], ports[1:], weights)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
@@ -74,7 +75,7 @@ def run(proto: onnx.ModelProto, exact: bool = True) -> np.ndarray:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     fdpp_ort.register(options)
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    a = np.random.default_rng(1).standard_normal((3, K), np.float32)
+    a = np.random.default_rng(1).standard_normal((3, session.get_inputs()[0].shape[1]), np.float32)
     return session.run(None, {"a": a})[0]
 
 
@@ -83,12 +84,17 @@ TAKEN = {
     "int4, blocks that K ends in": {"kind": TensorProto.INT4, "block_size": 32},
     "int4, one block": {"kind": TensorProto.INT4, "block_size": 64, "points": "random"},
     "int4, zero points": {"kind": TensorProto.INT4, "block_size": 16, "points": "random"},
+    "int4, larger blocks": {"kind": TensorProto.INT4, "block_size": 256, "points": "random", "columns": 320},
+    "int4, one scale a column": {"kind": TensorProto.INT4},
+    "uint4, one scale a column": {"kind": TensorProto.UINT4, "points": "random", "turned": True},
+    "uint4, one scale": {"kind": TensorProto.UINT4, "scales": (), "points": "random"},
     "uint4": {"kind": TensorProto.UINT4, "block_size": 16},
     "uint4, zero points": {"kind": TensorProto.UINT4, "block_size": 16, "points": "random"},
     "uint4, turned": {"kind": TensorProto.UINT4, "block_size": 16, "points": "random", "turned": True},
     "int8": {"kind": TensorProto.INT8},
     "int8, zero points": {"kind": TensorProto.INT8, "points": "middle"},
     "int8, turned": {"kind": TensorProto.INT8, "turned": True},
+    "int8, one block": {"kind": TensorProto.INT8, "block_size": 64},
     "int8, one scale": {"kind": TensorProto.INT8, "scales": ()},
     "uint8": {"kind": TensorProto.UINT8, "points": "middle"},
 }
@@ -101,12 +107,15 @@ def test_is_taken(case: str, report: ExportReport) -> None:
     assert report.rewritten == {KIND: 1} and report.left == []
     (node,) = (node for node in after.graph.node if node.name == "product")
     assert (node.domain, node.op_type) == ("fdpp", "FdppFlatGemm")
-    np.testing.assert_allclose(run(after), run(before), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(run(after), run(before), rtol=1e-5, atol=1e-5)
 
 
 LEFT = {
-    "blocks of another size": ({"kind": TensorProto.INT4, "block_size": 8}, "block_size is 8, expected one of"),
-    "one scale a column": ({"kind": TensorProto.INT4}, "block_size is 0, expected one of"),
+    "blocks of another size": ({"kind": TensorProto.INT4, "block_size": 8}, "block_size is 8, expected 16, 32"),
+    "scales of 4 bits along K": (
+        {"kind": TensorProto.INT4, "axis": 0, "scales": (K,)},
+        "its scales are not of N",
+    ),
     "blocks of 8 bits": (
         {"kind": TensorProto.INT8, "block_size": 16},
         "numbers of 8 bits have a scale for each block of K",

@@ -80,6 +80,69 @@ def test_the_graph_says_the_same(silu: str, target: str, tmp_path: Path, library
     assert report.rewritten[KIND] == 1 and report.verification.status == "passed"
 
 
+def of_halves(cut: str = "Split", *, up_first: bool = False) -> onnx.ModelProto:
+    """The gate is one half of the product "whole", what it gates the other."""
+    proto = gated()
+    gate, up = node_named(proto, GATE), node_named(proto, UP)
+    stored = {weight.name: weight for weight in proto.graph.initializer}
+    parts = [numpy_helper.to_array(stored[node.input[1]]) for node in (gate, up)]
+    half, columns = 2 * HIDDEN, 4 * HIDDEN
+    proto.graph.initializer.extend(
+        numpy_helper.from_array(array, name)
+        for name, array in {
+            "whole.weight": np.concatenate(parts, axis=1),
+            "sizes": np.array([half, half]),
+            **{f"at {place}": np.array([place]) for place in (0, half, columns, 2)},
+        }.items()
+    )
+    proto.graph.value_info.append(helper.make_tensor_value_info("whole", FLOAT, ["batch", "tokens", columns]))
+    outputs = [UP, GATE] if up_first else [GATE, UP]
+    nodes = [helper.make_node("MatMul", [gate.input[0], "whole.weight"], ["whole"], name="whole")]
+    if cut == "Split":
+        nodes.append(helper.make_node("Split", ["whole", "sizes"], outputs, name="cut", axis=-1))
+    for output, begin, end in zip(outputs, (0, half), (half, columns), strict=True) if cut == "Slice" else ():
+        bounds = [f"at {begin}", f"at {end}", "at 2"]
+        nodes.append(helper.make_node("Slice", ["whole", *bounds], [output], name=f"cut {output}"))
+    place = [node.name for node in proto.graph.node].index(GATE)
+    for node in (gate, up):
+        proto.graph.node.remove(node)
+    for offset, node in enumerate(nodes):
+        proto.graph.node.insert(place + offset, node)
+    return proto
+
+
+@pytest.mark.parametrize("cut", ["Split", "Slice"])
+def test_halves_of_one_product(cut: str, tmp_path: Path, library: str) -> None:
+    proto = of_halves(cut)
+    report = export_model(save_folder(proto, tmp_path / "in"), tmp_path / "out", library=library)
+    assert report.rewritten[KIND] == 1 and report.verification.status == "passed"
+    assert all(phase.relative_error < 1e-5 for phase in report.verification.phases)
+    ops = [node.op_type for node in onnx.load(tmp_path / "out" / "model.onnx").graph.node]
+    assert not {"Split", "Slice", "Sigmoid"} & {*ops}
+
+
+def test_halves_with_int4_weights(tmp_path: Path, library: str) -> None:
+    folder = save_folder(of_halves(), tmp_path / "in")
+    report = export_model(folder, tmp_path / "out", library=library, weights="int4:32:zero-points")
+    assert report.rewritten[KIND] == 1 and report.verification.status == "passed"
+
+
+def whole_read_elsewhere(proto: onnx.ModelProto) -> onnx.ModelProto:
+    proto.graph.output.append(helper.make_tensor_value_info("whole", FLOAT, None))
+    return proto
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: of_halves(up_first=True), lambda: whole_read_elsewhere(of_halves())],
+    ids=["the gate comes second", "read elsewhere"],
+)
+def test_halves_that_stay(make: Callable[[], onnx.ModelProto], report: ExportReport) -> None:
+    model = rewrite(make(), report)
+    assert KIND not in report.rewritten
+    assert {"whole", "cut", GATED} <= names(model)
+
+
 def read_elsewhere(name: str) -> Callable[[onnx.ModelProto], None]:
     def edit(proto: onnx.ModelProto) -> None:
         proto.graph.output.append(helper.make_tensor_value_info(name, FLOAT, None))

@@ -139,6 +139,16 @@ def test_a_sum_that_no_product_takes_stays_with_its_norm(tmp_path: Path, library
     assert report.rewritten["Add -> FdppFlatGemm"] == 1 and f"{NORMS[1]} -> FdppFlatGemm" not in report.rewritten
 
 
+def test_shapes_are_read_elsewhere(tmp_path: Path, library: str) -> None:
+    proto = with_norms()
+    for name, norm in (("first", "normed.0"), ("second", "normed.2")):
+        proto.graph.node.append(helper.make_node("Shape", [norm], [name]))
+        proto.graph.output.append(helper.make_tensor_value_info(name, onnx.TensorProto.INT64, [3]))
+    report, nodes = exported(proto, tmp_path, library)
+    assert not {node.op_type for node in nodes.values()} & {"Add", *NORMS}
+    assert [report.rewritten[f"{kind} -> FdppFlatGemm"] for kind in (*NORMS, "Add")] == [1, 1, 2]
+
+
 def test_switched_off(tmp_path: Path, library: str) -> None:
     _, nodes = exported(with_norms(), tmp_path, library, norms_into_products=False)
     assert [nodes[name].op_type for name in ("n0", "x.1", "x.2")] == [NORMS[0], "Add", NORMS[1]]

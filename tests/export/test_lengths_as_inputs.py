@@ -4,73 +4,91 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import onnx
-import onnxruntime
+import onnx_ir as ir
 import pytest
 import small_models
-from spelled_out_models import decoder
+import torch_models
+from builder_models import with_builder
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+from spelled_out_models import decoder, with_logits
+from support import Verified
 
-import fdpp_ort
-from fdpp_ort.export import export_model
+from fdpp_ort.export import ExportReport, export_model
 
 PAST, TOTAL = "past_seq_len", "total_seq_len"
+EXPORTER = "genai builder, lengths as inputs"
+PAIRS = {(EXPORTER, "Llama 2")}
 
 
-def with_lengths(past_shape: list[int | str], total_shape: list[int]) -> onnx.ModelProto:
-    """A decoder of genai's builder that does without attention_mask."""
-    model = small_models.decoder(layers=2)
-    made = {"lengths", "lengths_less_one", "seqlens_k", "mask_shape", "total_long", "total"}
-    kept = [node for node in model.graph.node if not made & set(node.output)]
-    for node in kept:
-        node.input[:] = [{"seqlens_k": PAST, "total": TOTAL}.get(name, name) for name in node.input]
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
-    model.graph.input.remove(next(value for value in model.graph.input if value.name == "attention_mask"))
-    for name, shape in ((PAST, past_shape), (TOTAL, total_shape)):
-        small_models.add_input(model, name, small_models.INT32, shape)
-    return model
+def with_lengths(proto: onnx.ModelProto, past_shape: list[int | str], total_shape: list[int]) -> onnx.ModelProto:
+    """`proto`, of genai's builder, with these inputs in the place of attention_mask."""
+    model = ir.from_proto(proto)
+    lengths = [
+        ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.INT32))
+        for name, shape in ((PAST, past_shape), (TOTAL, total_shape))
+    ]
+    for node in model.graph:
+        if node.op_type == "GroupQueryAttention":
+            for index, value in zip((5, 6), lengths, strict=True):
+                node.replace_input_with(index, value)
+    RemoveUnusedNodesPass()(model)
+    model.graph.inputs.extend(lengths)
+    model.graph.inputs.remove(next(value for value in model.graph.inputs if value.name == "attention_mask"))
+    return ir.to_proto(model)
 
 
-def run(graph: Path, feeds_of: dict[str, list[int]]) -> list[np.ndarray]:
-    """All outputs for a prompt and single tokens; feeds_of: shapes of the lengths."""
-    options = onnxruntime.SessionOptions()
-    fdpp_ort.register(options)
-    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    random, total, results = np.random.default_rng(0), 0, []
-    outputs = [item.name for item in session.get_outputs()]
-    feeds = {
-        item.name: np.zeros((2, item.shape[1], 0, item.shape[3]), np.float32)
-        for item in session.get_inputs()
-        if len(item.shape) == 4
-    }
-    for tokens in (5, 1, 1, 1):
-        total += tokens
-        feeds["input_ids"] = random.integers(0, 50, (2, tokens))
-        feeds[PAST] = np.full(feeds_of[PAST], total - 1, np.int32)
-        feeds[TOTAL] = np.full(feeds_of[TOTAL], total, np.int32)
-        wanted = {item.name for item in session.get_inputs()}
-        results += session.run(outputs, {name: value for name, value in feeds.items() if name in wanted})
-        found = dict(zip(outputs, results[-len(outputs) :], strict=True))
-        feeds |= {name.replace("present", "past"): value for name, value in found.items() if "present" in name}
-    return results
+def export(proto: onnx.ModelProto, tmp_path: Path, library: str, **options) -> ExportReport:
+    onnx.save(proto, tmp_path / "in.onnx")
+    return export_model(tmp_path / "in.onnx", tmp_path / "out", library=library, **options)
 
 
-@pytest.mark.parametrize(("past", "total"), [((2,), (1,)), ((2, 1), (1,)), ((2, 1), ())])
+def assert_verified(report: ExportReport, rows: str) -> None:
+    check = report.verification
+    assert report.left == []
+    assert (check.status, check.rows) == ("passed", rows)
+    assert all(phase.relative_error < 1e-5 and phase.top1_agreement == 1 for phase in check.phases)
+
+
+@pytest.mark.parametrize("total", [(1,), ()])
+@pytest.mark.parametrize("past", [(), (1,)])
 def test_builder(past: tuple[int, ...], total: tuple[int, ...], tmp_path: Path, library: str) -> None:
-    model = with_lengths(["batch", *past[1:]], list(total))
-    onnx.save(model, tmp_path / "in.onnx")
-    report = export_model(tmp_path / "in.onnx", tmp_path / "out", verify=False, library=library)
-    assert report.rewritten["GroupQueryAttention -> FdppAttention"] == 2 and report.left == []
-    shapes = {PAST: list(past), TOTAL: list(total)}
-    wanted, got = run(tmp_path / "in.onnx", shapes), run(tmp_path / "out" / "model.onnx", shapes)
-    for want, have in zip(wanted, got, strict=True):
-        np.testing.assert_allclose(have, want, rtol=1e-4, atol=1e-5)
+    proto = with_lengths(small_models.decoder(layers=2), ["batch", *past], list(total))
+    report = export(proto, tmp_path, library)
+    assert report.rewritten["GroupQueryAttention -> FdppAttention"] == 2
+    assert_verified(report, "prompts of 17, 12 tokens, padded on the right")
+
+
+def test_model_of_the_builder(tmp_path: Path, library: str, verified: Verified) -> None:
+    source = with_builder("Llama 2", tmp_path, "fp32", "cpu")
+    report = export(with_lengths(onnx.load(source / "model.onnx"), ["batch", 1], [1]), tmp_path, library)
+    assert report.rewritten["GroupQueryAttention -> FdppAttention"] == torch_models.LAYERS
+    assert_verified(report, "prompts of 17, 12 tokens, padded on the right")
+    verified(EXPORTER, "Llama 2")
+
+
+def renamed(proto: onnx.ModelProto, names: dict[str, str]) -> onnx.ModelProto:
+    model = ir.from_proto(proto)
+    for value in model.graph.inputs:
+        value.name = names.get(value.name, value.name)
+    return ir.to_proto(model)
+
+
+def test_names_of_the_op_itself(tmp_path: Path, library: str) -> None:
+    proto = with_lengths(small_models.decoder(), ["batch"], [])
+    report = export(renamed(proto, {PAST: "seqlens_k", TOTAL: "total_sequence_length"}), tmp_path, library)
+    assert_verified(report, "prompts of 17, 12 tokens, padded on the right")
+
+
+def test_a_length_of_unknown_meaning(tmp_path: Path, library: str) -> None:
+    proto = with_lengths(small_models.decoder(), ["batch", 1], [1])
+    check = export(renamed(proto, {TOTAL: "length"}), tmp_path, library).verification
+    assert check.status == "not verified" and "the graph's input length (tensor(int32))" in check.reason
 
 
 def test_spelled_out(tmp_path: Path, library: str) -> None:
     """Mask and positions follow from the total."""
-    model = decoder(
+    proto = decoder(
         ("int64[batch, total] attention_mask,", f"int32[batch, 1] {PAST}, int32[1] {TOTAL},"),
         (
             "total1 = Add(past1, new1)",
@@ -81,10 +99,6 @@ def test_spelled_out(tmp_path: Path, library: str) -> None:
         ("wide = Unsqueeze(attention_mask, axis12)", ""),
         ("real = Cast<to = 9>(wide)", "real = Less(row, total1)"),
     )
-    onnx.save(model, tmp_path / "in.onnx")
-    report = export_model(tmp_path / "in.onnx", tmp_path / "out", verify=False, library=library, max_length=64)
-    assert report.rewritten["GroupQueryAttention -> FdppAttention"] == 1 and report.left == []
-    shapes = {PAST: [2, 1], TOTAL: [1]}
-    wanted, got = run(tmp_path / "in.onnx", shapes), run(tmp_path / "out" / "model.onnx", shapes)
-    for want, have in zip(wanted, got, strict=True):
-        np.testing.assert_allclose(have, want, rtol=1e-4, atol=1e-5)
+    report = export(with_logits(proto), tmp_path, library, max_length=64)
+    assert report.rewritten["GroupQueryAttention -> FdppAttention"] == 1
+    assert_verified(report, "prompts of 17, 17 tokens")

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 import torch_models as models
 from both_graphs import rewrite
-from spelled_out_models import written
+from spelled_out_models import with_logits, with_room, written
 from support import Verified
 
 import fdpp_ort
@@ -41,20 +41,41 @@ def run(proto: onnx.ModelProto) -> list[np.ndarray]:
     return results
 
 
-@pytest.mark.parametrize("room", ["16", "room"])
-def test_tensor_scatter(room: str, report: ExportReport) -> None:
-    before = written()
-    for value in (*before.graph.input[2:], *before.graph.output[1:]):
-        size = value.type.tensor_type.shape.dim[2]
-        if room == "room":
-            size.Clear()
-            size.dim_param = room
+@pytest.mark.parametrize("room", [16, "room"])
+def test_tensor_scatter(room: int | str, report: ExportReport) -> None:
+    before = with_room(written(), room)
     after = rewrite(before, report)
     assert report.left == []
     assert report.rewritten == {"Attention -> GroupQueryAttention": 1, "GroupQueryAttention -> FdppAttention": 1}
     assert not {"TensorScatter", "Attention"} & {node.op_type for node in after.graph.node}
     for want, got in zip(run(before), run(after), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("room", "lengths"), [(16 + 9, "9, 4"), (64, "17, 12"), ("room", "17, 12")])
+def test_verification_of_tensor_scatter(room: int | str, lengths: str, tmp_path: Path, library: str) -> None:
+    """The shorter row ends with padding; what is written there is overwritten by the next tokens."""
+    onnx.save(with_logits(with_room(written(), room)), tmp_path / "in.onnx")
+    check = export_model(tmp_path / "in.onnx", tmp_path / "out", library=library).verification
+    assert (check.status, check.rows) == ("passed", f"prompts of {lengths} tokens, padded on the right")
+    assert all(phase.relative_error < 1e-5 for phase in check.phases)
+    assert all(output.relative_error < 1e-5 for output in check.outputs)
+
+
+def test_calibration(tmp_path: Path, library: str) -> None:
+    """Its rows are as long as the caches."""
+    onnx.save(with_logits(with_room(written(), 64)), tmp_path / "in.onnx")
+    np.savez(tmp_path / "tokens.npz", np.random.default_rng(0).integers(0, 32, 300))
+    options = {"library": library, "calibrate": tmp_path / "tokens.npz"}
+    report = export_model(tmp_path / "in.onnx", tmp_path / "out", **options)
+    assert (report.calibration.tokens, report.calibration.row_tokens) == (4 * 64, 64)
+    assert report.verification.status == "passed"
+
+
+def test_too_little_room_for_verification(tmp_path: Path, library: str) -> None:
+    onnx.save(with_logits(written()), tmp_path / "in.onnx")
+    check = export_model(tmp_path / "in.onnx", tmp_path / "out", library=library).verification
+    assert (check.status, check.reason) == ("not verified", "its caches have room for 16 tokens alone")
 
 
 IN_USE = ("(q, present_key, present_value, , , , in_use)", "(q, present_key, present_value)")
@@ -98,6 +119,9 @@ def test_static_cache(tmp_path: Path, library: str, verified: Verified) -> None:
     assert report.rewritten["Attention -> GroupQueryAttention"] == models.LAYERS
     assert report.rewritten["GroupQueryAttention -> FdppAttention"] == models.LAYERS
     assert report.left == []
+    check = report.verification
+    assert (check.status, check.rows) == ("passed", "prompts of 16, 11 tokens, padded on the left")
+    assert all(phase.relative_error < 1e-5 for phase in check.phases)
     exported = tmp_path / "out" / "model.onnx"
     ops = {node.op_type for node in onnx.load(exported).graph.node}
     assert not ops & {"ScatterND", "Attention", "Cos", "Sin", "GatherND"}

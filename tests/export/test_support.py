@@ -8,10 +8,12 @@ from pathlib import Path
 
 import support
 import test_builder_graphs
+import test_lengths_as_inputs
 import test_static_caches
 import test_torch_dialects
 
-DECLARED = {*test_torch_dialects.GRAPHS, *test_builder_graphs.PAIRS, *test_static_caches.PAIRS}
+_OTHERS = (test_builder_graphs, test_lengths_as_inputs, test_static_caches)
+DECLARED = {*test_torch_dialects.GRAPHS, *(pair for tests in _OTHERS for pair in tests.PAIRS)}
 
 
 def test_the_readme_has_the_pairs_of_the_tests() -> None:

@@ -36,12 +36,22 @@ def optimum(attention: str = "sdpa", position_ids: bool = True) -> Graph:
     return torch_onnx(17, attention, position_ids=position_ids, dynamo=False)
 
 
+def onnx_runtime(position_ids: bool = True) -> Graph:
+    def make(model: str, folder: Path) -> Path:
+        return models.optimised(optimum(position_ids=position_ids)(model, folder), models.model(model))
+
+    return make
+
+
+OPTIMIZER = "optimum, ONNX Runtime's optimizer"
 # By exporter and model: the spelling that each is to match, and the graph. Tracing for today's exporter takes ten times
 # as long as for optimum's.
 GRAPHS: dict[tuple[str, str], tuple[ModuleType, Graph]] = {
     ("torch.onnx, opset 18", "Llama 3"): (spelled_out, torch_onnx(18, position_ids=True)),
     ("torch.onnx, opset 18", "GLM"): (spelled_out, torch_onnx(18)),
+    ("torch.onnx, opset 18", "ChatGLM2"): (spelled_out, torch_onnx(18, position_ids=True)),
     ("torch.onnx, opset 23", "Qwen2.5"): (standard_attention, torch_onnx(23, position_ids=True)),
+    ("torch.onnx, opset 23", "OPT"): (standard_attention, torch_onnx(23)),
     ("transformers", "Llama 2"): (spelled_out, transformers()),
     ("transformers, fused", "Llama 2"): (multi_head_attention, transformers("cuda")),
     ("optimum", "Llama 2"): (spelled_out, optimum()),
@@ -53,8 +63,12 @@ GRAPHS: dict[tuple[str, str], tuple[ModuleType, Graph]] = {
     ("optimum", "Phi-3"): (spelled_out, optimum()),
     ("optimum", "Gemma 2"): (spelled_out, optimum("eager", position_ids=False)),
     ("optimum", "Gemma 3"): (spelled_out, optimum()),
+    ("optimum", "ChatGLM2"): (spelled_out, optimum()),
     ("optimum", "gpt-oss"): (spelled_out, optimum("eager")),
     ("optimum", "OPT"): (spelled_out, optimum(position_ids=False)),
+    **{(OPTIMIZER, model): (spelled_out, onnx_runtime()) for model in ("Llama 2", "Llama 3", "Qwen3", "Phi-3")},
+    (OPTIMIZER, "Qwen2.5"): (spelled_out, onnx_runtime(position_ids=False)),
+    (OPTIMIZER, "OPT"): (spelled_out, onnx_runtime(position_ids=False)),
 }
 
 
@@ -73,11 +87,12 @@ def test_same_logits(pair: tuple[str, str], tmp_path: Path, library: str, verifi
     experts = 2 * models.LAYERS if model == "gpt-oss" else 0
     assert [left.reason.endswith("is not constant") for left in report.left] == [True] * experts
     norms = sum(count for kind, count in report.rewritten.items() if kind.startswith("RMS norm"))
-    assert norms >= (0 if model == "OPT" or exporter == "transformers, fused" else 2 * models.LAYERS + 1)
+    assert norms >= (0 if model == "OPT" or exporter in (OPTIMIZER, "transformers, fused") else 2 * models.LAYERS + 1)
     packed = ("Q, K, V -> one product", "parts of one tensor -> packed input of FdppAttention")
-    if model in ("Llama 2", "Qwen2.5", "Qwen3", "Phi-3", "OPT"):
+    if model in ("Llama 2", "Qwen2.5", "Qwen3", "Phi-3", "ChatGLM2", "OPT"):
         assert sum(report.rewritten.get(kind, 0) for kind in packed) == models.LAYERS
         assert report.rewritten.get("norms of heads -> FdppAttention", 0) == (model == "Qwen3") * models.LAYERS
+        assert report.rewritten.get("silu(gate) * up -> silu_mul", 0) == (model != "OPT") * models.LAYERS
     for phase in report.verification.phases:
         assert phase.relative_error < 1e-5 and phase.top1_agreement == 1
 

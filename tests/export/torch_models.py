@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from chatglm import ChatGlm
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PretrainedConfig, StaticCache
 
 VOCABULARY, LAYERS, HEADS, HEAD_SIZE = 96, 2, 4, 16
@@ -43,6 +44,7 @@ _MODELS = {
     "Mistral": ("mistral", {"sliding_window": _WINDOW}),
     "Qwen2.5": ("qwen2", {}),
     "Qwen3": ("qwen3", {}),
+    "Qwen3, biases": ("qwen3", {"attention_bias": True}),
     "Phi-3": (
         "phi3",
         {
@@ -97,6 +99,9 @@ _MODELS = {
 def model(name: str, attention: str = "sdpa") -> torch.nn.Module:
     """A model like `name`, always the same numbers. attention: transformers' implementation."""
     torch.manual_seed(0)
+    if name == "ChatGLM2":
+        sizes = {"layers": LAYERS, "heads": HEADS, "groups": 2, "head_size": 2 * HEAD_SIZE, "vocabulary": VOCABULARY}
+        return ChatGlm(**sizes, positions=256).eval()
     architecture, differences = _MODELS[name]
     config = AutoConfig.for_model(architecture, **(_USUAL | differences))
     # The other implementations of experts have no counterpart in ONNX.
@@ -114,7 +119,7 @@ class _Decoder(torch.nn.Module):
     def forward(self, input_ids, attention_mask, *rest):
         position_ids, past = (rest[0], rest[1:]) if self.position_ids else (None, rest)
         cache = DynamicCache()
-        for layer in range(LAYERS):
+        for layer in range(self.inner.config.num_hidden_layers):
             cache.update(*past[2 * layer : 2 * layer + 2], layer)
         options = {"position_ids": position_ids} if self.position_ids else {}
         out = self.inner(
@@ -138,7 +143,8 @@ def to_onnx(inner: torch.nn.Module, path: Path, *, opset: int, position_ids: boo
     """
     kv_heads, *sizes = _cache_sizes(inner.config)
     batch, tokens, past = 2, 3, 5
-    names = [f"{layer}.{part}" for layer in range(LAYERS) for part in ("key", "value")]
+    layers = range(inner.config.num_hidden_layers)
+    names = [f"{layer}.{part}" for layer in layers for part in ("key", "value")]
     examples = {
         "input_ids": torch.ones(batch, tokens, dtype=torch.int64),
         "attention_mask": torch.ones(batch, past + tokens, dtype=torch.int64),
@@ -161,6 +167,16 @@ def to_onnx(inner: torch.nn.Module, path: Path, *, opset: int, position_ids: boo
         output_names=["logits", *(f"present.{name}" for name in names)],
         **({"dynamo": True, "external_data": False} | shapes if dynamo else {"dynamo": False, "dynamic_axes": axes}),
     )
+    return path
+
+
+def optimised(source: Path, inner: torch.nn.Module) -> Path:
+    """`source`, a graph of `inner`, as ONNX Runtime's optimizer of transformers makes it."""
+    from onnxruntime.transformers.optimizer import optimize_model
+
+    sizes = {"num_heads": inner.config.num_attention_heads, "hidden_size": inner.config.hidden_size}
+    path = source.with_name("optimised.onnx")
+    optimize_model(str(source), model_type="gpt2", opt_level=1, **sizes).save_model_to_file(str(path))
     return path
 
 
@@ -212,8 +228,9 @@ def with_transformers(inner: torch.nn.Module, folder: Path, fusions: str | None 
 
     batch, tokens, past = 2, 3, 5
     cache = DynamicCache()
-    for layer in range(LAYERS):
-        cache.update(*(torch.randn(batch, inner.config.num_key_value_heads, past, HEAD_SIZE) for _ in "kv"), layer)
+    kv_heads, *sizes = _cache_sizes(inner.config)
+    for layer in range(inner.config.num_hidden_layers):
+        cache.update(*(torch.randn(batch, kv_heads, past, size) for size in sizes), layer)
     inputs = {
         "input_ids": torch.ones(batch, tokens, dtype=torch.int64),
         "attention_mask": torch.ones(batch, past + tokens, dtype=torch.int64),

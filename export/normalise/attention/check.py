@@ -37,7 +37,7 @@ def interleaved(
             added = decoder.evaluate([bias], sample)[0].astype(np.float32)
         added = np.pad(added, [(0, 0)] * 3 + [(0, sample.columns - sample.total)])  # slots not in use
         bounds = np.where(causal_mask(sample, mask.window), added, -np.inf)
-        real = sample.mask()[:, sample.past : sample.total].astype(bool)
+        real = sample.mask()[:, sample.past : sample.total]
         left = [
             choice
             for choice in left

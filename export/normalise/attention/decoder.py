@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from ...decoder_inputs import TOKENS
 from . import decoder_masked
 from .declined import Declined
 from .evaluate import evaluate, structural_values
-from .samples import SAMPLES, TOKENS, Sample, fixed_room, input_values
+from .samples import SAMPLES, Sample, fixed_room, input_values
 
 _FEWEST_POSITIONS = 16  # the samples have fewer
 _SOME_ROOM = 16

@@ -9,9 +9,10 @@ import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
+from ...decoder_inputs import TOKENS
 from .contrib_ops import OPS
 from .declined import Declined
-from .samples import TOKENS, is_past
+from .samples import is_past
 
 
 def structural_values(graph: ir.Graph) -> set[ir.Value]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from ...decoder_inputs import MASK
 from .core import Cache, Slots
 from .decoder import Decoder
-from .samples import MASK
 
 _INT32, _INT64 = ir.DataType.INT32, ir.DataType.INT64
 

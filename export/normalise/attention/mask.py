@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from ...decoder_inputs import MASK
 from .core import Cache, Core
 from .declined import Declined
 from .decoder import Decoder
 from .lengths import lengths
-from .samples import MASK, Sample
+from .samples import Sample
 
 # Scores that differ by that much leave no weight: numbers of float16 reach no further than -65504.
 _HIDDEN = -1e4
@@ -83,7 +84,7 @@ class _Seen:
         hidden = causal_mask(self.sample, window)
         real = np.ones(1, bool)
         if padding:
-            mask = self.sample.mask().astype(bool)
+            mask = self.sample.mask()
             hidden = hidden & mask[:, None, None]
             # What padding sees reaches nobody.
             real = mask[:, None, self.sample.past : self.sample.total, None]

@@ -8,6 +8,7 @@ from enum import Enum
 import numpy as np
 import onnx_ir as ir
 
+from ...nodes import rank_of
 from .core import Cache, Core, Slots
 from .declined import Declined
 from .rotary import Rotation, rotation
@@ -146,11 +147,11 @@ def _heads(value: ir.Value, count: int | None, head_size: int, structural: set[i
     if tokens_first or source is not value:
         value, layout = value if tokens_first else source, Layout.TOKENS_FIRST
         reshape = standard(value, "Reshape")
-        if reshape is not None and _rank(reshape.inputs[0]) == 3:
+        if reshape is not None and rank_of(reshape.inputs[0]) == 3:
             value = reshape.inputs[0]
-    if _rank(value) == 3:
+    if rank_of(value) == 3:
         layout = Layout.MERGED
-    elif _rank(value) != 4:
+    elif rank_of(value) != 4:
         raise Declined(f"the rank of {value.name} is not known to be 3 or 4")
     return Heads(value, layout, count if count is not None else _count(value, head_size, structural))
 
@@ -176,7 +177,7 @@ def _count(value: ir.Value, head_size: int, structural: set[ir.Value]) -> int:
     stack, seen = [value], set()
     while stack:
         value = stack.pop()
-        if _rank(value) == 3 and isinstance(value.shape[2], int) and value.shape[2] % head_size == 0:
+        if rank_of(value) == 3 and isinstance(value.shape[2], int) and value.shape[2] % head_size == 0:
             return value.shape[2] // head_size
         node = value.producer()
         if node is not None and node not in seen and node.op_type != "MatMul":
@@ -185,15 +186,11 @@ def _count(value: ir.Value, head_size: int, structural: set[ir.Value]) -> int:
     raise Declined(f"the number of its query heads is not known from the shape of {value.name}")
 
 
-def _rank(value: ir.Value) -> int | None:
-    return None if value.shape is None else len(value.shape)
-
-
 def _merged_output(output: ir.Value) -> ir.Value:
     """[B, S, Hq · D] made of `output`, after all that only hands it on."""
     value, merged = output, None
     while True:
-        if _rank(value) == 3:
+        if rank_of(value) == 3:
             merged = value
         users = [use.node for use in value.uses() if use.node.op_type != "Shape"]
         if len(users) != 1 or not _hands_on(users[0], value) or value.is_graph_output():

@@ -10,8 +10,9 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir import convenience
 
+from ...decoder_inputs import MASK
 from .decoder import Decoder
-from .samples import MASK, is_past
+from .samples import is_past
 
 _INT64 = ir.DataType.INT64
 

@@ -20,7 +20,10 @@ from .evaluate import ancestors
 from .samples import Sample
 from .walk import LAYOUT, scaled_by, standard, whole_inputs
 
-_PARTS = {"Add", "Sub", "Mul", "Neg", "Slice", "Split", "Concat", "Unsqueeze", "Squeeze", "Reshape", "Cast", "Identity"}
+_PARTS = {
+    *("Add", "Sub", "Mul", "Neg", "Slice", "Split", "Gather", "Concat"),
+    *("Unsqueeze", "Squeeze", "Reshape", "Cast", "Identity"),
+}
 # The ops that rotate, and where their cos, sin and position_ids are.
 _OPS = {("", "RotaryEmbedding"): (1, 2, 3), ("com.microsoft", "RotaryEmbedding"): (2, 3, 1)}
 
@@ -49,6 +52,11 @@ class Tables:
     sin: ir.Value
     position_ids: ir.Value | None
     interleaved: tuple[int, ...]
+
+    def are(self, arrays: list[np.ndarray]) -> bool:
+        """Whether cos and sin are the same, of the same type."""
+        own = [value.const_value.numpy() for value in (self.cos, self.sin)]
+        return all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in zip(own, arrays, strict=True))
 
 
 def rotation(value: ir.Value, structural: set[ir.Value]) -> Rotation | None:
@@ -122,12 +130,14 @@ def _tables(turn: Rotation, dtype: ir.DataType, decoder: Decoder) -> Tables:
     else:
         sin, cos = arrays
         interleaved = (0, 1)
+    arrays = [np.ascontiguousarray(table.astype(dtype.numpy())) for table in (cos, sin)]
+    ids = _position_ids(positions, decoder)
+    for known in decoder.tables.values():  # by way of other nodes
+        if known.position_ids is ids and known.interleaved == interleaved and known.are(arrays):
+            return known
     names = [f"fdpp.{part}_cache.{len(decoder.tables)}" for part in ("cos", "sin")]
-    constants = [
-        decoder.constant(np.ascontiguousarray(table.astype(dtype.numpy())), name)
-        for table, name in zip((cos, sin), names, strict=True)
-    ]
-    return Tables(*constants, _position_ids(positions, decoder), interleaved)
+    constants = [decoder.constant(table, name) for table, name in zip(arrays, names, strict=True)]
+    return Tables(*constants, ids, interleaved)
 
 
 def _computed(turn: Rotation, decoder: Decoder) -> list[np.ndarray]:
@@ -155,7 +165,7 @@ def _positions(angle: ir.Value, decoder: Decoder) -> ir.Value:
     for node in ancestors([angle]):
         if node.op_type == "Cast" and node.inputs[0].dtype == ir.DataType.INT64:
             ids = node.inputs[0]
-        elif node.op_type == "Gather" and node.inputs[0].const_value is not None:
+        elif node.op_type in ("Gather", "GatherND") and node.inputs[0].const_value is not None:
             ids = node.inputs[1]
         else:
             continue

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-TOKENS = ("input_ids", "inputs_embeds")
-MASK = "attention_mask"
+from ...decoder_inputs import Call
+from ...nodes import columns_of
+
 _MOST = 1 << 16  # heads, columns of a head: far more than anybody has, and still room in memory
 
 
@@ -35,15 +36,11 @@ class Sample:
         return self.room or self.total
 
     def mask(self) -> np.ndarray:
-        """attention_mask, int64 [batch, columns]: 0 for padding and for slots not in use."""
-        mask = np.zeros((self.batch, self.columns), np.int64)
-        mask[:, : self.total] = 1
-        mask[-1, : self.padding] = 0
+        """bool [batch, columns]: false for padding and for slots not in use."""
+        mask = np.zeros((self.batch, self.columns), bool)
+        mask[:, : self.total] = True
+        mask[-1, : self.padding] = False
         return mask
-
-    def position_ids(self) -> np.ndarray:
-        """int64 [batch, tokens]: counted from the first token that is no padding, as transformers does."""
-        return np.maximum(self.mask().cumsum(axis=1) - 1, 0)[:, self.past : self.total]
 
     def places(self) -> np.ndarray:
         """int64 [batch, tokens]: places of the new tokens in the cache."""
@@ -72,19 +69,9 @@ def fixed_room(graph: ir.Graph) -> int:
 
 def input_values(graph: ir.Graph, sample: Sample) -> dict[ir.Value, np.ndarray]:
     """Values of those inputs of `graph` whose meaning is known, tokens and caches of zeros."""
-    batch, tokens, past, total = sample.batch, sample.tokens, sample.past, sample.total
-    each = np.ones(batch)
-    known = {
-        "input_ids": [np.zeros((batch, tokens))],
-        MASK: [sample.mask()],
-        "position_ids": [sample.position_ids()],
-        "cache_position": [np.arange(past, total)],
-        "write_indices": [past * each],
-        "past_sequence_length": [np.array([past])],
-        # As Olive's graphs hand them to GroupQueryAttention: the first is seqlens_k.
-        "past_seq_len": [(total - 1) * each, (total - 1) * each[:, None]],
-        "total_seq_len": [np.array(total), np.array([total])],
-    }
+    batch, tokens, past = sample.batch, sample.tokens, sample.past
+    known = Call(sample.mask(), np.full(batch, past), tokens).inputs()
+    known["input_ids"] = [np.zeros((batch, tokens))]
     values = {}
     for value in graph.inputs:
         rank = len(value.shape) if value.shape is not None else None
@@ -94,6 +81,6 @@ def input_values(graph: ir.Graph, sample: Sample) -> dict[ir.Value, np.ndarray]:
         elif is_past(value):
             shape = (batch, value.shape[1], sample.room or past, value.shape[3])
             values[value] = np.broadcast_to(np.zeros((), value.dtype.numpy()), shape)  # takes no memory, however long
-        elif value.name == "inputs_embeds" and value.shape is not None and isinstance(value.shape[-1], int):
-            values[value] = np.zeros((batch, tokens, value.shape[-1]), value.dtype.numpy())
+        elif value.name == "inputs_embeds" and (columns := columns_of(value)) is not None:
+            values[value] = np.zeros((batch, tokens, columns), value.dtype.numpy())
     return values

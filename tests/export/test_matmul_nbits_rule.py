@@ -1,4 +1,4 @@
-"""MatMulNBits of 4 bits -> FdppFlatGemm with int4 weights."""
+"""MatMulNBits -> FdppFlatGemm with int4 or int8 weights."""
 
 from __future__ import annotations
 
@@ -66,6 +66,85 @@ def test_keeps_every_number(block_size: int, zero_points: bool, flat: bool, weig
     assert report.left == []
 
 
+def values_of(node: ir.Node, block_size: int) -> np.ndarray:
+    """What the int4 weights of an FdppFlatGemm stand for, float32 [N, blocks * block_size]."""
+    b, scales, *points = (value.const_value.numpy() for value in node.inputs[1:])
+    numbers = numbers_of(b).reshape(*scales.shape, block_size)
+    zero = np.full(scales.shape, 8)
+    if points:
+        zero = np.stack((points[0] & 15, points[0] >> 4), -1).reshape(len(scales), -1)[:, : scales.shape[1]]
+    return ((numbers.astype(np.int8) - zero[..., None].astype(np.int8)) * scales[..., None]).reshape(len(scales), -1)
+
+
+@pytest.mark.parametrize("zero_points", [False, True])
+@pytest.mark.parametrize(("columns", "block_size", "stored"), [(640, 256, 128), (544, 512, 128), (192, 256, 32)])
+def test_cuts_larger_blocks(
+    columns: int, block_size: int, stored: int, zero_points: bool, report: ExportReport
+) -> None:
+    """Into some of the same scale and zero point, as many as K needs."""
+    proto = decoder(hidden=columns, tied=False)
+    quantise(proto, "lm_head", block_size=block_size, zero_points=zero_points)
+    numbers, scales = (initializer(proto, f"lm_head.{name}") for name in ("numbers", "scales"))
+    unpacked = np.stack((numbers & 15, numbers >> 4), -1).reshape(*scales.shape, block_size)
+    zero = np.full(scales.shape, 8)
+    if zero_points:
+        points = initializer(proto, "lm_head.zero_points")
+        zero = np.stack((points & 15, points >> 4), -1).reshape(len(scales), -1)[:, : scales.shape[1]]
+    expected = (unpacked.astype(np.int8) - zero[..., None].astype(np.int8)) * scales[..., None]
+    node = ir_node(rewrite(proto, report), "lm_head")
+    assert report.left == [] and node.attributes["block_size"].value == stored
+    assert node.inputs[2].const_value.shape == (len(scales), -(-columns // stored))
+    np.testing.assert_array_equal(values_of(node, stored)[:, :columns], expected.reshape(len(scales), -1)[:, :columns])
+
+
+def eight_bits(proto: onnx.ModelProto, name: str, points: int | None = 128, same_scales: bool = True) -> None:
+    """Turns the MatMul `name` into a MatMulNBits of 8 bits in blocks of 16; points: of all blocks, None: not given."""
+    quantise(proto, name, block_size=16, bits=8)
+    stored, scales = {weight.name: weight for weight in proto.graph.initializer}, initializer(proto, f"{name}.scales")
+    rows, blocks = scales.shape
+    numbers = np.random.default_rng(rows).integers(0, 256, (rows, blocks, 16), np.uint8)
+    scales = np.repeat(scales[:, :1] / 16, blocks, axis=1) * (
+        1 if same_scales else np.arange(1, blocks + 1, dtype="f4")
+    )
+    for part, values in (("numbers", numbers), ("scales", scales)):
+        stored[f"{name}.{part}"].CopyFrom(numpy_helper.from_array(values, f"{name}.{part}"))
+    if points is not None:
+        values = np.full((rows, blocks), points, np.uint8)
+        proto.graph.initializer.append(numpy_helper.from_array(values, f"{name}.zero_points"))
+        node_named(proto, name).input.append(f"{name}.zero_points")
+
+
+@pytest.mark.parametrize("points", [None, 128])
+@pytest.mark.parametrize("accuracy_level", [0, 4])
+def test_eight_bits_with_a_scale_a_column(
+    points: int | None, accuracy_level: int, library: str, tmp_path: Path
+) -> None:
+    proto = decoder(layers=2)
+    for layer in range(2):
+        eight_bits(proto, f"layers.{layer}.o", points)
+        with_attribute("accuracy_level", accuracy_level)(proto, node_named(proto, f"layers.{layer}.o"))
+    report = export_model(save_folder(proto, tmp_path / "in"), tmp_path / "out", library=library)
+    assert report.rewritten[KIND] == 2 and report.left == []
+    assert report.verification.status == "passed"
+    bound = 1e-5 if accuracy_level == 0 else 1e-1  # there ONNX Runtime rounds activations, and int8 kernels do not
+    assert all(phase.relative_error < bound for phase in report.verification.phases)
+
+
+@pytest.mark.parametrize(
+    ("points", "same_scales", "reason"),
+    [
+        (128, False, "its weights have 8 bits and a scale for each block of K, expected one for each column"),
+        (127, True, "its weights have 8 bits and zero points other than 128"),
+    ],
+)
+def test_eight_bits_that_int8_does_not_hold(points: int, same_scales: bool, reason: str, report: ExportReport) -> None:
+    proto = decoder()
+    eight_bits(proto, NAME, points, same_scales)
+    model = rewrite(proto, report)
+    assert [item.reason for item in report.left] == [reason]
+    assert ir_node(model, NAME).op_type == "MatMulNBits"
+
+
 def test_carries_the_bias(report: ExportReport) -> None:
     proto = decoder()
     quantise(proto, NAME)
@@ -122,8 +201,11 @@ def narrow_input(proto: onnx.ModelProto, node: onnx.NodeProto) -> None:
 
 
 REFUSED = {
-    "bits": (with_attribute("bits", 8), "its weights have 8 bits, expected 4"),
-    "block size": (with_attribute("block_size", 256), "block_size is 256, expected one of (16, 32, 64, 128)"),
+    "bits": (with_attribute("bits", 2), "its weights have 2 bits, expected 4 or 8"),
+    "block size": (
+        with_attribute("block_size", 24),
+        "block_size is 24, expected 16, 32, 64, 128 or a multiple of 128",
+    ),
     "unknown attribute": (with_attribute("weight_prepacked", 1), "attribute weight_prepacked = 1 is not supported"),
     "accuracy level": (with_attribute("accuracy_level", 5), "accuracy_level is 5, expected 0 to 4"),
     "no N": (with_attribute("N", 0), "attribute N or K is missing or not positive"),
