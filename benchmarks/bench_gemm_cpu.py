@@ -25,7 +25,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 import fdpp_ort
-from fdpp_ort.export.pack import packed_int4
+from fdpp_ort.export.pack import int4_words
 
 SHAPES = {  # N, K
     "SmolLM2-135M QKV": (960, 576),
@@ -82,9 +82,7 @@ def int4_node(ours: bool, accuracy_level: int, weights: Weights, index: int) -> 
     exact = int4_values(numbers, scales, weights.k) if index == 0 else None
     settings = {"N": weights.n, "K": weights.k, "block_size": BLOCK, "accuracy_level": accuracy_level}
     if ours:
-        import onnx_ir as ir
-
-        numbers = packed_int4(ir.Tensor(numbers), weights.n, "b").numpy()
+        numbers = int4_words(numbers.reshape(weights.n, -1))
         op, domain, settings = "FdppFlatGemm", "fdpp", settings | {"weight_format": "int4"}
     else:
         op, domain, settings = "MatMulNBits", "com.microsoft", settings | {"bits": 4}

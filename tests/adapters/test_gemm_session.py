@@ -6,11 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import ml_dtypes
 import numpy as np
-import onnx_ir as ir
 import pytest
 
 import fdpp_ort
-from fdpp_ort.export.pack import packed_int4
+from fdpp_ort.export.pack import int4_words
 
 from .models import gemm_model, matmul_nbits_model
 
@@ -71,7 +70,7 @@ def int4_weights(rows: int, k: int, block: int, zero_points: bool, seed: int = 0
         padded = rng.integers(0, 16, (rows, blocks + blocks % 2), np.uint8)
         zero = padded[:, :blocks]
         theirs["zero_points"] = padded[:, ::2] | padded[:, 1::2] << 4
-    ours = theirs | {"b": packed_int4(ir.Tensor(theirs["b"]), rows, "b").numpy()}
+    ours = theirs | {"b": int4_words(theirs["b"].reshape(rows, -1))}
     values = (numbers.astype(np.float64) - zero[..., None]) * theirs["scales"][..., None]
     return theirs, ours, values.reshape(rows, -1)[:, :k]
 

@@ -28,6 +28,7 @@ class ChatGlm(nn.Module):
             hidden_size=hidden,
             num_attention_heads=heads,
             num_layers=layers,
+            num_hidden_layers=layers,
             ffn_hidden_size=_INNER,
             vocab_size=vocabulary,
             seq_length=positions,

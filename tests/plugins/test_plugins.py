@@ -22,7 +22,7 @@ def test_creators(host: Host) -> None:
     for name, (kind, version, namespace, fields) in creators.items():
         assert (kind, version, namespace) == ("PLUGIN CREATOR_V3ONE", "1", "")
         attributes = {a["name"]: FIELD_TYPES[a["kind"]] for a in specs[name]["attributes"]}
-        assert fields == attributes | {"inputs": 6, "tactics": 6, "library": 6}
+        assert fields == attributes | dict.fromkeys(("inputs", "tactics", "library", "workspace"), 6)
 
 
 def test_capabilities(host: Host) -> None:
