@@ -27,7 +27,7 @@ class Decoder:
 
     With a CUDA graph, decode steps have fixed shapes and addresses: the attention mask is [B, capacity] with ones in
     its first `length` places, so that only its sum, the sequence length, changes from step to step. `fixed_inputs`: so
-    they are without one, too. `start` writes what a buffer of the cache holds at first, zeros if left out.
+    they are without one, too. `allocate` makes the buffers of the cache, zeros if left out.
     """
 
     def __init__(
