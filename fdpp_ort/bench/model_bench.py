@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,6 +18,7 @@ from fdpp_ort.bench.process import gpu_memory_in_use
 from fdpp_ort.bench.schedule import Schedule
 from fdpp_ort.bench.summary import comparisons, summarise
 from fdpp_ort.errors import FdppError
+from fdpp_ort.files import write_json
 
 PACKAGES = (
     "fdpp-ort",
@@ -105,12 +104,5 @@ def bench_model(request: Request, show: Callable[[str], None]) -> dict:
         "comparisons": comparisons(rows, [candidate.name for candidate in present]),
         "rows": rows,
     }
-    _write(request.output, content)
+    write_json(request.output, content, "the results")
     return content
-
-
-def _write(path: Path, content: dict) -> None:
-    """Beside, then in one step."""
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(beside, path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from fdpp_ort.bench import machine
 from fdpp_ort.errors import FdppError
+from fdpp_ort.files import write_json
 from fdpp_ort.generation import Decoder, ModelFolder, TextCodec, generate, load_model
 
 PACKAGES = ("fdpp-ort", "onnxruntime", "onnxruntime-gpu", "numpy", "tokenizers")
@@ -104,10 +104,7 @@ def compare_quality(
         "passed": all(count == new_tokens for count in same) and difference <= LARGEST_DIFFERENCE,
     }
     if output is not None:
-        try:
-            output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise FdppError(f"{output}: the results cannot be written: {error}") from error
+        write_json(output, content, "the results")
     return content
 
 

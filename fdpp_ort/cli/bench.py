@@ -10,6 +10,7 @@ from fdpp_ort.bench.candidates import KINDS, PEERS, Models
 from fdpp_ort.bench.cells import list_cells
 from fdpp_ort.bench.model_bench import Request, bench_model
 from fdpp_ort.bench.quality import GREEDY_TOKENS, LARGEST_DIFFERENCE, compare_quality
+from fdpp_ort.cli.options import positive_numbers
 from fdpp_ort.errors import FdppError
 
 PROGRAM = "fdpp-bench"
@@ -24,18 +25,8 @@ _EPILOGUE = """candidates of fdpp-bench model (one process each, in turns):
 Those of ours always run where --fdpp is given."""
 
 
-def _numbers(text: str) -> list[int]:
-    try:
-        found = [int(part) for part in text.split(",")]
-    except ValueError:
-        found = []
-    if not found or min(found) < 1:
-        raise argparse.ArgumentTypeError(f"expected positive whole numbers, as 1,8, found {text!r}")
-    return found
-
-
 def _positive(text: str) -> int:
-    (number,) = _numbers(text)[:1]
+    (number,) = positive_numbers(text)[:1]
     return number
 
 
@@ -72,9 +63,9 @@ def _add_model(commands) -> None:
     add("--name", help="of the model, in the results (default: the folder's)")
     add("--peers", type=_peers, default=PEERS, metavar="NAME,...", help=f"default: {','.join(PEERS)}")
     add("--ablations", action="store_true", help="ours, too, with a technique of the paper off: fdpp-no-t1, -t2, -t3")
-    add("--batch", type=_numbers, default=[1, 8], metavar="B,...", help="rows (default: 1,8)")
-    add("--context", type=_numbers, default=[1024, 128], metavar="T,...", help="the most important first")
-    add("--prefill", type=_numbers, metavar="T,...", help="tokens of prompts (default: as --context)")
+    add("--batch", type=positive_numbers, default=[1, 8], metavar="B,...", help="rows (default: 1,8)")
+    add("--context", type=positive_numbers, default=[1024, 128], metavar="T,...", help="the most important first")
+    add("--prefill", type=positive_numbers, metavar="T,...", help="tokens of prompts (default: as --context)")
     add("--new-tokens", type=_positive, default=32, metavar="N", help="steps that are timed (default: 32)")
     add("--rounds", type=_positive, default=3, metavar="N", help="turns of each candidate (default: 3)")
     add("--provider", choices=("cpu", "cuda"), default="cpu")
@@ -186,7 +177,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\n{PROGRAM}: stopped; the same command with --resume goes on from here", file=sys.stderr)
+        more = "; the same command with --resume goes on from here" if options.command == "model" else ""
+        print(f"\n{PROGRAM}: stopped{more}", file=sys.stderr)
         return 130
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
 
 from fdpp_ort.errors import FdppError
+from fdpp_ort.files import write_json
 from fdpp_ort.generation.decoder import Decoder
 from fdpp_ort.generation.folder import ModelFolder
 from fdpp_ort.generation.loop import Generation, generate
@@ -106,10 +106,7 @@ def write_statistics(path: str, model: Model, generation: Generation, text: str,
         "decode_tokens_per_second": statistics.decode_tokens_per_second,
         "peak_memory_bytes": peak_memory_bytes(),
     }
-    try:
-        Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise FdppError(f"{path}: the statistics cannot be written: {error}") from error
+    write_json(Path(path), content, "the statistics")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ import math
 import sys
 from pathlib import Path
 
+from fdpp_ort.cli.options import positive_numbers
 from fdpp_ort.errors import FdppError
 from fdpp_ort.generation.model import TABLE_NAME
 from fdpp_ort.tuning import (
@@ -30,16 +31,6 @@ from fdpp_ort.tuning.products import BLOCK_SIZES, DTYPES, EPILOGUES
 from fdpp_ort.tuning.tuner import make_timer
 
 PROGRAM = "fdpp-tune"
-
-
-def _rows(text: str) -> tuple[int, ...]:
-    try:
-        rows = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        rows = ()
-    if not rows or min(rows) < 1:
-        raise argparse.ArgumentTypeError(f"expected positive whole numbers, as 1,2,4, found {text!r}")
-    return rows
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -69,7 +60,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "-o", "--output", metavar="TABLE", type=Path, help=f"default: {TABLE_NAME} beside the model, where it is found"
     )
-    parser.add_argument("--rows", metavar="M,...", type=_rows, default=ROWS, help="the Ms to time")
+    parser.add_argument("--rows", metavar="M,...", type=positive_numbers, default=ROWS, help="the Ms to time")
     parser.add_argument("--seconds", type=float, default=0.1, help="of each configuration at a time (default: 0.1)")
     parser.add_argument(
         "--pool",

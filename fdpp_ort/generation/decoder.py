@@ -32,7 +32,7 @@ class Decoder:
     captured step takes a short sequence the same time in a large one.
 
     On CUDA, or with `fixed_inputs`, decode steps have fixed shapes and addresses (StepInputs); otherwise a step's mask
-    is as long as its sequence. `allocate` writes what a buffer of the cache holds at first, zeros if left out.
+    is as long as its sequence. `allocate` makes the buffers of the cache, zeros if left out.
     """
 
     def __init__(

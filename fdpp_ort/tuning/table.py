@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import datetime
-import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
-from fdpp_ort.errors import FdppError
+from fdpp_ort.files import write_json
 from fdpp_ort.tuning.analysis import analyse, analyse_attention
 from fdpp_ort.tuning.attention import AttentionShape
 from fdpp_ort.tuning.measurements import Measurements
@@ -18,7 +16,7 @@ _FORMAT = 1
 
 
 def write_table(path: Path, measurements: Measurements) -> None:
-    """Makes the table of all that was measured; in one step, so that no process reads half of it."""
+    """Makes the table of all that was measured. FdppError: it cannot be written."""
     table = {
         "fdpp_table": _FORMAT,
         "library": measurements.head["library"],
@@ -27,12 +25,7 @@ def write_table(path: Path, measurements: Measurements) -> None:
         "gemm": [_entry(product, times) for product, times in measurements],
         "attention": [_attention_entry(shape, times) for shape, times in measurements.attention()],
     }
-    unfinished = path.with_name(path.name + ".unfinished")
-    try:
-        unfinished.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise FdppError(f"{path}: the table cannot be written: {error}") from error
+    write_json(path, table, "the table")
 
 
 def _entry(product: Product, times: dict) -> dict:

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from fdpp_ort.bench.quality import perplexity
 from fdpp_ort.generation import Decoder, ModelFolder, TextCodec, generate, load_model
 
 PROMPTS = ("What is the capital of France?", "Explain in simple words why the sky is blue.")
@@ -68,12 +69,10 @@ def test_calibrated_on_one_text_and_run_on_another(smollm2, repository, greedy_t
     other = (repository / "docs" / "attention.md").read_text(encoding="utf-8")
     tokens = np.array(TextCodec(folder).encode(other))[None, :1024]
     before = left()
-    losses = []
-    for name in (smollm2["fdpp"], folder):
-        logits = Decoder(load_model(ModelFolder.open(name), "cpu"), 1, 1024).prefill(tokens).numpy()[0, :-1]
-        likely = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
-        losses.append(-np.log(likely[np.arange(1023), tokens[0, 1:]] / likely.sum(axis=-1)).mean())
-    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    found = [
+        perplexity(Decoder(load_model(ModelFolder.open(f), "cpu"), 1, 1024), tokens) for f in (smollm2["fdpp"], folder)
+    ]
+    assert found[1] == pytest.approx(found[0], abs=1e-4)
     assert left() - before <= 0.005 * tokens.size * sum(len(layer.heads) for layer in unified)
 
 
