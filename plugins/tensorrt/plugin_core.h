@@ -25,7 +25,8 @@ struct CallState {
   PlanSlot* slot = nullptr;
 };
 
-// Never changes: contexts and threads share it. Tensors are those of the dense form (fdpp/dense.h), inputs before outputs.
+// Contexts and threads share it: nothing changes but the workspace that a builder has asked for. Tensors are those of the
+// dense form (fdpp/dense.h), inputs before outputs.
 class PluginCore {
  public:
   static Status create(const OpSpec& spec, Fields fields, std::shared_ptr<const PluginCore>* core);

@@ -36,20 +36,15 @@ class Plugin final : public nvinfer1::IPluginV2DynamicExt {
   }
   void terminate() noexcept override { calls_.reset(); }
   size_t getSerializationSize() const noexcept override {
-    size_t size = 0;
+    bytes_.clear();
     guarded([&]() -> Status {
-      size = core_->serialised().serialise().size();
+      bytes_ = core_->serialised().serialise();
       return {};
     });
-    return size;
+    return bytes_.size();
   }
-  void serialize(void* buffer) const noexcept override {
-    guarded([&]() -> Status {
-      const std::string bytes = core_->serialised().serialise();
-      std::memcpy(buffer, bytes.data(), bytes.size());
-      return {};
-    });
-  }
+  // As many as TensorRT was told last, whatever has been asked of the plugin since.
+  void serialize(void* buffer) const noexcept override { std::memcpy(buffer, bytes_.data(), bytes_.size()); }
   void destroy() noexcept override { delete this; }
   void setPluginNamespace(const char*) noexcept override {}
   const char* getPluginNamespace() const noexcept override { return kPluginNamespace; }
@@ -136,6 +131,7 @@ class Plugin final : public nvinfer1::IPluginV2DynamicExt {
 
   std::shared_ptr<const PluginCore> core_;
   std::string layer_;
+  mutable std::string bytes_;
   std::unique_ptr<Calls> calls_;
 };
 
