@@ -94,7 +94,7 @@ class Decoder:
         self._step_binding = self._bind_cache()
         self._step_binding.bind_ortvalue_output(self.model.logits, self._logits)
         if self._fixed_inputs:
-            self._inputs = StepInputs(self.model, self.batch, bucket, self._logits, self._graph_id)
+            self._inputs = StepInputs(self.model, self.batch, bucket, self._logits)
             self._inputs.bind_to(self._step_binding)
 
     def _extended(self, old, shape: tuple[int, ...], element_type: int):

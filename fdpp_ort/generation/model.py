@@ -55,13 +55,13 @@ class Model:
 
     @cached_property
     def advance(self) -> onnxruntime.InferenceSession:
-        """advance_graph() beside the model, captured where its steps are."""
-        return self._beside(advance_graph(self.vocabulary, self.logits_type), self.cuda_graph)
+        """advance_graph() beside the model."""
+        return self._beside(advance_graph(self.vocabulary, self.logits_type))
 
     @cached_property
     def extend(self) -> onnxruntime.InferenceSession:
         """extend_graph() beside the model."""
-        return self._beside(extend_graph(), False)
+        return self._beside(extend_graph())
 
     def run(self, session: onnxruntime.InferenceSession, binding, graph_id: str | None = None) -> None:
         """Runs the model's session or one beside it and waits for the device. With CUDA graph: captures at the first
@@ -75,9 +75,12 @@ class Model:
         except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
             raise FdppError(f"{self.folder.model_file}: ONNX Runtime failed: {error}") from error
 
-    def _beside(self, graph: bytes, cuda_graph: bool) -> onnxruntime.InferenceSession:
-        providers = _providers(self.device == "cuda", cuda_graph)
-        return import_onnxruntime().InferenceSession(graph, _session_options(threads=1), providers=providers)
+    def _beside(self, graph: bytes) -> onnxruntime.InferenceSession:
+        """Never captured: one kernel is launched as fast."""
+        options = _session_options(threads=1)
+        register(options)
+        providers = _providers(self.device == "cuda", cuda_graph=False)
+        return import_onnxruntime().InferenceSession(graph, options, providers=providers)
 
 
 def load_model(

@@ -14,23 +14,19 @@ class StepInputs:
     them from the last step's, so that a step of greedy generation uploads nothing and reads back B tokens; the mask has
     ones in its first `length + 1` places, so that only its sum, the sequence length, changes from step to step."""
 
-    def __init__(self, model: Model, batch: int, capacity: int, logits, graph_id: str):
-        """`logits`: the OrtValue [B, 1, vocabulary] that steps write. `graph_id`: for a captured graph of its own."""
+    def __init__(self, model: Model, batch: int, capacity: int, logits):
+        """`logits`: the OrtValue [B, 1, vocabulary] that steps write."""
         self._model = model
-        self._graph_id = graph_id
         self._tokens = self._buffer(np.zeros((batch, 1), np.int64))
         self._positions = self._buffer(np.zeros((batch, 1), np.int64))
         self._mask = self._buffer(np.zeros((batch, capacity), np.int64))
-        self._columns = self._buffer(np.arange(capacity, dtype=np.int64))
         self._known: np.ndarray | None = None  # what the host knows _tokens to hold
         self._binding = model.advance.io_binding()
-        inputs = (("logits", logits), ("positions", self._positions), ("columns", self._columns))
-        for name, value in inputs:
+        self._binding.bind_ortvalue_input("logits", logits)
+        self._binding.bind_ortvalue_output("next_tokens", self._tokens)
+        for name, value in (("positions", self._positions), ("attention_mask", self._mask)):
             self._binding.bind_ortvalue_input(name, value)
-        outputs = (("next_tokens", self._tokens), ("next_positions", self._positions), ("mask", self._mask))
-        for name, value in outputs:
-            self._binding.bind_ortvalue_output(name, value)
-        self.advance()  # not first in place(): the run that captures a graph counts more than one step
+            self._binding.bind_ortvalue_output(f"next_{name}", value)
 
     def _buffer(self, values: np.ndarray):
         return import_onnxruntime().OrtValue.ortvalue_from_numpy(values, self._model.device, 0)
@@ -49,7 +45,7 @@ class StepInputs:
 
     def advance(self) -> None:
         """To the step behind the one that has run, with its likeliest tokens."""
-        self._model.run(self._model.advance, self._binding, self._graph_id)
+        self._model.run(self._model.advance, self._binding)
         self._known = None
 
     def holds(self, tokens: np.ndarray) -> bool:

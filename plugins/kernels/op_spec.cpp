@@ -107,4 +107,29 @@ const OpSpec& gemm_spec() {
   return spec;
 }
 
+const OpSpec& greedy_step_spec() {
+  static const OpSpec spec = {
+      "FdppGreedyStep",
+      {
+          {"logits", "T", false, false},
+          {"positions", "int64", false, false},
+          {"attention_mask", "int64", false, false},
+      },
+      {
+          {"next_tokens", "int64", false, false},
+          {"next_positions", "int64", false, false},
+          {"next_attention_mask", "int64", false, false},
+      },
+      {},
+      {
+          {"cpu", {{"T", "float32"}}},
+          {"cpu", {{"T", "float16"}}},
+          {"cuda", {{"T", "float32"}}},
+          {"cuda", {{"T", "float16"}}},
+      },
+      {},
+  };
+  return spec;
+}
+
 }  // namespace fdpp

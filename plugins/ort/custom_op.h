@@ -75,5 +75,6 @@ class KernelHome {
 
 Status make_attention_kernel(const NodeInfo& node, Backend backend, Form form, std::unique_ptr<Kernel>* kernel);
 Status make_gemm_kernel(const NodeInfo& node, Backend backend, Form form, std::unique_ptr<Kernel>* kernel);
+Status make_greedy_kernel(const NodeInfo& node, Backend backend, Form form, std::unique_ptr<Kernel>* kernel);
 
 }  // namespace fdpp::ort

@@ -22,7 +22,10 @@ using Ops = std::vector<const OrtCustomOp*>;
 constexpr struct {
   const OpSpec& (*spec)();
   KernelFactory factory;
-} kOps[] = {{attention_spec, make_attention_kernel}, {gemm_spec, make_gemm_kernel}};
+  bool has_dense_form;
+} kOps[] = {{attention_spec, make_attention_kernel, true},
+            {gemm_spec, make_gemm_kernel, true},
+            {greedy_step_spec, make_greedy_kernel, false}};
 
 Ops plain_ops() {
   Ops ops;
@@ -38,6 +41,7 @@ Ops plain_ops() {
 Ops dense_ops(const OrtApi& api) {
   Ops ops;
   for (const auto& op : kOps) {
+    if (!op.has_dense_form) continue;
     ops.push_back(new DenseOp(api, op.spec(), Backend::cpu, op.factory));
     if (kWithCuda) ops.push_back(new DenseOp(api, op.spec(), Backend::cuda, op.factory));
   }

@@ -366,6 +366,7 @@ py::list plan_dicts() {
   return list;
 }
 
+// Of the ops that the exporter writes.
 py::list specs() {
   py::list list;
   list.append(spec_dict(attention_spec()));

@@ -46,6 +46,9 @@ enum GemmInput : int {
 };
 enum GemmOutput : int { kGemmY, kGemmOutputCount };
 
+enum GreedyInput : int { kGreedyLogits, kGreedyPositions, kGreedyMask, kGreedyInputCount };
+enum GreedyOutput : int { kGreedyTokens, kGreedyNextPositions, kGreedyNextMask, kGreedyOutputCount };
+
 struct PortSpec {
   const char* name;
   const char* type;   // a type variable that the op's signatures bind ("T", "C", "W"), or a fixed type ("int32")
@@ -88,5 +91,6 @@ struct OpSpec {
 
 FDPP_API const OpSpec& attention_spec();
 FDPP_API const OpSpec& gemm_spec();
+FDPP_API const OpSpec& greedy_step_spec();
 
 }  // namespace fdpp

@@ -235,12 +235,6 @@ Room room_of(const AttentionProblem& p, const DecodeInstance& instance, const At
   return room;
 }
 
-// Tiles of each block that together take a third of the L2: what is fetched early must still be there when it is read, beside
-// the predecessor's weights.
-int early_tiles_of(const DecodeInstance& instance, int64_t blocks, const DeviceInfo& device) {
-  return static_cast<int>(std::max<int64_t>(device.l2_bytes / 3 / (2 * instance.tile_bytes * blocks), 1));
-}
-
 template <bool kBulk>
 bool supports(const AttentionProblem& p, const DeviceInfo& device, std::string* why) {
   if (!takes_attention(p, device, why)) return false;
@@ -350,7 +344,6 @@ Status run(const AttentionParams& params, const AttentionSplit& split, void* wor
   launch.slots = room.ring.slots;
   launch.flows = room.flows;
   launch.clusters = room.clusters;
-  launch.early_tiles = early_tiles_of(instance, int64_t{room.clusters} * d.cluster, device);
   launch.whole_rows = tile_panels(p) > 1;
   launch.tile_keys = instance.tile_keys;
   while ((1 << launch.tile_shift) < launch.tile_keys) ++launch.tile_shift;

@@ -25,7 +25,6 @@ struct DecodeLaunch {
   int pieces;        // wanted in all
   int least_tiles;   // of a piece
   bool whole_units;  // no unit can have more: unit u is piece u, and there are no others
-  int early_tiles;   // of keys and of values, that a block brings into the L2 before its predecessor has ended
   bool flows;        // blocks go from piece to piece without a pause: sums have shared memory of their own
   int clusters;      // of the grid
   int cluster, cluster_shift;  // blocks of a cluster, and their logarithm

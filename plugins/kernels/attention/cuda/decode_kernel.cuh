@@ -130,8 +130,8 @@ class DecodeBlock {
     blocks_ = kClusters ? launch_.cluster : 1;
     rank_ = blockIdx.x & (blocks_ - 1);
 
-    // The first piece is looked for, and its keys and values are brought into the L2, while the predecessor may still be
-    // working: from lengths that it may be about to change, and of which each warp may see another state.
+    // The first piece is looked for, and its first keys and values are brought into the L2, while the predecessor may
+    // still be working: from lengths that it may be about to change, and of which each warp may see another state.
     // After it has ended, all but what changes memory is begun, and only then it is seen whether the lengths have
     // stayed: by the producer for itself, by the consumers together.
     bool guesses = kBulk;
@@ -143,7 +143,7 @@ class DecodeBlock {
       bool* const more = &fixed_.more[threadIdx.x / 32];
       const bool there = (!guesses || can_guess()) && find_piece(args_, launch_, id, lengths, &piece, more);
       if (guesses) {
-        if (there && is_producer()) prefetch_tiles(piece);
+        if (there && is_producer()) prefetch_first_tile(piece);
         wait_for_predecessor();
       } else if (!is_first && !there) {
         return;
@@ -292,22 +292,17 @@ class DecodeBlock {
     return first_tile(p) + (first_tile(p) < p.end_tile && wasted_slots == 0 ? static_cast<int>(blocks_) : 0);
   }
 
-  // The first tiles of keys and values, into the L2.
-  __device__ __forceinline__ void prefetch_tiles(const Piece& p) const {
-    if (threadIdx.x % 32 != 0) return;
-    const int begin = first_tile(p), end = min(p.end_tile, begin + (launch_.early_tiles << launch_.cluster_shift));
-    const int plane = plane_of(p);
-#pragma unroll 1
-    for (int tile = begin; tile < end; tile += blocks_) {
-      const int first = p.keys.begin + tile * Shape::kTileKeys;
-      for (const CUtensorMap* map : {&launch_.key_map, &launch_.value_map}) {
-        if (Shape::kPanels > 1 && launch_.whole_rows) {
-          prefetch_panels(map, first, plane);
-        } else {
+  // The first tile of keys and values, into the L2.
+  __device__ __forceinline__ void prefetch_first_tile(const Piece& p) const {
+    if (threadIdx.x % 32 != 0 || first_tile(p) >= p.end_tile) return;
+    const int first = p.keys.begin + first_tile(p) * Shape::kTileKeys, plane = plane_of(p);
+    for (const CUtensorMap* map : {&launch_.key_map, &launch_.value_map}) {
+      if (Shape::kPanels > 1 && launch_.whole_rows) {
+        prefetch_panels(map, first, plane);
+      } else {
 #pragma unroll
-          for (int panel = 0; panel < Shape::kPanels; ++panel)
-            prefetch_box(map, panel * Shape::kPanelColumns, first, plane);
-        }
+        for (int panel = 0; panel < Shape::kPanels; ++panel)
+          prefetch_box(map, panel * Shape::kPanelColumns, first, plane);
       }
     }
   }

@@ -7,15 +7,10 @@
 
 namespace fdpp {
 
-// Stages of weights beyond the ring that are brought into the L2 while the predecessor's end leaves the memory idle.
-constexpr int kFlatEarlyStages = 4;
-
-// Calls fill_weights(place, stage) and fill_tokens(place, stage) for every slice of the block as stages become free, and
-// prefetch_weights(place) for those that come after the ring's first.
-template <typename T, typename Weights, typename Ahead, typename Tokens>
+// Calls fill_weights(place, stage) and fill_tokens(place, stage) for every slice of the block as stages become free.
+template <typename T, typename Weights, typename Tokens>
 __device__ __forceinline__ void fill_ring(const FlatArgs<T>& args, const FlatWork& work, Barrier* empty,
-                                          const Weights& fill_weights, const Ahead& prefetch_weights,
-                                          const Tokens& fill_tokens) {
+                                          const Weights& fill_weights, const Tokens& fill_tokens) {
   const int stages = args.stages;
   FlatPlace weights_at = work.start, tokens_at = work.start;
   int stage = 0, token_stage = 0, token_i = work.begin;
@@ -28,12 +23,6 @@ __device__ __forceinline__ void fill_ring(const FlatArgs<T>& args, const FlatWor
     if (i - work.begin < stages - 1 && i + 1 < work.end) continue;
     if (token_i == work.begin) {
       release_successor();
-      FlatPlace ahead = weights_at;
-#pragma unroll 1
-      for (int n = i + 1; n < min(i + 1 + kFlatEarlyStages, work.end); ++n) {
-        ahead.advance(args);
-        prefetch_weights(ahead);
-      }
       wait_for_predecessor();
     }
 #pragma unroll 1
@@ -62,10 +51,14 @@ __device__ __forceinline__ void fill_by_tensor(const FlatArgs<T>& args, const Fl
   const int scale_bytes = args.blocks > 0 ? kRows * shape.scale_row_bytes() : 0;
   const uint32_t bytes = Shape::kStageBytes + Shape::kTokens * Shape::kTokenBytes + scale_bytes;
   const uint64_t policy = evict_first_policy();
-  // copy(place in the stage, map, x, y, z) for each box of a stage.
-  const auto for_boxes = [&](const FlatPlace& at, const auto& copy) {
+  const auto fill_weights = [&](const FlatPlace& at, int stage) {
+    char* const to = shared + stage * stage_bytes;
+    full[stage].arrive_expecting(bytes);
     const int panel = at.slice * Shape::kWeightPanels, scale = at.slice * shape.scales_in_row() & ~7;
     const int row = at.row_tile * outputs;
+    const auto copy = [&](int offset, const CUtensorMap& map, int x, int y, int z) {
+      copy_box(to + offset, &map, x, y, z, &full[stage], policy);
+    };
     if (!args.gated) {
       copy(0, maps.weights, 0, row, panel);
       if (scale_bytes > 0) copy(shape.scales_at(), maps.scales, scale, row, 0);
@@ -80,20 +73,11 @@ __device__ __forceinline__ void fill_by_tensor(const FlatArgs<T>& args, const Fl
       if (scale_bytes > 0) copy(shape.scales_at() + half * scale_bytes / 2, maps.scales, scale, half_row, 0);
     }
   };
-  const auto fill_weights = [&](const FlatPlace& at, int stage) {
-    full[stage].arrive_expecting(bytes);
-    for_boxes(at, [&](int offset, const CUtensorMap& map, int x, int y, int z) {
-      copy_box(shared + stage * stage_bytes + offset, &map, x, y, z, &full[stage], policy);
-    });
-  };
-  const auto prefetch_weights = [&](const FlatPlace& at) {
-    for_boxes(at, [&](int, const CUtensorMap& map, int x, int y, int z) { prefetch_box(&map, x, y, z); });
-  };
   const auto fill_tokens = [&](const FlatPlace& at, int stage) {
     copy_box(shared + stage * stage_bytes + shape.tokens_at(), &maps.tokens, 0, at.token_block * Shape::kTokens,
              at.slice * Shape::kTokenPanels, &full[stage]);
   };
-  fill_ring(args, work, empty, fill_weights, prefetch_weights, fill_tokens);
+  fill_ring(args, work, empty, fill_weights, fill_tokens);
 #endif
 }
 
@@ -234,7 +218,7 @@ __device__ __forceinline__ void fill_by_threads(const FlatArgs<T>& args, const S
     full[stage].arrive_after_copies();
     if (stored) full[stage].arrive();
   };
-  fill_ring(args, work, empty, fill_weights, [](const FlatPlace&) {}, fill_tokens);
+  fill_ring(args, work, empty, fill_weights, fill_tokens);
 }
 
 }  // namespace fdpp

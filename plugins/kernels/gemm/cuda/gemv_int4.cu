@@ -34,7 +34,6 @@ constexpr int kVectorLog = 5;      // its elements: 32, in 16 bytes of B
 constexpr int kMaxK = 32768;       // A lies in shared memory
 constexpr int kBlocksAtOnce = 3;   // on a multiprocessor, where shared memory allows
 constexpr int kDepth = 4;          // steps: the one at hand, and those of which copies are under way
-constexpr int kEarlySteps = 4;     // beyond those, that are brought into the L2 at the start
 
 // What a block has in shared memory, but for A and what goes with it.
 template <bool kZeros>
@@ -137,10 +136,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce)
   go_to(first_tile);
 #pragma unroll 1
   for (int i = 0; i < kDepth - 1; ++i) copy_next();
-  // The predecessor's end leaves the memory idle: a lane of each row brings what comes next into the L2.
-  const int ahead = min(kEarlySteps * stride, args.row_vectors - next.vector);
-  if (first_step == 0 && t == 0 && next.tile == first_tile && next.tile < tiles && ahead > 0)
-    prefetch_bytes(next.weights, ahead * static_cast<int>(sizeof(uint4)));
 
   // ---- A, once
   release_successor();

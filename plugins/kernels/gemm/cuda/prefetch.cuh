@@ -39,18 +39,16 @@ struct NextWeight {
   }
 };
 
-// A multiple of 16 bytes from a multiple of 16 on, into the L2. Devices before sm_90 ignore it.
-__device__ __forceinline__ void prefetch_bytes(const void* from, uint32_t bytes) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
-#endif
-}
-
-// One thread of each block calls, once the block's own reads of weights are under way.
+// One thread of each block calls, once the block's own reads of weights are under way. Devices before sm_90 ignore the hint.
 __device__ __forceinline__ void prefetch(const NextWeight& next) {
+#if __CUDA_ARCH__ >= 900
   if (blockIdx.x < next.first_block) return;
   const uint32_t begin = (blockIdx.x - next.first_block) * next.share;
-  if (begin < next.bytes) prefetch_bytes(next.from + begin, min(next.share, next.bytes - begin));
+  if (begin >= next.bytes) return;
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(next.from + begin),
+               "r"(min(next.share, next.bytes - begin))
+               : "memory");
+#endif
 }
 
 }  // namespace fdpp

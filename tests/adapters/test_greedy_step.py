@@ -1,0 +1,104 @@
+"""FdppGreedyStep in ONNX Runtime against NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+import fdpp_ort
+
+INT64 = TensorProto.INT64
+DTYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
+PROVIDERS = ["CPUExecutionProvider", pytest.param("CUDAExecutionProvider", marks=pytest.mark.gpu)]
+
+
+def session(provider: str, dtype: str) -> onnxruntime.InferenceSession:
+    names = [("logits", DTYPES[dtype]), ("positions", INT64), ("attention_mask", INT64)]
+    outputs = ["next_tokens", "next_positions", "next_attention_mask"]
+    node = helper.make_node("FdppGreedyStep", [name for name, _ in names], outputs, domain="fdpp")
+    graph = helper.make_graph(
+        [node],
+        "greedy",
+        [helper.make_tensor_value_info(name, element_type, None) for name, element_type in names],
+        [helper.make_tensor_value_info(name, INT64, None) for name in outputs],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("fdpp", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString()
+    options = onnxruntime.SessionOptions()
+    fdpp_ort.register(options)
+    made = onnxruntime.InferenceSession(model, options, providers=[provider])
+    assert provider in made.get_providers()
+    return made
+
+
+def run(provider: str, logits: np.ndarray, positions: np.ndarray, capacity: int) -> list[np.ndarray]:
+    mask = np.full((len(logits), capacity), 7, np.int64)  # its values are not read
+    feeds = {"logits": logits[:, None], "positions": positions[:, None], "attention_mask": mask}
+    return session(provider, logits.dtype.name).run(None, feeds)
+
+
+# Vocabularies whose rows start at multiples of 16 bytes and others.
+@pytest.mark.parametrize("vocabulary", [1, 7, 1001, 32000])
+@pytest.mark.parametrize("batch", [1, 3, 70])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_likeliest_tokens(provider: str, dtype: str, batch: int, vocabulary: int) -> None:
+    random = np.random.default_rng(vocabulary + batch)
+    # Few values, so that most rows have their greatest more than once.
+    logits = random.integers(-400, 5, (batch, vocabulary)).astype(dtype) / 8
+    positions = random.integers(-1, 12, batch)
+    tokens, following, mask = run(provider, logits, positions, 10)
+    np.testing.assert_array_equal(tokens, logits.argmax(axis=-1)[:, None])
+    np.testing.assert_array_equal(following, positions[:, None] + 1)
+    np.testing.assert_array_equal(mask, np.arange(10) <= positions[:, None] + 1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_special_values(provider: str, dtype: str) -> None:
+    nan, inf = np.nan, np.inf
+    rows = [[-1, -0.0, 0, -2], [-inf, -inf, -inf, -inf], [1, inf, nan, 2], [nan, 1, 1, 1], [-inf, inf, inf, 3]]
+    tokens, _, _ = run(provider, np.array(rows, dtype), np.zeros(5, np.int64), 4)
+    assert tokens[:, 0].tolist() == [1, 0, -1, -1, 1]
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_in_place(provider: str) -> None:
+    """Positions and mask of a step may lie where those of the last one did."""
+    device = "cuda" if provider.startswith("CUDA") else "cpu"
+    values = {
+        "logits": np.random.default_rng(0).standard_normal((3, 1, 999)).astype(np.float32),
+        "positions": np.array([[0], [4], [2]]),
+        "attention_mask": np.zeros((3, 6), np.int64),
+        "next_tokens": np.zeros((3, 1), np.int64),
+    }
+    values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(value, device, 0) for name, value in values.items()}
+    greedy = session(provider, "float32")
+    binding = greedy.io_binding()
+    for name in ("logits", "positions", "attention_mask"):
+        binding.bind_ortvalue_input(name, values[name])
+    for name in ("next_tokens", "next_positions", "next_attention_mask"):
+        binding.bind_ortvalue_output(name, values[name if name == "next_tokens" else name.removeprefix("next_")])
+    for _ in range(2):
+        greedy.run_with_iobinding(binding)
+    assert values["positions"].numpy()[:, 0].tolist() == [2, 6, 4]
+    assert values["attention_mask"].numpy().sum(axis=1).tolist() == [3, 6, 5]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"logits": (2, 2, 9)}, r"logits is float32 \[2, 2, 9\], expected float32 or float16 \[batch, 1, vocabulary\]"),
+        ({"logits": (2, 1, 0)}, r"logits is float32 \[2, 1, 0\]"),
+        ({"positions": (3, 1)}, r"positions is int64 \[3, 1\], expected int64 \[2, 1\]"),
+        ({"attention_mask": (1, 5)}, r"attention_mask is int64 \[1, 5\], expected int64 \[2, capacity\]"),
+    ],
+)
+def test_refused(wrong: dict, message: str) -> None:
+    shapes = {"logits": (2, 1, 9), "positions": (2, 1), "attention_mask": (2, 5)} | wrong
+    types = {"logits": np.float32, "positions": np.int64, "attention_mask": np.int64}
+    feeds = {name: np.zeros(shape, types[name]) for name, shape in shapes.items()}
+    with pytest.raises(Exception, match="FdppGreedyStep: " + message):
+        session("CPUExecutionProvider", "float32").run(None, feeds)
