@@ -21,7 +21,10 @@ def advance_graph(vocabulary: int, logits_type: int) -> bytes:
             helper.make_tensor_value_info(inputs[1], _INT64, one),
             helper.make_tensor_value_info(inputs[2], _INT64, mask),
         ],
-        [helper.make_tensor_value_info(name, _INT64, shape) for name, shape in zip(outputs, (one, one, mask), strict=True)],
+        [
+            helper.make_tensor_value_info(name, _INT64, shape)
+            for name, shape in zip(outputs, (one, one, mask), strict=True)
+        ],
     )
     return _serialised(graph)
 
