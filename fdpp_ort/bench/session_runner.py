@@ -7,7 +7,7 @@ import numpy as np
 
 from fdpp_ort.bench.random_cache import random_cache
 from fdpp_ort.bench.spec import Spec
-from fdpp_ort.bench.timing import WARM_UP, timed
+from fdpp_ort.bench.timing import timed, warm_up
 from fdpp_ort.generation.decoder import Decoder
 from fdpp_ort.generation.model import load_model
 
@@ -36,7 +36,7 @@ class SessionRunner:
             tokens = decoder.greedy_step(tokens)
 
         decoder.pretend(context - 1)
-        timed(step, WARM_UP, make_room)
+        warm_up(step, make_room)
         decoder.pretend(context - 1)
         return timed(step, steps, make_room)
 

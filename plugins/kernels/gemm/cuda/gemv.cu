@@ -186,13 +186,12 @@ bool supports(const GemmProblem& problem, const DeviceInfo& device, std::string*
     *why = "M is above " + std::to_string(kMaxM);
     return false;
   }
-  if (!supports_half_gemm(problem, device, why)) return false;
-  if (problem.weight_format == WeightFormat::int4) return supports_gemv_int4(problem, why);
   if (problem.activation == Activation::silu_mul) {
-    *why = "no silu_mul but of int4 weights";
+    *why = "no silu_mul";
     return false;
   }
-  return has_weights_of_a(problem, why);
+  if (!supports_half_gemm(problem, device, why)) return false;
+  return problem.weight_format == WeightFormat::int4 ? supports_gemv_int4(problem, why) : has_weights_of_a(problem, why);
 }
 
 // How much of what warps side by side in K could load at a time there is nothing for, as a factor of 1 or more.
@@ -230,15 +229,13 @@ void splits(const GemmProblem& problem, const DeviceInfo&, std::vector<GemmSplit
   for (int pieces = 1; pieces <= kWarps; pieces *= 2) out->push_back({pieces});
 }
 
-size_t workspace_bytes(const GemmProblem& problem, const GemmSplit&) {
-  return problem.weight_format == WeightFormat::int4 ? 0 : normalise_bytes(problem);
-}
+size_t workspace_bytes(const GemmProblem& problem, const GemmSplit&) { return normalise_bytes(problem); }
 
 Status run(const GemmParams& given, const GemmSplit& split, void* workspace, const ExecutionContext& context) {
   const auto stream = static_cast<cudaStream_t>(context.stream);
-  if (given.problem.weight_format == WeightFormat::int4) return run_gemv_int4(given, split, stream);
   GemmParams params;
   FDPP_RETURN_IF_ERROR(normalise(given, &workspace, stream, &params));
+  if (params.problem.weight_format == WeightFormat::int4) return run_gemv_int4(params, split, stream);
   return params.problem.dtype == DType::f16 ? run_typed<__half>(params, sharing_warps(split), stream)
                                             : run_typed<__nv_bfloat16>(params, sharing_warps(split), stream);
 }

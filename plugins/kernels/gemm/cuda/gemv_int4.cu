@@ -50,9 +50,6 @@ struct Int4Args {
   const uint4* b;
   const T* scales;
   const unsigned char* zero_points;
-  const uint4* norm_weight;  // null: A is not normalised
-  float norm_epsilon;
-  bool gated;
   int n, vectors, row_vectors;
   int steps;  // of a row
   int blocks, block_log;
@@ -60,8 +57,6 @@ struct Int4Args {
   NextWeight next;
 };
 
-bool is_gated(const GemmProblem& p) { return p.activation == Activation::silu_mul; }
-int outputs_of_tile(const GemmProblem& p) { return is_gated(p) ? kRows / 2 : kRows; }
 int row_steps(const GemmProblem& p) { return static_cast<int>(ceil_div(p.k >> kVectorLog, kVectors)); }
 // After the ring: A's vectors, with zeros up to a whole step; of each what takes its weights' offsets away again; and, where
 // there are zero points, its plain sum.
@@ -88,8 +83,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce)
 
   const int tid = threadIdx.x, warp = tid / kWarp, lane = tid % kWarp, g = lane / 4, t = lane % 4;
   const int splits = args.splits, teams = kWarps / splits, team = warp / splits, first_step = warp % splits;
-  const int outputs = args.gated ? kRows / 2 : kRows;
-  const int tiles = (args.n + outputs - 1) / outputs, tiles_at_once = gridDim.x * teams;
+  const int tiles = (args.n + kRows - 1) / kRows, tiles_at_once = gridDim.x * teams;
   const int first_tile = blockIdx.x * teams + team;
   const uint64_t policy = evict_first_policy();
 
@@ -107,8 +101,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce)
   } next;
   const auto go_to = [&](int tile) {
     next.tile = tile, next.vector = first_vector;
-    // Sums of rows past the end are dropped. With gates a tile has what they gate in its upper half.
-    const int64_t row = min(tile * outputs + g % outputs, args.n - 1) + (g < outputs ? 0 : args.n);
+    const int64_t row = min(tile * kRows + g, args.n - 1);  // sums of rows past the end are dropped
     next.weights = args.b + row * args.row_vectors + first_vector + t;
     next.scales = args.scales + row * args.blocks + first_block + (lane_block & ~1);
     if constexpr (kZeros) next.zeros = args.zero_points + row * (args.blocks / 2);
@@ -140,37 +133,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce)
   // ---- A, once
   release_successor();
   wait_for_predecessor();  // nobody writes weights, but A may still be on its way
-  float factor = 0;
-  if (args.norm_weight != nullptr) {
-    float squares = 0;
-    for (int i = tid; i < args.vectors * 4; i += kThreads) {
-      const uint4 piece = args.a[i];
-      for (uint32_t pair : {piece.x, piece.y, piece.z, piece.w}) {
-        const float2 both = unpack2<T>(pair);
-        squares = fmaf(both.x, both.x, fmaf(both.y, both.y, squares));
-      }
-    }
-#pragma unroll
-    for (int offset = kWarp / 2; offset > 0; offset /= 2) squares += __shfl_xor_sync(0xffffffffu, squares, offset);
-    if (lane == 0) ring.sums[0][warp][0] = squares;
-    __syncthreads();
-    squares = 0;
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) squares += ring.sums[0][w][0];
-    factor = rsqrtf(squares / static_cast<float>(args.vectors << kVectorLog) + args.norm_epsilon);
-  }
   {
     const float2 one = unpack2<T>(W::kFirstOffset), other = unpack2<T>(W::kSecondOffset);
     for (int i = tid; i < args.steps * kVectors * 4; i += kThreads) {
-      uint4 piece = i < args.vectors * 4 ? args.a[i] : make_uint4(0, 0, 0, 0);
-      if (args.norm_weight != nullptr && i < args.vectors * 4) {
-        const uint4 by = args.norm_weight[i];
-        const auto scaled = [factor](uint32_t pair, uint32_t by) {
-          const float2 values = unpack2<T>(pair), weights = unpack2<T>(by);
-          return pack2<T>(values.x * factor * weights.x, values.y * factor * weights.y);
-        };
-        piece = make_uint4(scaled(piece.x, by.x), scaled(piece.y, by.y), scaled(piece.z, by.z), scaled(piece.w, by.w));
-      }
+      const uint4 piece = i < args.vectors * 4 ? args.a[i] : make_uint4(0, 0, 0, 0);
       a[i] = piece;
       const float2 x0 = unpack2<T>(piece.x), x1 = unpack2<T>(piece.y), x2 = unpack2<T>(piece.z), x3 = unpack2<T>(piece.w);
       const float first = x0.x + x0.y + x2.x + x2.y, second = x1.x + x1.y + x3.x + x3.y;
@@ -250,17 +216,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce)
       sync_threads(1 + team, splits * kWarp);
     else
       __syncwarp();
-    const int output = tile * outputs + lane;
-    if (first_step == 0 && lane < outputs && output < args.n) {
-      const auto sum_of = [&](int row) {
-        float sum = 0;
-        for (int s = 0; s < splits; ++s) sum += ring.sums[parity][warp + s][row];
-        return sum;
-      };
-      if (args.gated)
-        out.store_gated(0, output, sum_of(lane), sum_of(outputs + lane));
-      else
-        out.store(0, output, sum_of(lane));
+    if (first_step == 0 && lane < kRows && tile * kRows + lane < args.n) {
+      float sum = 0;
+      for (int s = 0; s < splits; ++s) sum += ring.sums[parity][warp + s][lane];
+      out.store(0, tile * kRows + lane, sum);
     }
     parity ^= 1;
   }
@@ -273,8 +232,7 @@ Status launch(const GemmParams& params, const GemmSplit& split, cudaStream_t str
   DeviceInfo device;
   FDPP_RETURN_IF_ERROR(current_gpu_device(&device));
   Int4Args<T> args{static_cast<const uint4*>(params.a), static_cast<const uint4*>(params.b),
-                   static_cast<const T*>(params.scales), static_cast<const unsigned char*>(params.zero_points),
-                   static_cast<const uint4*>(params.norm_weight), p.norm_epsilon, is_gated(p)};
+                   static_cast<const T*>(params.scales), static_cast<const unsigned char*>(params.zero_points)};
   args.n = static_cast<int>(p.n), args.vectors = static_cast<int>(p.k >> kVectorLog);
   args.row_vectors = static_cast<int>(weight_row_bytes(p) / 16);
   args.steps = row_steps(p);
@@ -288,7 +246,7 @@ Status launch(const GemmParams& params, const GemmSplit& split, cudaStream_t str
   FDPP_RETURN_IF_ERROR(grants[zeros].ensure(reinterpret_cast<const void*>(kernel)));
   const int bytes = shared_bytes(p);
   const int64_t at_once = blocks_at_once(bytes, device);
-  const int64_t blocks = std::min(at_once, ceil_div(p.n, outputs_of_tile(p) * (kWarps / args.splits)));
+  const int64_t blocks = std::min(at_once, ceil_div(p.n, kRows * (kWarps / args.splits)));
   args.next = NextWeight(params, blocks);
   const OverlappedLaunch launched(blocks, kThreads, static_cast<size_t>(bytes), stream, device);
   return check_gpu(cudaLaunchKernelEx(&launched.config, kernel, args, Epilogue<T>(params)), "cuda_gemv (int4)");
@@ -309,7 +267,7 @@ bool supports_gemv_int4(const GemmProblem& problem, std::string* why) {
 
 // Fewest steps one after the other, with half a step for the end of a tile.
 GemmSplit gemv_int4_split(const GemmProblem& problem, const DeviceInfo& device) {
-  const int64_t tiles = ceil_div(problem.n, outputs_of_tile(problem)), steps = row_steps(problem);
+  const int64_t tiles = ceil_div(problem.n, kRows), steps = row_steps(problem);
   const int64_t warps = kWarps * blocks_at_once(shared_bytes(problem), device);
   GemmSplit best;
   double least = 0;
@@ -323,7 +281,7 @@ GemmSplit gemv_int4_split(const GemmProblem& problem, const DeviceInfo& device) 
 
 Status run_gemv_int4(const GemmParams& params, const GemmSplit& split, void* stream) {
   const auto misaligned = [](const void* data, uintptr_t bytes) { return reinterpret_cast<uintptr_t>(data) % bytes != 0; };
-  for (auto [name, data] : {std::pair{"A", params.a}, std::pair{"B", params.b}, std::pair{"norm_weight", params.norm_weight}})
+  for (auto [name, data] : {std::pair{"A", params.a}, std::pair{"B", params.b}})
     if (misaligned(data, 16))
       return invalid_argument(std::string("FdppFlatGemm: ") + name + " does not start at a multiple of 16 bytes");
   for (auto [name, data] : {std::pair{"scales", params.scales}, std::pair{"zero_points", params.zero_points}})
