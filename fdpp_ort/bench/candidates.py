@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,6 +42,13 @@ KINDS = {
 }
 OURS = ("fdpp", "fdpp-graph", "fdpp-genai")
 PEERS = tuple(name for name in KINDS if name not in OURS)
+
+
+def reference_among(names: Collection[str]) -> str | None:
+    """Which of ours the others are compared with: the one with the CUDA graph where there is one."""
+    return next((name for name in ("fdpp-graph", "fdpp") if name in names), None)
+
+
 # The paper's techniques, each off: T1 is a folder of its own, T2 (flat GEMM) and T3 (a kernel by the shape) force one
 # kernel on all products.
 NO_T1, NO_T2, NO_T3 = "fdpp-no-t1", "fdpp-no-t2", "fdpp-no-t3"

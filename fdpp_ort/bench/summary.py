@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 
-from fdpp_ort.bench.candidates import Candidate
+from fdpp_ort.bench.candidates import Candidate, reference_among
 from fdpp_ort.bench.cells import DECODE, Cell
 from fdpp_ort.bench.journal import Journal
 from fdpp_ort.bench.limit import Limit
@@ -69,7 +69,7 @@ def ratios(rows: list[dict], above: str, below: str) -> dict[str, dict]:
 
 def comparisons(rows: list[dict], names: list[str]) -> dict[str, dict]:
     """By "A / B": everything over ours, with the CUDA graph where there is one, and GenAI over GenAI with our graph."""
-    ours = next((name for name in ("fdpp-graph", "fdpp") if name in names), None)
+    ours = reference_among(names)
     pairs = [(name, ours) for name in names if ours and name != ours]
     if {"genai", "fdpp-genai"} <= set(names):
         pairs.append(("genai", "fdpp-genai"))

@@ -75,7 +75,7 @@ def _add_model(commands) -> None:
     add("--time-budget", type=float, metavar="SECONDS", help="leave out, and name, what does not fit into it")
     add("--resume", action="store_true", help="go on with what FILE's .measured.jsonl holds")
     add("-o", "--output", metavar="FILE", type=Path, default=Path("fdpp_bench.json"), help="results, as JSON")
-    add("--plot", metavar="FILE", type=Path, help="draw tokens/s there (PNG, SVG, PDF)")
+    add("--plot", metavar="FILE", type=Path, help="draw the time of a step there (PNG, SVG, PDF), ablations beside it")
 
 
 def _add_quality(commands) -> None:
@@ -142,8 +142,8 @@ def run_model(options: argparse.Namespace) -> int:
     print_results(Console(highlight=False), content)
     print(f"wrote {options.output}")
     if options.plot is not None:
-        plot(options.plot, content)
-        print(f"wrote {options.plot}")
+        for file in plot(options.plot, content):
+            print(f"wrote {file}")
     return 0
 
 

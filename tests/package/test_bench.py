@@ -105,6 +105,7 @@ def measured(llama, tmp_path_factory) -> Path:
     assert done.returncode == 0, done.stderr
     assert "fdpp-no-t3" in done.stdout
     assert "vllm: absent: it needs a GPU" in done.stdout
+    assert "wrote " + str(output.with_name("results-ablations.svg")) in done.stdout
     return output
 
 
@@ -129,7 +130,8 @@ def test_every_candidate_has_every_cell(measured) -> None:
             assert row["peak_memory_bytes"][name] > 10e6
             tokens = row["batch"] * (1 if row["phase"] == DECODE else row["tokens"])
             assert row["tokens_per_second"][name] == pytest.approx(1e3 * tokens / row["ms"][name], rel=0.01)
-    assert measured.with_suffix(".svg").stat().st_size > 1000
+    for name in ("results.svg", "results-ablations.svg"):
+        assert measured.with_name(name).stat().st_size > 1000
 
 
 def test_it_says_where_and_with_what(measured) -> None:
@@ -408,6 +410,87 @@ def test_a_pretended_length_counts(llama) -> None:
     np.testing.assert_array_equal(decoder.step(np.array([[5]])), expected)
     with pytest.raises(FdppError, match="length is 33"):
         decoder.pretend(33)
+
+
+# ---- plots
+
+
+def results(rows: list[tuple[int, int, dict[str, float]]], captured: tuple[str, ...] = ()) -> dict:
+    """What plots read of results: rows of batch, context and milliseconds."""
+    names = sorted({name for _, _, ms in rows for name in ms})
+    return {
+        "model": "M",
+        "runs": [{"gpu": "a GPU, driver 1", "cpu": "a CPU", "date": "2026-11-23T15:25:17+00:00"}],
+        "candidates": [{"name": name, "absent": "", "cuda_graph": name in captured} for name in names],
+        "rows": [
+            {"phase": DECODE, "batch": batch, "tokens": context, "limit_ms": 1.5 * batch, "ms": ms}
+            for batch, context, ms in rows
+        ]
+        + [{"phase": PREFILL, "batch": 1, "tokens": 8, "limit_ms": None, "ms": {"ort": 1.0}}],
+    }
+
+
+def lines_by_label(axis) -> dict[str, list[tuple[float, float]]]:
+    return {line.get_label(): [tuple(point) for point in line.get_xydata()] for line in axis.get_lines()}
+
+
+def test_the_plot_shows_ours_the_peers_and_the_limit() -> None:
+    """What runs without CUDA graph is drawn only where nothing runs with it; what is far slower is written."""
+    from fdpp_ort.bench.plot import draw_peers
+
+    slow = {"fdpp": 3.0, "fdpp-graph": 2.0, "ort": 5.0, "ort-graph": 4.0, "hf": 80.0}
+    content = results(
+        [(8, 64, {**slow, "hf": 90.0}), (1, 64, slow), (1, 32, {"fdpp-graph": 2.0, "hf": 3.0})],
+        captured=("fdpp-graph", "ort-graph"),
+    )
+    figure = draw_peers(content)
+    assert figure.get_suptitle() == "M, a GPU, 2026-11-23: a decoding step"
+    short, long = figure.axes
+    assert [axis.get_title() for axis in figure.axes] == ["32 tokens of context", "64 tokens of context"]
+    assert lines_by_label(long) == {
+        "byte limit": [(1, 1.5), (8, 12.0)],
+        "fdpp, CUDA graph": [(1, 2.0), (8, 2.0)],
+        "ONNX Runtime, CUDA graph": [(1, 4.0), (8, 4.0)],
+    }
+    assert [text.get_text() for text in long.texts] == ["Hugging Face eager: 80 to 90 ms"]
+    assert lines_by_label(short)["Hugging Face eager"] == [(1, 3.0)]
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == 4  # each once
+
+
+def test_a_cpu_has_no_cuda_graphs() -> None:
+    from fdpp_ort.bench.plot import draw_ablations, draw_peers
+
+    content = results([(1, 64, {"fdpp": 3.0, "ort": 5.0, "genai": 6.0})])
+    (axis,) = draw_peers(content).axes
+    assert set(lines_by_label(axis)) == {"byte limit", "fdpp", "ONNX Runtime", "GenAI"}
+    assert draw_ablations(content) is None
+
+
+def test_ablations_are_plotted_as_ratios(tmp_path) -> None:
+    from fdpp_ort.bench.plot import draw_ablations, plot
+
+    content = results([(2, 64, {"fdpp": 2.0, "fdpp-no-t1": 3.0, "fdpp-no-t3": 4.0}), (1, 64, {"fdpp-no-t1": 3.0})])
+    (axis,) = draw_ablations(content).axes
+    lines = lines_by_label(axis)
+    assert lines["T1 off: online softmax"] == [(2, 1.5)]
+    assert lines["T3 off: products by the flat kernel alone"] == [(2, 2.0)]
+    assert not any(label.startswith("T2") for label in lines)
+    written = [tmp_path / name for name in ("p.png", "p-ablations.png")]
+    assert plot(written[0], content) == written
+    assert set(tmp_path.iterdir()) == set(written)
+    with pytest.raises(FdppError, match="the plot cannot be written"):
+        plot(tmp_path / "no-such-folder" / "p.png", content)
+
+
+def test_a_plot_of_nothing(tmp_path) -> None:
+    """All left out for lack of time: panels without lines."""
+    from fdpp_ort.bench.plot import plot
+
+    content = results([(1, 64, {}), (2, 64, {})])
+    for row in content["rows"]:
+        row["limit_ms"] = None
+    assert plot(tmp_path / "p.png", content) == [tmp_path / "p.png"]
 
 
 # ---- fdpp-bench quality
