@@ -1,8 +1,7 @@
-"""Decoding steps: TensorRT engines with our plugins, with attention spelled out in ONNX, with that and our products as
-plugins; our ONNX Runtime session.
+"""Decoding steps: TensorRT engines with our plugins and with attention spelled out in ONNX, our ONNX Runtime session.
 
     bench_tensorrt.py --output FILE --programs FOLDER --library libfdpp_trt.so [--layers 8] [--work FOLDER]
-        [--reuse] [--candidates ...] [--batches 1,8] [--contexts 1024,8192] [--rounds 3] [--build-seconds N]
+        [--reuse] [--batches 1,8] [--contexts 1024,8192] [--rounds 3] [--build-seconds N]
 
 FOLDER holds build_engine and step_time (cmake -S benchmarks/tensorrt). Llama2-7B's layers with random weights in
 float16, one graph exported for each runtime. In each round every candidate runs in turn, in a process of its own,
@@ -12,7 +11,6 @@ through all cases; a figure is the median over replays of a CUDA graph, a ratio 
 from __future__ import annotations
 
 import argparse
-import itertools
 import statistics
 import subprocess
 import sys
@@ -24,7 +22,7 @@ from pathlib import Path
 import machine
 from common import results
 from common.decoders import SPELLINGS, write_graph
-from common.options import comma_separated, numbers
+from common.options import numbers
 from common.programs import run
 from common.random_weights import write_weights
 from common.shapes import Shape, layout
@@ -33,10 +31,9 @@ from onnx import TensorProto
 REPLAYS = 50
 ROOM = 64  # tokens that the caches hold beyond the longest context
 PACKAGES = ("torch", "onnxruntime-gpu", "numpy")
-PLUGINS, STANDARD, PRODUCTS, SESSION = "plugins", "standard", "products", "session"
-CANDIDATES = (PLUGINS, STANDARD, PRODUCTS, SESSION)
-SPELLED_OUT = (PRODUCTS, STANDARD)  # whose caches grow: an engine a case
-GOALS = {STANDARD: 1.5, PRODUCTS: 1.0, SESSION: 0.95}
+PLUGINS, STANDARD, SESSION = "plugins", "standard", "session"
+CANDIDATES = (PLUGINS, STANDARD, SESSION)
+GOALS = {STANDARD: 1.5, SESSION: 0.95}
 
 
 class Bench:
@@ -56,18 +53,16 @@ class Bench:
             write_graph(self.work / f"{spelling}.onnx", self.shape, spelling)
         with ThreadPoolExecutor() as pool:
             list(pool.map(self.export, (PLUGINS, SESSION)))
-        self.export_products()
 
     def build_engines(self) -> None:
-        """One after the other: TensorRT times kernels. With attention spelled out one a case, whose caches it fixes."""
+        """One after the other: TensorRT times kernels. Of the standard spelling one a case, whose caches it fixes."""
         most = self.plugin_shapes(max(self.options.batches), self.capacity)
         self.build(self.graph(PLUGINS), PLUGINS, "/".join((self.plugin_shapes(1, 1), most, most)))
         limit = self.options.build_seconds
-        spelled_out = [name for name in SPELLED_OUT if name in self.options.candidates]
-        for candidate, case in itertools.product(spelled_out, self.cases()):
-            name, shapes = _of_case(candidate, case), self.standard_shapes(*case)
+        for case in self.cases():
+            name, shapes = _standard(case), self.standard_shapes(*case)
             try:
-                self.build(self.graph(candidate), name, "/".join([shapes] * 3), limit)
+                self.build(self.work / "standard.onnx", name, "/".join([shapes] * 3), limit)
             except subprocess.TimeoutExpired:
                 self.engine(name).unlink(missing_ok=True)
                 self.builds[name] = f"not built within {limit} s"
@@ -82,27 +77,8 @@ class Bench:
         folder = self.graph(candidate).parent
         export_model(self.work / "genai.onnx", folder, verify=False, overwrite=True, **more)
 
-    def export_products(self) -> None:
-        """The standard spelling with its products as plugins, and all else as it is."""
-        from fdpp_ort.export.fuse import fuse
-        from fdpp_ort.export.lower import lower, lower_for_tensorrt
-        from fdpp_ort.export.normalise import canonicalise, fuse_norms, load
-        from fdpp_ort.export.report import ExportReport
-        from fdpp_ort.export.weight_format import WeightFormat
-        from fdpp_ort.export.write import write_model
-
-        model, _ = load(self.graph(STANDARD))
-        report = ExportReport(STANDARD, PRODUCTS, "tensorrt", "keep", "lazy", "keep")
-        canonicalise(model)
-        fuse_norms(model, report)
-        fuse(model, WeightFormat("keep"), report)
-        lower(model, report.softmax)
-        lower_for_tensorrt(model, report)
-        self.graph(PRODUCTS).parent.mkdir(exist_ok=True)
-        write_model(model, self.graph(PRODUCTS), None)
-
     def graph(self, candidate: str) -> Path:
-        return self.work / "standard.onnx" if candidate == STANDARD else self.work / candidate / "model.onnx"
+        return self.work / candidate / "model.onnx"
 
     def build(self, graph: Path, name: str, profile: str, limit: int | None = None) -> None:
         start = time.monotonic()
@@ -140,10 +116,10 @@ class Bench:
             return [_figure(line) for line in done.stdout.splitlines()[-len(cases) :]]
         if candidate == PLUGINS:
             return self.replays(PLUGINS, [self.plugin_shapes(*case) for case in cases])
-        names = [_of_case(candidate, case) for case in cases]
+        built = [self.engine(_standard(case)).is_file() for case in cases]
         return [
-            self.replays(name, [self.standard_shapes(*case)])[0] if self.engine(name).is_file() else None
-            for name, case in zip(names, cases, strict=True)
+            self.replays(_standard(case), [self.standard_shapes(*case)])[0] if there else None
+            for case, there in zip(cases, built, strict=True)
         ]
 
     def replays(self, name: str, shapes: list[str]) -> list[dict]:
@@ -156,7 +132,7 @@ class Bench:
         """A row a case, of what steps() gave for each candidate in each round."""
         rows = []
         for index, (batch, context) in enumerate(self.cases()):
-            found = [{name: of[name][index] for name in of if of[name][index]} for of in rounds]
+            found = [{name: of[name][index] for name in CANDIDATES if of[name][index]} for of in rounds]
             names = list(found[0])
             us = [{name: one[name]["us"] for name in names} for one in found]
             row = {
@@ -178,8 +154,8 @@ def report(rows: list[dict]) -> None:
         print(f"batch {row['batch']} context {row['context']}: plugins {us[PLUGINS]:.0f} us; over that: {over}")
 
 
-def _of_case(candidate: str, case: tuple[int, int]) -> str:
-    return f"{candidate}-{case[0]}x{case[1]}"
+def _standard(case: tuple[int, int]) -> str:
+    return f"{STANDARD}-{case[0]}x{case[1]}"
 
 
 def _figure(line: str) -> dict:
@@ -212,7 +188,6 @@ def main() -> None:
     add("--library", type=Path, required=True, help="libfdpp_trt.so, for the TensorRT that the programs run with")
     add("--work", type=Path, default=Path("tensorrt-bench"), metavar="FOLDER", help="for graphs, weights and engines")
     add("--reuse", action="store_true", help="take graphs and weights as an earlier run left them in --work")
-    add("--candidates", type=comma_separated(CANDIDATES), default=list(CANDIDATES), metavar="NAME,...")
     add("--layers", type=int, default=8)
     add("--batches", type=numbers, default=[1, 8], metavar="B,...")
     add("--contexts", type=numbers, default=[1024, 8192], metavar="T,...")
@@ -232,7 +207,7 @@ def main() -> None:
     }
     rounds = []
     for _ in range(options.rounds):
-        rounds.append({name: bench.steps(name) for name in options.candidates})
+        rounds.append({name: bench.steps(name) for name in CANDIDATES})
         rows = bench.rows(rounds)
         results.write(options.output, {**content, "rows": rows})
     report(rows)

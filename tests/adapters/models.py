@@ -57,6 +57,21 @@ def as_tensor(name: str, values: np.ndarray) -> onnx.TensorProto:
     return onnx.numpy_helper.from_array(values, name)
 
 
+def greedy_step_model(dtype: str) -> bytes:
+    """With logits of `dtype`, and shapes left open."""
+    inputs, outputs = (
+        ["logits", "positions", "attention_mask"],
+        ["next_tokens", "next_positions", "next_attention_mask"],
+    )
+    node = helper.make_node("FdppGreedyStep", inputs, outputs, domain="fdpp")
+    types = {"logits": ONNX_TYPES[dtype]}
+
+    def ports(names: list[str]) -> list[onnx.ValueInfoProto]:
+        return [helper.make_tensor_value_info(name, types.get(name, TensorProto.INT64), None) for name in names]
+
+    return _serialise(node, ports(inputs), ports(outputs), [])
+
+
 def gemm_model(
     weight: np.ndarray,
     *,

@@ -5,38 +5,23 @@ from __future__ import annotations
 import numpy as np
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper
 
-import fdpp_ort
+from .models import greedy_step_model
 
-INT64 = TensorProto.INT64
-DTYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
+DTYPES = ["float32", "float16"]
 PROVIDERS = ["CPUExecutionProvider", pytest.param("CUDAExecutionProvider", marks=pytest.mark.gpu)]
 
 
-def session(provider: str, dtype: str) -> onnxruntime.InferenceSession:
-    names = [("logits", DTYPES[dtype]), ("positions", INT64), ("attention_mask", INT64)]
-    outputs = ["next_tokens", "next_positions", "next_attention_mask"]
-    node = helper.make_node("FdppGreedyStep", [name for name, _ in names], outputs, domain="fdpp")
-    graph = helper.make_graph(
-        [node],
-        "greedy",
-        [helper.make_tensor_value_info(name, element_type, None) for name, element_type in names],
-        [helper.make_tensor_value_info(name, INT64, None) for name in outputs],
-    )
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("fdpp", 1)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString()
-    options = onnxruntime.SessionOptions()
-    fdpp_ort.register(options)
-    made = onnxruntime.InferenceSession(model, options, providers=[provider])
-    assert provider in made.get_providers()
-    return made
+@pytest.fixture
+def run(session):
+    """run(provider, logits [B, V], positions [B], capacity) -> the op's outputs."""
 
+    def outputs(provider: str, logits: np.ndarray, positions: np.ndarray, capacity: int) -> list[np.ndarray]:
+        mask = np.full((len(logits), capacity), 7, np.int64)  # its values are not read
+        feeds = {"logits": logits[:, None], "positions": positions[:, None], "attention_mask": mask}
+        return session(greedy_step_model(logits.dtype.name), provider).run(None, feeds)
 
-def run(provider: str, logits: np.ndarray, positions: np.ndarray, capacity: int) -> list[np.ndarray]:
-    mask = np.full((len(logits), capacity), 7, np.int64)  # its values are not read
-    feeds = {"logits": logits[:, None], "positions": positions[:, None], "attention_mask": mask}
-    return session(provider, logits.dtype.name).run(None, feeds)
+    return outputs
 
 
 # Vocabularies whose rows start at multiples of 16 bytes and others.
@@ -44,7 +29,7 @@ def run(provider: str, logits: np.ndarray, positions: np.ndarray, capacity: int)
 @pytest.mark.parametrize("batch", [1, 3, 70])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("provider", PROVIDERS)
-def test_likeliest_tokens(provider: str, dtype: str, batch: int, vocabulary: int) -> None:
+def test_likeliest_tokens(run, provider: str, dtype: str, batch: int, vocabulary: int) -> None:
     random = np.random.default_rng(vocabulary + batch)
     # Few values, so that most rows have their greatest more than once.
     logits = random.integers(-400, 5, (batch, vocabulary)).astype(dtype) / 8
@@ -57,7 +42,7 @@ def test_likeliest_tokens(provider: str, dtype: str, batch: int, vocabulary: int
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("provider", PROVIDERS)
-def test_special_values(provider: str, dtype: str) -> None:
+def test_special_values(run, provider: str, dtype: str) -> None:
     nan, inf = np.nan, np.inf
     rows = [[-1, -0.0, 0, -2], [-inf, -inf, -inf, -inf], [1, inf, nan, 2], [nan, 1, 1, 1], [-inf, inf, inf, 3]]
     tokens, _, _ = run(provider, np.array(rows, dtype), np.zeros(5, np.int64), 4)
@@ -65,7 +50,7 @@ def test_special_values(provider: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-def test_in_place(provider: str) -> None:
+def test_in_place(session, provider: str) -> None:
     """Positions and mask of a step may lie where those of the last one did."""
     device = "cuda" if provider.startswith("CUDA") else "cpu"
     values = {
@@ -75,7 +60,7 @@ def test_in_place(provider: str) -> None:
         "next_tokens": np.zeros((3, 1), np.int64),
     }
     values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(value, device, 0) for name, value in values.items()}
-    greedy = session(provider, "float32")
+    greedy = session(greedy_step_model("float32"), provider)
     binding = greedy.io_binding()
     for name in ("logits", "positions", "attention_mask"):
         binding.bind_ortvalue_input(name, values[name])
@@ -96,9 +81,9 @@ def test_in_place(provider: str) -> None:
         ({"attention_mask": (1, 5)}, r"attention_mask is int64 \[1, 5\], expected int64 \[2, capacity\]"),
     ],
 )
-def test_refused(wrong: dict, message: str) -> None:
+def test_refused(session, wrong: dict, message: str) -> None:
     shapes = {"logits": (2, 1, 9), "positions": (2, 1), "attention_mask": (2, 5)} | wrong
     types = {"logits": np.float32, "positions": np.int64, "attention_mask": np.int64}
     feeds = {name: np.zeros(shape, types[name]) for name, shape in shapes.items()}
     with pytest.raises(Exception, match="FdppGreedyStep: " + message):
-        session("CPUExecutionProvider", "float32").run(None, feeds)
+        session(greedy_step_model("float32")).run(None, feeds)

@@ -1,5 +1,7 @@
 // A block a row: it looks for the greatest logit and writes what the next step reads of that row.
-#include "kernels/common/gpu.h"
+#include <type_traits>
+
+#include "kernels/common/mma.cuh"
 #include "kernels/greedy/params.h"
 
 namespace fdpp {
@@ -8,11 +10,14 @@ namespace {
 constexpr int kThreads = 1024;
 constexpr int kWarp = 32;
 
-__device__ __forceinline__ float to_float(float x) { return x; }
-__device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
-
 // Grows with the value, of equal values with an earlier place; greatest of all for a NaN.
-__device__ __forceinline__ uint64_t key_of(float value, uint32_t place) {
+template <typename T>
+__device__ __forceinline__ uint64_t key_of(T logit, uint32_t place) {
+  float value;
+  if constexpr (std::is_same_v<T, float>)
+    value = logit;
+  else
+    value = to_float(logit);
   if (isnan(value)) return ~uint64_t{0};
   const uint32_t bits = __float_as_uint(value + 0.0f);  // -0 becomes 0: they are equal
   const uint32_t ordered = bits >> 31 ? ~bits : bits | 0x80000000u;
@@ -37,11 +42,11 @@ __device__ __forceinline__ uint64_t greatest_of_thread(const T* row, int vocabul
       const uint4 loaded = reinterpret_cast<const uint4*>(row)[v];
       const T* const values = reinterpret_cast<const T*>(&loaded);
 #pragma unroll
-      for (int i = 0; i < kVector; ++i) best = max(best, key_of(to_float(values[i]), v * kVector + i));
+      for (int i = 0; i < kVector; ++i) best = max(best, key_of(values[i], v * kVector + i));
     }
   } else {
 #pragma unroll 4
-    for (int i = threadIdx.x; i < vocabulary; i += kThreads) best = max(best, key_of(to_float(row[i]), i));
+    for (int i = threadIdx.x; i < vocabulary; i += kThreads) best = max(best, key_of(row[i], i));
   }
   return best;
 }

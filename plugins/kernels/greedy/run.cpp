@@ -1,3 +1,4 @@
+// A greedy step on a CPU, and which backend runs it: each has one kernel, so there is nothing to plan.
 #include "kernels/greedy/params.h"
 
 #include <cmath>
