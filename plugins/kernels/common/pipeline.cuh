@@ -119,6 +119,15 @@ __device__ __forceinline__ void copy_panels(void* to, const CUtensorMap* map, in
       ::"r"(shared_address(to)), "l"(map), "r"(shared_address(barrier)), "r"(0), "r"(y), "r"(z)
       : "memory");
 }
+// The same, with an L2 policy, for a map with groups.
+__device__ __forceinline__ void copy_groups(void* to, const CUtensorMap* map, int x, int y, int z, Barrier* barrier,
+                                            uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+      "[%1, {%3, %4, %5, %6}], [%2], %7;" ::"r"(shared_address(to)),
+      "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(0), "r"(z), "l"(policy)
+      : "memory");
+}
 // A box of shared memory into a tensor, but for what lies outside it. One thread calls, commits and waits.
 __device__ __forceinline__ void store_box(const CUtensorMap* map, int x, int y, int z, const void* from) {
   asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(map),

@@ -54,24 +54,10 @@ __device__ __forceinline__ void fill_by_tensor(const FlatArgs<T>& args, const Fl
   const auto fill_weights = [&](const FlatPlace& at, int stage) {
     char* const to = shared + stage * stage_bytes;
     full[stage].arrive_expecting(bytes);
-    const int panel = at.slice * Shape::kWeightPanels, scale = at.slice * shape.scales_in_row() & ~7;
     const int row = at.row_tile * outputs;
-    const auto copy = [&](int offset, const CUtensorMap& map, int x, int y, int z) {
-      copy_box(to + offset, &map, x, y, z, &full[stage], policy);
-    };
-    if (!args.gated) {
-      copy(0, maps.weights, 0, row, panel);
-      if (scale_bytes > 0) copy(shape.scales_at(), maps.scales, scale, row, 0);
-      return;
-    }
-#pragma unroll 1
-    for (int half = 0; half < 2; ++half) {
-      const int half_row = row + half * static_cast<int>(args.n);
-#pragma unroll 1
-      for (int i = 0; i < Shape::kWeightPanels; ++i)
-        copy((2 * i + half) * (kRows / 2) * kPanelRowBytes, maps.weights, 0, half_row, panel + i);
-      if (scale_bytes > 0) copy(shape.scales_at() + half * scale_bytes / 2, maps.scales, scale, half_row, 0);
-    }
+    copy_groups(to, &maps.weights, 0, row, at.slice * Shape::kWeightPanels, &full[stage], policy);
+    if (scale_bytes > 0)
+      copy_box(to + shape.scales_at(), &maps.scales, at.slice * shape.scales_in_row() & ~7, row, 0, &full[stage], policy);
   };
   const auto fill_tokens = [&](const FlatPlace& at, int stage) {
     copy_box(shared + stage * stage_bytes + shape.tokens_at(), &maps.tokens, 0, at.token_block * Shape::kTokens,

@@ -32,18 +32,19 @@ int stages_of(const Shape& shape, const GemmSplit& split, bool cluster, const De
 // The maps of FlatFill::tensor.
 template <typename Shape, typename T>
 Status make_maps(const FlatArgs<T>& args, const Shape& shape, FlatMaps* maps) {
-  const int64_t rows = args.gated ? 2 * args.n : args.n;
   const int halves = args.gated ? 2 : 1;
   FDPP_RETURN_IF_ERROR(make_tensor_map(args.b,
                                        {.element_bytes = 1,
                                         .columns = kPanelRowBytes,
-                                        .rows = rows,
+                                        .rows = args.n,
                                         .planes = args.row_bytes / kPanelRowBytes,
                                         .row_stride = args.row_bytes,
                                         .plane_stride = kPanelRowBytes,
                                         .box_columns = kPanelRowBytes,
                                         .box_rows = Shape::kRows / halves,
-                                        .box_planes = args.gated ? 1 : Shape::kWeightPanels},
+                                        .box_planes = Shape::kWeightPanels,
+                                        .groups = halves,
+                                        .group_stride = args.n * args.row_bytes},
                                        &maps->weights));
   FDPP_RETURN_IF_ERROR(make_tensor_map(args.a,
                                        {.element_bytes = 2,
@@ -60,12 +61,13 @@ Status make_maps(const FlatArgs<T>& args, const Shape& shape, FlatMaps* maps) {
   return make_tensor_map(args.scales,
                          {.element_bytes = 2,
                           .columns = args.blocks,
-                          .rows = rows,
-                          .planes = 1,
+                          .rows = args.n,
+                          .planes = halves,
                           .row_stride = args.blocks * 2,
-                          .plane_stride = rows * args.blocks * 2,
+                          .plane_stride = args.n * args.blocks * 2,
                           .box_columns = shape.scale_row_bytes() / 2,
                           .box_rows = Shape::kRows / halves,
+                          .box_planes = halves,
                           .swizzled = false},
                          &maps->scales);
 }
