@@ -2,6 +2,7 @@
 
     bench_tensorrt.py --output FILE --programs FOLDER --library libfdpp_trt.so [--layers 8] [--work FOLDER]
         [--reuse] [--batches 1,8] [--contexts 1024,8192] [--rounds 3] [--build-seconds N]
+        [--standard-builder="--level=0 --cublas"]
 
 FOLDER holds build_engine and step_time (cmake -S benchmarks/tensorrt). Llama2-7B's layers with random weights in
 float16, one graph exported for each runtime. In each round every candidate runs in turn, in a process of its own,
@@ -15,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -55,18 +57,23 @@ class Bench:
             list(pool.map(self.export, (PLUGINS, SESSION)))
 
     def build_engines(self) -> None:
-        """One after the other: TensorRT times kernels. Of the standard spelling one a case, whose caches it fixes."""
+        """One after the other: TensorRT times kernels."""
         most = self.plugin_shapes(max(self.options.batches), self.capacity)
         self.build(self.graph(PLUGINS), PLUGINS, "/".join((self.plugin_shapes(1, 1), most, most)))
-        limit = self.options.build_seconds
         for case in self.cases():
-            name, shapes = _standard(case), self.standard_shapes(*case)
-            try:
-                self.build(self.work / "standard.onnx", name, "/".join([shapes] * 3), limit)
-            except subprocess.TimeoutExpired:
-                self.engine(name).unlink(missing_ok=True)
-                self.builds[name] = f"not built within {limit} s"
-                print(name, self.builds[name], flush=True)
+            self.build_standard(case)
+
+    def build_standard(self, case: tuple[int, int]) -> None:
+        """An engine a case, whose caches it fixes."""
+        name, shapes, limit = _standard(case), self.standard_shapes(*case), self.options.build_seconds
+        if self.options.reuse and self.engine(name).is_file():
+            return
+        how = self.options.standard_builder.split()
+        try:
+            self.build(self.work / "standard.onnx", name, "/".join([shapes] * 3), how, limit)
+        except subprocess.TimeoutExpired:
+            self.builds[name] = f"not built within {limit} s"
+            print(name, self.builds[name], flush=True)
 
     def export(self, candidate: str) -> None:
         import fdpp_ort
@@ -80,10 +87,10 @@ class Bench:
     def graph(self, candidate: str) -> Path:
         return self.work / candidate / "model.onnx"
 
-    def build(self, graph: Path, name: str, profile: str, limit: int | None = None) -> None:
+    def build(self, graph: Path, name: str, profile: str, how: Sequence[str] = (), limit: int | None = None) -> None:
         start = time.monotonic()
         program = self.options.programs / "build_engine"
-        done = run(program, graph, self.options.library, self.engine(name), profile, limit=limit)
+        done = run(program, *how, graph, self.options.library, self.engine(name), profile, limit=limit)
         self.builds[name] = f"{done.stdout.strip()}, {time.monotonic() - start:.0f} s"
         print(self.builds[name], flush=True)
 
@@ -187,12 +194,17 @@ def main() -> None:
     add("--programs", type=Path, required=True, metavar="FOLDER", help="of build_engine and step_time")
     add("--library", type=Path, required=True, help="libfdpp_trt.so, for the TensorRT that the programs run with")
     add("--work", type=Path, default=Path("tensorrt-bench"), metavar="FOLDER", help="for graphs, weights and engines")
-    add("--reuse", action="store_true", help="take graphs and weights as an earlier run left them in --work")
+    add(
+        "--reuse",
+        action="store_true",
+        help="take graphs, weights and engines of the standard spelling as an earlier run left them in --work",
+    )
     add("--layers", type=int, default=8)
     add("--batches", type=numbers, default=[1, 8], metavar="B,...")
     add("--contexts", type=numbers, default=[1024, 8192], metavar="T,...")
     add("--rounds", type=int, default=3)
     add("--build-seconds", type=int, help="an engine of the standard spelling that takes longer is left out")
+    add("--standard-builder", default="", metavar="OPTIONS", help="build_engine's, for the standard spelling")
     options = parser.parse_args()
     bench = Bench(options)
     if not options.reuse:
@@ -204,6 +216,7 @@ def main() -> None:
         "capacity": bench.capacity,
         "goals": GOALS,
         "engines": bench.builds,
+        "standard_builder": options.standard_builder,
     }
     rounds = []
     for _ in range(options.rounds):

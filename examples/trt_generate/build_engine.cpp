@@ -1,15 +1,41 @@
-// build_engine MODEL.onnx libfdpp_trt.so ENGINE PROFILE...
+// build_engine [--level=N] [--cublas] MODEL.onnx libfdpp_trt.so ENGINE PROFILE...
 //
 // Each PROFILE is three lists of shapes as trtexec takes them, parted by "/": least, best and most, for instance
 //   input_ids:1x1,attention_mask:1x1/input_ids:1x512,attention_mask:1x512/input_ids:1x2048,attention_mask:1x2048
 // fdpp-export writes them to profiles.json beside the model. trtexec and polygraphy do the same and more.
+//
+// For what the plugins do not do: --level is TensorRT's builder optimisation level, 0 to 5, --cublas lets it try cuBLAS, which
+// must then be where the loader finds it.
 #include <NvOnnxParser.h>
+
+#include <cstring>
 
 #include "common.h"
 
 namespace {
 
-void build(int argc, char** argv) {
+struct Options {
+  int level = -1;  // TensorRT's own choice
+  bool cublas = false;
+};
+
+// Takes them off argv.
+Options read_options(int& argc, char**& argv) {
+  Options options;
+  for (; argc > 1 && std::strncmp(argv[1], "--", 2) == 0; --argc, ++argv) {
+    const std::string option = argv[1];
+    if (option == "--cublas") {
+      options.cublas = true;
+    } else if (option.size() == 9 && option.rfind("--level=", 0) == 0 && option[8] >= '0' && option[8] <= '5') {
+      options.level = option[8] - '0';
+    } else {
+      throw std::runtime_error(option + " is no option: there are --level=0 to --level=5 and --cublas");
+    }
+  }
+  return options;
+}
+
+void build(const Options& options, int argc, char** argv) {
   const std::string model = argv[1], library = argv[2], engine = argv[3];
   LoggerFinder finder;
   load_plugins(library, finder);
@@ -31,7 +57,10 @@ void build(int argc, char** argv) {
   config->setPreviewFeature(nvinfer1::PreviewFeature::kALIASED_PLUGIN_IO_10_03, true);  // present in past's memory
 #endif
   // What the plugins leave over needs no library.
-  config->setTacticSources(0);
+  constexpr uint32_t kCublas = 1U << static_cast<uint32_t>(nvinfer1::TacticSource::kCUBLAS) |
+                               1U << static_cast<uint32_t>(nvinfer1::TacticSource::kCUBLAS_LT);
+  config->setTacticSources(options.cublas ? kCublas : 0);
+  if (options.level >= 0) config->setBuilderOptimizationLevel(options.level);
   for (int i = 4; i < argc; ++i) {
     nvinfer1::IOptimizationProfile* const profile = builder->createOptimizationProfile();
     std::stringstream stream(argv[i]);
@@ -60,14 +89,17 @@ void build(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc < 5) {
-    std::fprintf(stderr, "usage: %s MODEL.onnx libfdpp_trt.so ENGINE LEAST/BEST/MOST...\n", argv[0]);
-    return 2;
-  }
+  const char* const program = argv[0];
   try {
-    build(argc, argv);
+    const Options options = read_options(argc, argv);
+    if (argc < 5) {
+      std::fprintf(stderr, "usage: %s [--level=N] [--cublas] MODEL.onnx libfdpp_trt.so ENGINE LEAST/BEST/MOST...\n",
+                   program);
+      return 2;
+    }
+    build(options, argc, argv);
   } catch (const std::exception& e) {
-    std::fprintf(stderr, "%s: %s\n", argv[0], e.what());
+    std::fprintf(stderr, "%s: %s\n", program, e.what());
     return 1;
   }
 }
