@@ -228,8 +228,8 @@ class Decoder:
                 tokens = self._likeliest(self._count())
                 yield tokens.copy()  # the caller's
         finally:
-            if turn is self._turn:
-                self._settle()
+            if turn is self._turn and not self._settled:
+                self.model.wait()  # the buffers may be freed now; the next call settles the rest
 
     def _prepare(self, tokens: np.ndarray) -> None:
         """`tokens` are what the next step appends. None is queued."""

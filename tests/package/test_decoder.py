@@ -20,6 +20,7 @@ from fdpp_ort import FdppError
 from fdpp_ort.cli import generate as command
 from fdpp_ort.generation import Decoder, ModelFolder, Sampler, generate, load_model
 from fdpp_ort.generation import model as model_module
+from fdpp_ort.generation import readout as readout_module
 from fdpp_ort.generation.decoder import last_row
 from fdpp_ort.generation.model import Model
 from fdpp_ort.generation.readout import Readout
@@ -370,13 +371,46 @@ def get_entry(options: onnxruntime.RunOptions, key: str) -> str:
         return ""
 
 
-def test_errors_of_the_gpu_are_ours(model) -> None:
-    class Stream:
-        def wait(self) -> None:
-            raise RuntimeError("cudaErrorIllegalAddress")
+class Mailbox(bytearray):
+    """Stands for the library's: what a kernel writes is there once somebody waited for the mark."""
 
-    with pytest.raises(FdppError, match="the GPU failed: cudaErrorIllegalAddress"):
-        dataclasses.replace(model, stream=Stream()).wait()
+    address = 4096
+
+    def __init__(self, stream, size: int):
+        super().__init__(size)
+        self.stream, self.marks = stream, 0
+
+    def mark(self, stream) -> None:
+        assert stream is self.stream
+        self.marks += 1
+
+    def wait(self) -> None:
+        self[:8] = self.marks.to_bytes(8, "little")
+
+
+def test_what_kernels_write_through_is_read_behind_its_mark(model, monkeypatch) -> None:
+    monkeypatch.setattr(readout_module, "core", lambda: Namespace(HostMailbox=Mailbox))
+    readout = Readout(dataclasses.replace(model, stream=object()), 3)
+    bound = []
+    readout.bind_to(Namespace(bind_output=lambda *arguments: bound.append(arguments)), "host_tokens")
+    assert bound == [("host_tokens", "cuda", 0, np.int64, [3, 1], Mailbox.address)]
+    found = []
+    for _ in range(2):
+        readout.mark()
+        found.append(readout.read())
+    assert [values.tolist() for values in found] == [[[1], [0], [0]], [[2], [0], [0]]]
+
+
+def test_errors_of_the_gpu_are_ours(model, monkeypatch) -> None:
+    def fail(*_) -> None:
+        raise RuntimeError("cudaErrorIllegalAddress")
+
+    on_stream = dataclasses.replace(model, stream=Namespace(wait=fail))
+    monkeypatch.setattr(readout_module, "core", lambda: Namespace(HostMailbox=Mailbox))
+    monkeypatch.setattr(Mailbox, "wait", fail)
+    for wait in (on_stream.wait, Readout(on_stream, 1).read):
+        with pytest.raises(FdppError, match="the GPU failed: cudaErrorIllegalAddress"):
+            wait()
 
 
 def test_a_smallest_bucket_of_nothing_is_refused(model) -> None:
@@ -599,9 +633,7 @@ def test_a_stream_per_model(gpu_folders) -> None:
     handles = {model.stream.handle for model in models}
     assert len(handles) == 2 and 0 not in handles
     for model in models:
-        assert model.session.get_provider_options()["CUDAExecutionProvider"]["user_compute_stream"] == str(
-            model.stream.handle
-        )
+        model.wait()
 
 
 @pytest.mark.gpu
