@@ -54,11 +54,15 @@ def import_onnxruntime():
         import onnxruntime
     except ImportError as error:
         raise FdppError(f"onnxruntime cannot be imported ({error}); install onnxruntime or onnxruntime-gpu") from error
-    found = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
-    if found < MINIMUM_ONNXRUNTIME:
+    if version_of(onnxruntime) < MINIMUM_ONNXRUNTIME:
         needed = ".".join(map(str, MINIMUM_ONNXRUNTIME))
         raise FdppError(f"onnxruntime {onnxruntime.__version__} is too old: fdpp_ort needs {needed} or later")
     return onnxruntime
+
+
+def version_of(onnxruntime) -> tuple[int, ...]:
+    """Major and minor version of the module."""
+    return tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
 
 
 def register(session_options: onnxruntime.SessionOptions) -> None:

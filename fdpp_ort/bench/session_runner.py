@@ -1,5 +1,5 @@
-"""A graph in ONNX Runtime, as fdpp-generate runs it. A step is all that greedy generation does for one: its inputs are
-brought up to date, the graph runs, tokens are chosen and read."""
+"""A graph in ONNX Runtime, as fdpp-generate runs it. A step is all that greedy generation does for one, from tokens to
+the next: its inputs are brought up to date, the graph runs, tokens are chosen and read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 
 from fdpp_ort.bench.random_cache import random_cache
 from fdpp_ort.bench.spec import Spec
-from fdpp_ort.bench.timing import timed, warm_up
+from fdpp_ort.bench.timing import WARM_UP, intervals, timed, warm_up
 from fdpp_ort.generation.decoder import Decoder
 from fdpp_ort.generation.model import load_model
 
@@ -27,18 +27,16 @@ class SessionRunner:
         decoder = Decoder(self.model, batch, capacity, smallest=capacity, allocate=allocate)
         tokens = self._tokens(batch, 1)
 
-        def make_room() -> None:
-            if decoder.length == decoder.capacity:
-                decoder.pretend(context - 1)
+        def between_tokens(count: int) -> list[float]:
+            """Seconds, `count` times; fewer times where the model's context ends."""
+            decoder.pretend(min(context - 1, capacity - 2))
+            return intervals(decoder.greedy(tokens, count + 1))
 
-        def step() -> None:
-            nonlocal tokens
-            tokens = decoder.greedy_step(tokens)
-
-        decoder.pretend(context - 1)
-        warm_up(step, make_room)
-        decoder.pretend(context - 1)
-        return timed(step, steps, make_room)
+        warm_up(lambda: between_tokens(WARM_UP))
+        seconds: list[float] = []
+        while len(seconds) < steps:
+            seconds += between_tokens(steps - len(seconds))
+        return seconds
 
     def prefill(self, batch: int, tokens: int, repeats: int) -> list[float]:
         decoder = Decoder(self.model, batch, tokens, smallest=tokens, allocate=random_cache(self.model.device))

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 WARM_UP = 4  # ONNX Runtime captures a CUDA graph in the third run
 WARM_SECONDS = 0.2  # a GPU that was idle takes as long until its clocks are up
 
 
-def warm_up(run: Callable[[], object], prepare: Callable[[], object]) -> None:
-    """Calls `run`, each time after `prepare`, until what comes takes what it always will."""
+def warm_up(run: Callable[[], object]) -> None:
+    """Calls `run` until what comes takes what it always will."""
     start = time.perf_counter()
     calls = 0
     while calls < WARM_UP or time.perf_counter() - start < WARM_SECONDS:
-        timed(run, 1, prepare)
+        run()
         calls += 1
 
 
-def timed(run: Callable[[], object], count: int, prepare: Callable[[], object] | None = None) -> list[float]:
-    """Seconds of each of `count` calls; `prepare` is called ahead of each and is not timed."""
+def timed(run: Callable[[], object], count: int) -> list[float]:
+    """Seconds of each of `count` calls."""
     seconds = []
     for _ in range(count):
-        if prepare is not None:
-            prepare()
         start = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - start)
     return seconds
+
+
+def intervals(items: Iterator[object]) -> list[float]:
+    """Seconds from each item to the next; what the first one takes does not count."""
+    ends = []
+    for _ in items:
+        ends.append(time.perf_counter())
+    return [end - start for start, end in itertools.pairwise(ends)]

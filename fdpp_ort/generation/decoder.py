@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from fdpp_ort.errors import FdppError
 from fdpp_ort.generation.model import Model
+from fdpp_ort.generation.readout import Readout
 from fdpp_ort.generation.sampling import likeliest
 from fdpp_ort.generation.step_inputs import StepInputs
 from fdpp_ort.library import import_onnxruntime
@@ -31,8 +33,9 @@ class Decoder:
     next bucket, and with a CUDA graph the next step is captured anew. A bucket stays for the prompts that follow: a
     captured step takes a short sequence the same time in a large one.
 
-    On CUDA, or with `fixed_inputs`, decode steps have fixed shapes and addresses (StepInputs); otherwise a step's mask
-    is as long as its sequence. `allocate` makes the buffers of the cache, zeros if left out.
+    On CUDA, or with `fixed_inputs`, decode steps have fixed shapes and addresses (StepInputs), and greedy() queues a
+    step ahead; otherwise a step's mask is as long as its sequence. `allocate` makes the buffers of the cache, zeros if
+    left out.
     """
 
     def __init__(
@@ -59,11 +62,16 @@ class Decoder:
         self.bucket = 0  # tokens that the buffers have room for
         self._smallest = smallest
         self._fixed_inputs = fixed_inputs or model.device == "cuda"
+        self._runs_ahead = fixed_inputs or model.queues
         self._onnxruntime = import_onnxruntime()
         self._allocate = allocate or self._zeros
         self._logits = self._zeros((batch, 1, model.vocabulary), model.logits_type)
         self._cache: list[onnxruntime.OrtValue] = []
         self._inputs: StepInputs | None = None
+        # Steps that were queued and do not count yet, the oldest first, each with what it leaves for the host.
+        self._queued: deque[Readout | None] = deque()
+        self._settled = True  # nothing is queued, and the inputs are those of the step behind `length` tokens
+        self._turn = object()  # a new one whenever another call takes the sequence on
 
     def _empty(self, shape: tuple[int, ...], element_type: int):
         return self._onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, element_type, self.model.device, 0)
@@ -151,6 +159,7 @@ class Decoder:
     def prefill(self, tokens: np.ndarray):
         """Starts new sequences with `tokens`, integers [B, S], and runs the graph over them. Returns an OrtValue with
         the logits [B, S, vocabulary] on the device; last_row() reads it."""
+        self._take_over()
         self.length = 0
         self._check(tokens)
         count = tokens.shape[1]
@@ -167,6 +176,7 @@ class Decoder:
         """From now on the first `length` places of the cache count as tokens, whatever they hold: for timing steps."""
         if not 0 <= length <= self.capacity:
             raise FdppError(f"length is {length}, expected 0 to the capacity {self.capacity}")
+        self._take_over()
         self._enter_bucket(min(length + 1, self.capacity))
         self._place(length)
 
@@ -175,18 +185,54 @@ class Decoder:
         if self._inputs is not None:
             self._inputs.place(length)
 
+    def _take_over(self) -> object:
+        """Ends what an iterator of greedy() has begun; returns what tells whether another call has taken over since."""
+        self._settle()
+        self._turn = object()
+        return self._turn
+
+    def _settle(self) -> None:
+        """Undoes the steps that were queued and do not count: what they appended lies behind the sequence."""
+        if not self._settled:
+            self.model.wait()
+            self._queued.clear()
+            self._place(self.length)
+            self._settled = True
+
     def step(self, tokens: np.ndarray) -> np.ndarray:
         """Appends `tokens`, integers [B, 1], and returns the next logits, float [B, vocabulary]."""
-        self._run_step(tokens)
+        self._take_over()
+        self._prepare(tokens)
+        self._queue(wait=True)
+        self._count()
         return last_row(self._logits)
 
-    def greedy_step(self, tokens: np.ndarray) -> np.ndarray:
-        """Appends `tokens`, integers [B, 1], and returns the likeliest next ones, int64 [B, 1]. With fixed inputs these
-        are chosen on the device, where the next step finds them. FdppError: a logit is NaN."""
-        self._run_step(tokens)
-        return likeliest(last_row(self._logits))[:, None] if self._inputs is None else self._inputs.read()
+    def greedy(self, tokens: np.ndarray, steps: int | None = None) -> Iterator[np.ndarray]:
+        """Appends `tokens`, integers [B, 1], and yields the likeliest next ones, int64 [B, 1]; then appends those, and
+        so on: for `steps` steps, or until the cache is full. With fixed inputs tokens are chosen on the device, where
+        the step behind finds them: it is queued before they are read, and counts in `length` once its own are yielded.
+        So the iterator may be left at any token, for a prefill(), step() or greedy() from there.
+        FdppError: no room for a first step, a logit is NaN, or another call has taken the sequence on since."""
+        turn = self._take_over()
+        self._check_room(1)
+        room = self.capacity - self.length
+        try:
+            for behind in reversed(range(room if steps is None else min(steps, room))):
+                if turn is not self._turn:
+                    raise FdppError("another call has taken the sequence on, and these greedy steps cannot go on")
+                if not self._queued:
+                    self._prepare(tokens)
+                    self._queue()
+                if behind and self._runs_ahead and self.length + 1 < self.bucket:
+                    self._queue()
+                tokens = self._likeliest(self._count())
+                yield tokens.copy()  # the caller's
+        finally:
+            if turn is self._turn and not self._settled:
+                self.model.wait()  # the buffers may be freed now; the next call settles the rest
 
-    def _run_step(self, tokens: np.ndarray) -> None:
+    def _prepare(self, tokens: np.ndarray) -> None:
+        """`tokens` are what the next step appends. None is queued."""
         self._check_room(1)
         if self.length == self.bucket:
             self._enter_bucket(self.length + 1, keep=True)
@@ -197,10 +243,22 @@ class Decoder:
         elif not self._inputs.holds(tokens):
             self._check(tokens)
             self._inputs.write(tokens)
-        self.model.run(self.model.session, self._step_binding, self._graph_id)
+
+    def _queue(self, wait: bool = False) -> None:
+        """A step, behind which the inputs of the next are made."""
+        self._settled = False
+        self.model.run(self.model.session, self._step_binding, self._graph_id, wait=self._inputs is None)
+        self._queued.append(None if self._inputs is None else self._inputs.advance(wait))
+
+    def _count(self) -> Readout | None:
+        """From now on the oldest step that was queued counts."""
         self.length += 1
-        if self._inputs is not None:
-            self._inputs.advance()
+        readout = self._queued.popleft()
+        self._settled = not self._queued
+        return readout
+
+    def _likeliest(self, readout: Readout | None) -> np.ndarray:
+        return likeliest(last_row(self._logits))[:, None] if readout is None else self._inputs.read(readout)
 
 
 def last_row(logits) -> np.ndarray:

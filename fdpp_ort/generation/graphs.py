@@ -7,11 +7,12 @@ _INT64, _FLOAT = 7, 1  # ONNX's numbers
 
 def advance_graph(vocabulary: int, logits_type: int) -> bytes:
     """FdppGreedyStep alone: from a step's logits [B, 1, vocabulary], positions [B, 1] and attention mask [B, capacity]
-    the inputs of the step that appends the likeliest tokens, for the caller to bind over those of the step that was."""
+    the inputs of the step that appends the likeliest tokens, for the caller to bind over those of the step that was.
+    host_tokens [B, 1] are these tokens for the host, -1 for a row with a NaN."""
     from onnx import helper
 
     inputs = ["logits", "positions", "attention_mask"]
-    outputs = ["next_tokens", "next_positions", "next_attention_mask"]
+    outputs = ["next_tokens", "next_positions", "next_attention_mask", "host_tokens"]
     one, mask = ["batch", 1], ["batch", "capacity"]
     graph = helper.make_graph(
         [helper.make_node("FdppGreedyStep", inputs, outputs, domain="fdpp")],
@@ -23,7 +24,7 @@ def advance_graph(vocabulary: int, logits_type: int) -> bytes:
         ],
         [
             helper.make_tensor_value_info(name, _INT64, shape)
-            for name, shape in zip(outputs, (one, one, mask), strict=True)
+            for name, shape in zip(outputs, (one, one, mask, one), strict=True)
         ],
     )
     return _serialised(graph)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,6 +73,10 @@ def generate(
 
     tokens: list[list[int]] = [[] for _ in prompts]
     open_rows = set(range(len(prompts)))
+    if sampler.is_greedy:
+        following = decoder.greedy(next_tokens, max_new_tokens - 1)
+    else:
+        following = _sampled(decoder, sampler, next_tokens)
     steps = 0
     start = time.perf_counter()
     while True:
@@ -93,11 +97,15 @@ def generate(
         if decoder.length == decoder.capacity:
             reason = "capacity"
             break
-        if sampler.is_greedy:
-            next_tokens = decoder.greedy_step(next_tokens)
-        else:
-            next_tokens = sampler.pick(decoder.step(next_tokens))[:, None]
+        next_tokens = next(following)
         steps += 1
     decode_seconds = time.perf_counter() - start
     statistics = Statistics(len(prompts), len(prompts[0]), steps, prefill_seconds, decode_seconds)
     return Generation(tokens, reason, statistics)
+
+
+def _sampled(decoder: Decoder, sampler: Sampler, tokens: np.ndarray) -> Iterator[np.ndarray]:
+    """As decoder.greedy(), with tokens that `sampler` draws."""
+    while True:
+        tokens = sampler.pick(decoder.step(tokens))[:, None]
+        yield tokens

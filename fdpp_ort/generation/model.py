@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,16 +13,19 @@ from typing import TYPE_CHECKING
 from fdpp_ort.errors import FdppError
 from fdpp_ort.generation.folder import ModelFolder
 from fdpp_ort.generation.graphs import advance_graph, extend_graph
-from fdpp_ort.library import import_onnxruntime, load_table, register
+from fdpp_ort.library import core, import_onnxruntime, load_table, register, version_of
 
 if TYPE_CHECKING:
     import onnxruntime
+
+    from fdpp_ort._core import GpuStream
 
 PROVIDERS = ("auto", "cpu", "cuda")
 TABLE_NAME = "fdpp_table.json"
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
 _NO_CAPTURE = "-1"
+_QUEUES_REPLAYS = (1, 28)  # before, ONNX Runtime waits for a replayed CUDA graph whatever the run's options say
 
 # ONNX's TensorProto.DataType by the name in ONNX Runtime's types.
 ELEMENT_TYPES = {"tensor(float)": 1, "tensor(float16)": 10, "tensor(bfloat16)": 16}
@@ -44,6 +49,7 @@ class Model:
     folder: ModelFolder
     session: onnxruntime.InferenceSession
     device: str  # "cpu" or "cuda"
+    stream: GpuStream | None  # of this session and those beside it; None: each has its own, and runs wait
     cuda_graph: bool
     input_ids: str
     attention_mask: str
@@ -63,11 +69,21 @@ class Model:
         """extend_graph() beside the model."""
         return self._beside(extend_graph())
 
-    def run(self, session: onnxruntime.InferenceSession, binding, graph_id: str | None = None) -> None:
-        """Runs the model's session or one beside it and waits for the device. With CUDA graph: captures at the first
-        call with a `graph_id`, for which it runs more than once, and replays that later; None: neither. FdppError: it
-        fails."""
+    @property
+    def queues(self) -> bool:
+        """Whether runs that need not wait return ahead of the device."""
+        waits = self.cuda_graph and version_of(import_onnxruntime()) < _QUEUES_REPLAYS
+        return self.stream is not None and not waits
+
+    def run(
+        self, session: onnxruntime.InferenceSession, binding, graph_id: str | None = None, wait: bool = True
+    ) -> None:
+        """Runs the model's session or one beside it, behind the runs before, and waits for the device; without `wait`
+        it may return earlier. With CUDA graph: captures at the first call with a `graph_id`, for which it runs more
+        than once, and replays that later; None: neither. FdppError: it fails."""
         options = import_onnxruntime().RunOptions()
+        if not wait and self.stream is not None:
+            options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         if self.cuda_graph:
             options.add_run_config_entry("gpu_graph_id", graph_id or _NO_CAPTURE)
         try:
@@ -75,12 +91,27 @@ class Model:
         except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
             raise FdppError(f"{self.folder.model_file}: ONNX Runtime failed: {error}") from error
 
+    def wait(self) -> None:
+        """Until the device is done with all runs. FdppError: one of them failed."""
+        if self.stream is not None:
+            with gpu_failures():
+                self.stream.wait()
+
     def _beside(self, graph: bytes) -> onnxruntime.InferenceSession:
         """Never captured: one kernel is launched as fast."""
         options = _session_options(threads=1)
         register(options)
-        providers = _providers(self.device == "cuda", cuda_graph=False)
+        providers = _providers(self.device == "cuda", cuda_graph=False, stream=self.stream)
         return import_onnxruntime().InferenceSession(graph, options, providers=providers)
+
+
+@contextmanager
+def gpu_failures() -> Iterator[None]:
+    """The library's errors of the GPU as FdppError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise FdppError(f"the GPU failed: {error}") from error
 
 
 def load_model(
@@ -97,15 +128,15 @@ def load_model(
     if not isinstance(folder, ModelFolder):
         folder = ModelFolder.open(folder)
     _load_table(folder)
-    session = _open_session(folder, provider, cuda_graph is not False, threads)
+    session, stream = _open_session(folder, provider, cuda_graph is not False, threads)
     device = "cuda" if _CUDA in session.get_providers() else "cpu"
     is_float32 = _caches(folder, session)[0].element_type == ELEMENT_TYPES["tensor(float)"]
     if provider == "auto" and device == "cuda" and is_float32:
-        session = _open_session(folder, "cpu", False, threads)
+        session, stream = _open_session(folder, "cpu", False, threads)
         device = "cpu"
     if cuda_graph and device != "cuda":
         raise FdppError("a CUDA graph was requested, but the model runs on the CPU; add --provider cuda")
-    return _describe(folder, session, device, cuda_graph is not False and device == "cuda")
+    return _describe(folder, session, device, stream, cuda_graph is not False and device == "cuda")
 
 
 def _load_table(folder: ModelFolder) -> None:
@@ -116,7 +147,10 @@ def _load_table(folder: ModelFolder) -> None:
         load_table(table)
 
 
-def _open_session(folder: ModelFolder, provider: str, cuda_graph: bool, threads: int) -> onnxruntime.InferenceSession:
+def _open_session(
+    folder: ModelFolder, provider: str, cuda_graph: bool, threads: int
+) -> tuple[onnxruntime.InferenceSession, GpuStream | None]:
+    """The session and, where it runs on a GPU, the stream that was made for it."""
     onnxruntime = import_onnxruntime()
     if provider not in PROVIDERS:
         raise FdppError(f"provider is {provider!r}, expected one of {', '.join(PROVIDERS)}")
@@ -127,14 +161,24 @@ def _open_session(folder: ModelFolder, provider: str, cuda_graph: bool, threads:
         )
     options = _session_options(threads)
     register(options)
-    providers = _providers(provider != "cpu" and offered, cuda_graph)
+    cuda = provider != "cpu" and offered
+    stream = _new_stream() if cuda else None
+    providers = _providers(cuda, cuda_graph, stream)
     try:
         session = onnxruntime.InferenceSession(str(folder.model_file), options, providers=providers)
     except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
         raise FdppError(f"{folder.model_file}: ONNX Runtime cannot load the model: {error}") from error
     if provider == "cuda" and _CUDA not in session.get_providers():
         raise FdppError("cuda requested but ONNX Runtime could not start it: no GPU, no driver or no CUDA libraries")
-    return session
+    return session, stream if _CUDA in session.get_providers() else None
+
+
+def _new_stream() -> GpuStream | None:
+    """None: the library was built without GPU kernels, or finds no GPU."""
+    try:
+        return core().GpuStream()
+    except (NotImplementedError, RuntimeError):
+        return None
 
 
 def _session_options(threads: int) -> onnxruntime.SessionOptions:
@@ -144,8 +188,13 @@ def _session_options(threads: int) -> onnxruntime.SessionOptions:
     return options
 
 
-def _providers(cuda: bool, cuda_graph: bool) -> list:
-    return [(_CUDA, {"enable_cuda_graph": "1" if cuda_graph else "0"}), _CPU] if cuda else [_CPU]
+def _providers(cuda: bool, cuda_graph: bool, stream: GpuStream | None) -> list:
+    if not cuda:
+        return [_CPU]
+    options = {"enable_cuda_graph": "1" if cuda_graph else "0"}
+    if stream is not None:
+        options["user_compute_stream"] = str(stream.handle)
+    return [(_CUDA, options), _CPU]
 
 
 def _caches(folder: ModelFolder, session: onnxruntime.InferenceSession) -> tuple[Cache, ...]:
@@ -182,7 +231,13 @@ def _fixed(folder: ModelFolder, what: str, in_graph: int | str | None, configure
     return configured
 
 
-def _describe(folder: ModelFolder, session: onnxruntime.InferenceSession, device: str, cuda_graph: bool) -> Model:
+def _describe(
+    folder: ModelFolder,
+    session: onnxruntime.InferenceSession,
+    device: str,
+    stream: GpuStream | None,
+    cuda_graph: bool,
+) -> Model:
     inputs = {value.name: value for value in session.get_inputs()}
     outputs = {value.name: value for value in session.get_outputs()}
     caches = _caches(folder, session)
@@ -206,6 +261,7 @@ def _describe(folder: ModelFolder, session: onnxruntime.InferenceSession, device
         folder=folder,
         session=session,
         device=device,
+        stream=stream,
         cuda_graph=cuda_graph,
         input_ids=names["input_ids"],
         attention_mask=names["attention_mask"],

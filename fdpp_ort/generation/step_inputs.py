@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from fdpp_ort.generation.model import Model
+from fdpp_ort.generation.readout import Readout
 from fdpp_ort.generation.sampling import refuse_nan
 from fdpp_ort.library import import_onnxruntime
 
@@ -12,7 +15,9 @@ from fdpp_ort.library import import_onnxruntime
 class StepInputs:
     """Tokens and positions [B, 1] and attention mask [B, capacity], int64, of the step that comes next. `advance` makes
     them from the last step's, so that a step of greedy generation uploads nothing and reads back B tokens; the mask has
-    ones in its first `length + 1` places, so that only its sum, the sequence length, changes from step to step."""
+    ones in its first `length + 1` places, so that only its sum, the sequence length, changes from step to step.
+
+    Whoever writes them from the host, with place() or write(), has to see to it that no step is under way."""
 
     def __init__(self, model: Model, batch: int, capacity: int, logits):
         """`logits`: the OrtValue [B, 1, vocabulary] that steps write."""
@@ -21,15 +26,22 @@ class StepInputs:
         self._positions = self._buffer(np.zeros((batch, 1), np.int64))
         self._mask = self._buffer(np.zeros((batch, capacity), np.int64))
         self._known: np.ndarray | None = None  # what the host knows _tokens to hold
-        self._binding = model.advance.io_binding()
-        self._binding.bind_ortvalue_input("logits", logits)
-        self._binding.bind_ortvalue_output("next_tokens", self._tokens)
-        for name, value in (("positions", self._positions), ("attention_mask", self._mask)):
-            self._binding.bind_ortvalue_input(name, value)
-            self._binding.bind_ortvalue_output(f"next_{name}", value)
+        # Two in turn: one is read while the step behind writes the other.
+        self._runs = itertools.cycle([self._bind_advance(logits, Readout(model, batch)) for _ in range(2)])
+        self._newest: Readout | None = None
 
     def _buffer(self, values: np.ndarray):
         return import_onnxruntime().OrtValue.ortvalue_from_numpy(values, self._model.device, 0)
+
+    def _bind_advance(self, logits, readout: Readout):
+        binding = self._model.advance.io_binding()
+        binding.bind_ortvalue_input("logits", logits)
+        binding.bind_ortvalue_output("next_tokens", self._tokens)
+        for name, value in (("positions", self._positions), ("attention_mask", self._mask)):
+            binding.bind_ortvalue_input(name, value)
+            binding.bind_ortvalue_output(f"next_{name}", value)
+        readout.bind_to(binding, "host_tokens")
+        return binding, readout
 
     def bind_to(self, binding) -> None:
         """Makes them the inputs of a step."""
@@ -43,10 +55,14 @@ class StepInputs:
         self._positions.update_inplace(np.full(self._positions.shape(), length - 1, np.int64))
         self.advance()
 
-    def advance(self) -> None:
-        """To the step behind the one that has run, with its likeliest tokens."""
-        self._model.run(self._model.advance, self._binding)
+    def advance(self, wait: bool = True) -> Readout:
+        """To the step behind the one that ran last, with its likeliest tokens; read() takes what is returned, before
+        the next but one. Without `wait` it may still be under way."""
+        binding, self._newest = next(self._runs)
+        self._model.run(self._model.advance, binding, wait=wait)
+        self._newest.mark()
         self._known = None
+        return self._newest
 
     def holds(self, tokens: np.ndarray) -> bool:
         return self._known is not None and np.array_equal(self._known, tokens)
@@ -56,9 +72,10 @@ class StepInputs:
         self._known = None
         self._tokens.update_inplace(np.ascontiguousarray(tokens, np.int64))
 
-    def read(self) -> np.ndarray:
-        """The tokens, int64 [B, 1]. FdppError: a logit is NaN."""
-        tokens = self._tokens.numpy().copy()
+    def read(self, readout: Readout) -> np.ndarray:
+        """The likeliest tokens, int64 [B, 1], of one advance(). FdppError: a logit is NaN."""
+        tokens = readout.read()
         refuse_nan((tokens < 0).any())
-        self._known = tokens
+        if readout is self._newest:
+            self._known = tokens
         return tokens

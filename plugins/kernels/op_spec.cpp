@@ -119,6 +119,7 @@ const OpSpec& greedy_step_spec() {
           {"next_tokens", "int64", false, false},
           {"next_positions", "int64", false, false},
           {"next_attention_mask", "int64", false, false},
+          {"host_tokens", "int64", false, false},
       },
       {},
       {

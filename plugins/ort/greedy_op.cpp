@@ -18,6 +18,7 @@ class GreedyKernel : public Kernel {
     FDPP_RETURN_IF_ERROR(context.output(kGreedyTokens, DType::i64, one, 2, &outputs[kGreedyTokens]));
     FDPP_RETURN_IF_ERROR(context.output(kGreedyNextPositions, DType::i64, one, 2, &outputs[kGreedyNextPositions]));
     FDPP_RETURN_IF_ERROR(context.output(kGreedyNextMask, DType::i64, mask, 2, &outputs[kGreedyNextMask]));
+    FDPP_RETURN_IF_ERROR(context.output(kGreedyHostTokens, DType::i64, one, 2, &outputs[kGreedyHostTokens]));
     ExecutionContext execution;
     if (backend_ != Backend::cpu) FDPP_RETURN_IF_ERROR(context.gpu_stream(&execution.stream));
     return run_greedy_step(step, inputs, outputs, backend_, execution);

@@ -331,6 +331,12 @@ py::dict run_op(const py::dict& attributes, const py::dict& inputs, const py::di
   return plan_dict(plan);
 }
 
+template <typename Wait>
+Status without_gil(Wait wait) {
+  py::gil_scoped_release release;
+  return wait();
+}
+
 void force(const std::string& op, const std::optional<std::string>& variant) {
   raise_if_error(force_variant(op, variant.value_or("")));
 }
@@ -424,6 +430,40 @@ PYBIND11_MODULE(_core, m) {
   py::class_<Counter>(m, "DeviceCounter", "A number that kernels of one backend (\"cpu\", \"cuda\") add to.")
       .def(py::init<const std::string&>(), py::arg("backend"))
       .def("read", &Counter::read, "What was counted so far; waits for the GPU.");
+  py::class_<GpuStream>(m, "GpuStream", "A CUDA stream of GPU `ordinal` that waits for no other; it lives as long as this object.")
+      .def(py::init([](int ordinal) {
+             auto stream = std::make_unique<GpuStream>();
+             raise_if_error(stream->create(ordinal));
+             return stream;
+           }),
+           py::arg("ordinal") = 0)
+      .def_property_readonly(
+          "handle", [](const GpuStream& stream) { return reinterpret_cast<uintptr_t>(stream.handle()); },
+          "The cudaStream_t as an int.")
+      .def(
+          "wait", [](const GpuStream& stream) { raise_if_error(without_gil([&] { return stream.wait(); })); },
+          "Returns when all that was queued is done. RuntimeError: some of it failed.");
+  py::class_<HostMailbox>(m, "HostMailbox", py::buffer_protocol(),
+                          R"(Host memory, `bytes` zeros, that kernels on `stream` write through, and a mark in the stream. It is a
+buffer: numpy.frombuffer() reads it.)")
+      .def(py::init([](const GpuStream& stream, size_t bytes) {
+             auto mailbox = std::make_unique<HostMailbox>();
+             raise_if_error(mailbox->create(stream, bytes));
+             return mailbox;
+           }),
+           py::arg("stream"), py::arg("bytes"))
+      .def_buffer([](HostMailbox& mailbox) {
+        return py::buffer_info(static_cast<uint8_t*>(mailbox.host()), static_cast<py::ssize_t>(mailbox.bytes()));
+      })
+      .def_property_readonly(
+          "address", [](const HostMailbox& mailbox) { return reinterpret_cast<uintptr_t>(mailbox.device()); },
+          "Where kernels find it, as an int.")
+      .def(
+          "mark", [](HostMailbox& mailbox, const GpuStream& stream) { raise_if_error(mailbox.mark(stream)); },
+          py::arg("stream"), "Moves the mark behind all that is queued by now on `stream`.")
+      .def(
+          "wait", [](const HostMailbox& mailbox) { raise_if_error(without_gil([&] { return mailbox.wait(); })); },
+          "Returns when the stream has come past the mark, at once where there is none. RuntimeError: work ahead of it failed.");
   bind_op<Attention>(m, "attention", "plan_attention");
   bind_op<Gemm>(m, "gemm", "plan_gemm");
   m.def("supports", &supports, py::arg("op"), py::arg("attributes"), py::arg("inputs"), py::arg("variant"),

@@ -34,8 +34,9 @@ def test_likeliest_tokens(run, provider: str, dtype: str, batch: int, vocabulary
     # Few values, so that most rows have their greatest more than once.
     logits = random.integers(-400, 5, (batch, vocabulary)).astype(dtype) / 8
     positions = random.integers(-1, 12, batch)
-    tokens, following, mask = run(provider, logits, positions, 10)
+    tokens, following, mask, host_tokens = run(provider, logits, positions, 10)
     np.testing.assert_array_equal(tokens, logits.argmax(axis=-1)[:, None])
+    np.testing.assert_array_equal(host_tokens, tokens)
     np.testing.assert_array_equal(following, positions[:, None] + 1)
     np.testing.assert_array_equal(mask, np.arange(10) <= positions[:, None] + 1)
 
@@ -45,8 +46,9 @@ def test_likeliest_tokens(run, provider: str, dtype: str, batch: int, vocabulary
 def test_special_values(run, provider: str, dtype: str) -> None:
     nan, inf = np.nan, np.inf
     rows = [[-1, -0.0, 0, -2], [-inf, -inf, -inf, -inf], [1, inf, nan, 2], [nan, 1, 1, 1], [-inf, inf, inf, 3]]
-    tokens, _, _ = run(provider, np.array(rows, dtype), np.zeros(5, np.int64), 4)
-    assert tokens[:, 0].tolist() == [1, 0, -1, -1, 1]
+    tokens, _, _, host_tokens = run(provider, np.array(rows, dtype), np.zeros(5, np.int64), 4)
+    assert host_tokens[:, 0].tolist() == [1, 0, -1, -1, 1]
+    assert tokens[:, 0].tolist() == [1, 0, 0, 0, 1]  # for an embedding to read
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
@@ -58,14 +60,17 @@ def test_in_place(session, provider: str) -> None:
         "positions": np.array([[0], [4], [2]]),
         "attention_mask": np.zeros((3, 6), np.int64),
         "next_tokens": np.zeros((3, 1), np.int64),
+        "host_tokens": np.zeros((3, 1), np.int64),
     }
     values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(value, device, 0) for name, value in values.items()}
     greedy = session(greedy_step_model("float32"), provider)
     binding = greedy.io_binding()
     for name in ("logits", "positions", "attention_mask"):
         binding.bind_ortvalue_input(name, values[name])
-    for name in ("next_tokens", "next_positions", "next_attention_mask"):
-        binding.bind_ortvalue_output(name, values[name if name == "next_tokens" else name.removeprefix("next_")])
+    for name in ("next_tokens", "host_tokens"):
+        binding.bind_ortvalue_output(name, values[name])
+    for name in ("positions", "attention_mask"):
+        binding.bind_ortvalue_output(f"next_{name}", values[name])
     for _ in range(2):
         greedy.run_with_iobinding(binding)
     assert values["positions"].numpy()[:, 0].tolist() == [2, 6, 4]

@@ -13,12 +13,16 @@ import numpy as np
 import onnx
 import pytest
 from random_decoder import make
+from tiny_decoder import CONTEXT_LENGTH
 
+from fdpp_ort.bench import timing
 from fdpp_ort.bench.cells import DECODE, PREFILL, Cell, list_cells
 from fdpp_ort.bench.limit import Limit
 from fdpp_ort.bench.online_softmax import with_online_softmax
 from fdpp_ort.bench.quality import agreement
 from fdpp_ort.bench.random_cache import by_numpy, by_torch
+from fdpp_ort.bench.session_runner import SessionRunner
+from fdpp_ort.bench.spec import Spec
 from fdpp_ort.errors import FdppError
 from fdpp_ort.generation import Decoder, load_model
 
@@ -264,6 +268,21 @@ def test_time_left_over_goes_to_what_was_left_out(tmp_path, monkeypatch) -> None
         assert plan.left_out(candidates, 1) == left_out
 
 
+def test_ablations_reach_into_chains(llama, unforced) -> None:
+    """A chain runs its products one by one, by the kernel that the ablation is about."""
+    from fdpp_ort import _core
+    from fdpp_ort.bench.candidates import Models, list_candidates
+
+    models = Models(None, llama[1], None, online=llama[1])
+    candidates = list_candidates((), True, models, "cpu", 1, 4)
+    environments = [c.environment["FDPP_FORCE"].split(",") for c in candidates if c.environment]
+    assert len(environments) == 2
+    for entries in environments:
+        assert entries[0] == "FdppFlatChain=cpu_gemms"
+        for entry in entries:
+            _core.force_variant(*entry.split("="))  # an error where there is no such kernel
+
+
 def test_an_absent_peer_is_no_zero(original_folder, tmp_path) -> None:
     """That folder has no config.json for transformers."""
     output = tmp_path / "r.json"
@@ -410,6 +429,27 @@ def test_a_pretended_length_counts(llama) -> None:
     np.testing.assert_array_equal(decoder.step(np.array([[5]])), expected)
     with pytest.raises(FdppError, match="length is 33"):
         decoder.pretend(33)
+
+
+@pytest.mark.parametrize("context", [16, CONTEXT_LENGTH - 1, CONTEXT_LENGTH])
+def test_a_runner_times_each_step_it_is_asked_for(fdpp_folder, context: int) -> None:
+    """Where the model's context ends, some at a time."""
+    runner = SessionRunner(Spec("session", str(fdpp_folder), "cpu", new_tokens=5))
+    seconds = runner.decode(2, context)
+    assert len(seconds) == 5 and min(seconds) > 0
+
+
+def test_intervals_are_from_item_to_item(monkeypatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+
+    def items():
+        for pause in (7, 1, 2, 4):
+            now[0] += pause
+            yield pause
+
+    assert timing.intervals(items()) == [1, 2, 4]
+    assert timing.intervals(iter(())) == []
 
 
 # ---- plots

@@ -110,4 +110,51 @@ class FDPP_API DeviceCounter {
   uint64_t* word_ = nullptr;
 };
 
+// A stream of one GPU for whoever queues work there: it runs in the order of the calls, and waits for no other stream's,
+// the default stream's included.
+class FDPP_API GpuStream {
+ public:
+  GpuStream() = default;
+  ~GpuStream();
+  GpuStream(const GpuStream&) = delete;
+  GpuStream& operator=(const GpuStream&) = delete;
+
+  // Without GPU kernels: not_supported. device_error: no such device, no driver.
+  Status create(int ordinal);
+  int ordinal() const { return ordinal_; }
+  void* handle() const { return handle_; }  // cudaStream_t
+  // Returns when all that was queued is done. device_error: some of it failed.
+  Status wait() const;
+
+ private:
+  int ordinal_ = 0;
+  void* handle_ = nullptr;
+};
+
+// Host memory that kernels on a stream write through, and a mark in the stream: the host reads what was written ahead of
+// the mark without waiting for what is queued behind it.
+class FDPP_API HostMailbox {
+ public:
+  HostMailbox() = default;
+  ~HostMailbox();
+  HostMailbox(const HostMailbox&) = delete;
+  HostMailbox& operator=(const HostMailbox&) = delete;
+
+  // Zeros, on the stream's GPU.
+  Status create(const GpuStream& stream, size_t bytes);
+  size_t bytes() const { return bytes_; }
+  void* host() const { return host_; }
+  void* device() const { return device_; }  // the same memory, as kernels address it
+  // Moves the mark behind all that is queued by now on `stream`, which has to be one of the same GPU.
+  Status mark(const GpuStream& stream);
+  // Returns when the stream has come past the mark; at once where there is none. device_error: work ahead of it failed.
+  Status wait() const;
+
+ private:
+  size_t bytes_ = 0;
+  void* host_ = nullptr;
+  void* device_ = nullptr;
+  void* event_ = nullptr;
+};
+
 }  // namespace fdpp

@@ -4,9 +4,10 @@
 //   check_greedy_step()  ->  run_greedy_step()
 //
 // Layouts (row-major, B rows): logits [B, 1, V]; positions int64 [B, 1], of the tokens whose logits these are; attention_mask
-// int64 [B, C], of which only the shape is read. next_tokens int64 [B, 1]: the first of the greatest logits, -1 for a row with a
-// NaN; next_positions [B, 1] = positions + 1; next_attention_mask [B, C]: ones in places 0 to next_positions, then zeros.
-// An output may be the input that it continues.
+// int64 [B, C], of which only the shape is read. next_tokens int64 [B, 1]: the first of the greatest logits, 0 for a row with a
+// NaN; next_positions [B, 1] = positions + 1; next_attention_mask [B, C]: ones in places 0 to next_positions, then zeros;
+// host_tokens int64 [B, 1]: next_tokens once more, but -1 for a row with a NaN, for the caller to put where the host reads them
+// while the next step, which must not read past an embedding, runs. An output may be the input that it continues.
 #pragma once
 
 #include <cstdint>

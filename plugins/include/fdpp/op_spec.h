@@ -47,7 +47,13 @@ enum GemmInput : int {
 enum GemmOutput : int { kGemmY, kGemmOutputCount };
 
 enum GreedyInput : int { kGreedyLogits, kGreedyPositions, kGreedyMask, kGreedyInputCount };
-enum GreedyOutput : int { kGreedyTokens, kGreedyNextPositions, kGreedyNextMask, kGreedyOutputCount };
+enum GreedyOutput : int {
+  kGreedyTokens,
+  kGreedyNextPositions,
+  kGreedyNextMask,
+  kGreedyHostTokens,
+  kGreedyOutputCount
+};
 
 struct PortSpec {
   const char* name;

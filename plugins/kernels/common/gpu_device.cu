@@ -1,4 +1,5 @@
-// What GPU this is, and the word through which its kernels report faults.
+// What GPU this is, and the small things of it that the host holds: fault words, counters, streams, mailboxes.
+#include <cstring>
 #include <map>
 #include <mutex>
 
@@ -33,6 +34,17 @@ Status query(int ordinal, DeviceInfo* out) {
   d.memory_bandwidth = 2.0 * memory_clock_khz * 1e3 * properties.memoryBusWidth / 8;
   *out = d;
   return {};
+}
+
+// What `action` returns, with GPU `ordinal` current while it runs.
+template <typename Action>
+Status on_gpu(int ordinal, Action action) {
+  int current = 0;
+  FDPP_GPU(cudaGetDevice(&current));
+  FDPP_GPU(cudaSetDevice(ordinal));
+  const Status status = action();
+  FDPP_GPU(cudaSetDevice(current));
+  return status;
 }
 
 }  // namespace
@@ -89,18 +101,64 @@ Status allocate_gpu_counter(uint64_t** word) {
 Status read_gpu_counter(const uint64_t* word, uint64_t* count) {
   cudaPointerAttributes attributes;
   FDPP_GPU(cudaPointerGetAttributes(&attributes, word));
-  int current = 0;
-  FDPP_GPU(cudaGetDevice(&current));
-  FDPP_GPU(cudaSetDevice(attributes.device));
-  // The kernels that add to it run on streams of their own, which the copy does not wait for.
-  Status status = check_gpu(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
-  if (status.ok()) status = check_gpu(cudaMemcpy(count, word, sizeof(uint64_t), cudaMemcpyDeviceToHost), "cudaMemcpy");
-  FDPP_GPU(cudaSetDevice(current));
-  return status;
+  return on_gpu(attributes.device, [&]() -> Status {
+    // The kernels that add to it run on streams of their own, which the copy does not wait for.
+    FDPP_GPU(cudaDeviceSynchronize());
+    FDPP_GPU(cudaMemcpy(count, word, sizeof(uint64_t), cudaMemcpyDeviceToHost));
+    return {};
+  });
 }
 
 void free_gpu_counter(uint64_t* word) {
   if (word != nullptr) (void)cudaFree(word);
+}
+
+GpuStream::~GpuStream() {
+  if (handle_ != nullptr) (void)cudaStreamDestroy(static_cast<cudaStream_t>(handle_));
+}
+
+Status GpuStream::create(int ordinal) {
+  ordinal_ = ordinal;
+  return on_gpu(ordinal, [&]() -> Status {
+    cudaStream_t stream = nullptr;
+    // Work of the default stream, anyone's in this process, would stop a capture on a stream that waits for it.
+    FDPP_GPU(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    handle_ = stream;
+    return {};
+  });
+}
+
+Status GpuStream::wait() const {
+  FDPP_GPU(cudaStreamSynchronize(static_cast<cudaStream_t>(handle_)));
+  return {};
+}
+
+HostMailbox::~HostMailbox() {
+  if (event_ != nullptr) (void)cudaEventDestroy(static_cast<cudaEvent_t>(event_));
+  if (host_ != nullptr) (void)cudaFreeHost(host_);
+}
+
+Status HostMailbox::create(const GpuStream& stream, size_t bytes) {
+  return on_gpu(stream.ordinal(), [&]() -> Status {
+    FDPP_GPU(cudaHostAlloc(&host_, bytes, cudaHostAllocMapped | cudaHostAllocPortable));
+    std::memset(host_, 0, bytes);
+    bytes_ = bytes;
+    FDPP_GPU(cudaHostGetDevicePointer(&device_, host_, 0));
+    cudaEvent_t event = nullptr;
+    FDPP_GPU(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+    event_ = event;
+    return {};
+  });
+}
+
+Status HostMailbox::mark(const GpuStream& stream) {
+  FDPP_GPU(cudaEventRecord(static_cast<cudaEvent_t>(event_), static_cast<cudaStream_t>(stream.handle())));
+  return {};
+}
+
+Status HostMailbox::wait() const {
+  FDPP_GPU(cudaEventSynchronize(static_cast<cudaEvent_t>(event_)));
+  return {};
 }
 
 }  // namespace fdpp

@@ -21,4 +21,13 @@ Status allocate_gpu_counter(uint64_t**) { return no_gpu(); }
 Status read_gpu_counter(const uint64_t*, uint64_t*) { return no_gpu(); }
 void free_gpu_counter(uint64_t*) {}
 
+GpuStream::~GpuStream() = default;
+Status GpuStream::create(int) { return no_gpu(); }
+Status GpuStream::wait() const { return {}; }
+
+HostMailbox::~HostMailbox() = default;
+Status HostMailbox::create(const GpuStream&, size_t) { return no_gpu(); }
+Status HostMailbox::mark(const GpuStream&) { return {}; }
+Status HostMailbox::wait() const { return {}; }
+
 }  // namespace fdpp

@@ -54,7 +54,7 @@ __device__ __forceinline__ uint64_t greatest_of_thread(const T* row, int vocabul
 template <typename T, bool kVectors>
 __global__ void __launch_bounds__(kThreads)
     greedy_step_kernel(const T* __restrict__ logits, int vocabulary, const int64_t* positions, int64_t* next_tokens,
-                       int64_t* next_positions, int64_t* next_mask, int64_t capacity) {
+                       int64_t* next_positions, int64_t* next_mask, int64_t* host_tokens, int64_t capacity) {
   __shared__ uint64_t keys[kThreads / kWarp];
   const int64_t row = blockIdx.x;
   const int64_t position = positions[row] + 1;
@@ -65,7 +65,10 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x < kWarp) {
     const uint64_t key = warp_max(keys[threadIdx.x]);
     if (threadIdx.x == 0) {
-      next_tokens[row] = key == ~uint64_t{0} ? kNoToken : static_cast<int64_t>(~static_cast<uint32_t>(key));
+      const bool is_nan = key == ~uint64_t{0};
+      const int64_t token = static_cast<int64_t>(~static_cast<uint32_t>(key));
+      next_tokens[row] = is_nan ? kAnyToken : token;
+      host_tokens[row] = is_nan ? kNoToken : token;
       next_positions[row] = position;
     }
   }
@@ -80,7 +83,7 @@ Status launch(const GreedyParams& p, cudaStream_t stream) {
   const auto kernel = vectors ? greedy_step_kernel<T, true> : greedy_step_kernel<T, false>;
   kernel<<<static_cast<unsigned>(step.batch), kThreads, 0, stream>>>(
       static_cast<const T*>(p.logits), static_cast<int>(step.vocabulary), p.positions, p.next_tokens, p.next_positions,
-      p.next_mask, step.capacity);
+      p.next_mask, p.host_tokens, step.capacity);
   return check_launch("FdppGreedyStep");
 }
 

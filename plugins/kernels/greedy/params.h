@@ -14,9 +14,12 @@ struct GreedyParams {
   int64_t* next_tokens = nullptr;
   int64_t* next_positions = nullptr;
   int64_t* next_mask = nullptr;
+  int64_t* host_tokens = nullptr;
 };
 
-inline constexpr int64_t kNoToken = -1;  // of a row with a NaN
+// Of a row with a NaN: what the host is told, and a token of any vocabulary.
+inline constexpr int64_t kNoToken = -1;
+inline constexpr int64_t kAnyToken = 0;
 
 Status run_greedy_step_cuda(const GreedyParams& params, void* stream);
 

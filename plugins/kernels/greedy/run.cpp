@@ -24,7 +24,9 @@ template <typename T>
 void run_cpu(const GreedyParams& p) {
   const GreedyStep& step = p.step;
   for (int64_t row = 0; row < step.batch; ++row) {
-    p.next_tokens[row] = first_greatest(static_cast<const T*>(p.logits) + row * step.vocabulary, step.vocabulary);
+    const int64_t token = first_greatest(static_cast<const T*>(p.logits) + row * step.vocabulary, step.vocabulary);
+    p.host_tokens[row] = token;
+    p.next_tokens[row] = token == kNoToken ? kAnyToken : token;
     const int64_t position = p.positions[row] + 1;
     p.next_positions[row] = position;
     for (int64_t i = 0; i < step.capacity; ++i) p.next_mask[row * step.capacity + i] = i <= position;
@@ -40,7 +42,8 @@ Status run_greedy_step(const GreedyStep& step, const TensorView* inputs, const T
                             static_cast<const int64_t*>(inputs[kGreedyPositions].data),
                             static_cast<int64_t*>(outputs[kGreedyTokens].data),
                             static_cast<int64_t*>(outputs[kGreedyNextPositions].data),
-                            static_cast<int64_t*>(outputs[kGreedyNextMask].data)};
+                            static_cast<int64_t*>(outputs[kGreedyNextMask].data),
+                            static_cast<int64_t*>(outputs[kGreedyHostTokens].data)};
   if (step.batch == 0) return {};
 #if FDPP_CUDA
   if (backend == Backend::cuda) return run_greedy_step_cuda(params, context.stream);
