@@ -1,6 +1,6 @@
 // Large M through NVIDIA's cuBLASLt. Row-major Y = A · Bᵀ is column-major Yᵀ = B · Aᵀ, so the library's first matrix is
 // B, and a bias along N lies along the rows of its result, where its bias epilogue wants it. With an activation it
-// computes bare sums, in float32, and finish() the rest.
+// computes bare sums, and finish() the rest.
 #include <algorithm>
 #include <limits>
 #include <map>
@@ -53,12 +53,14 @@ struct Product {
   cudaDataType_t result;
 };
 
-cudaDataType_t type_of(const GemmProblem& p) { return p.dtype == DType::f16 ? CUDA_R_16F : CUDA_R_16BF; }
+cudaDataType_t type_of(DType dtype) {
+  return dtype == DType::f32 ? CUDA_R_32F : dtype == DType::f16 ? CUDA_R_16F : CUDA_R_16BF;
+}
 
 // Of all rows of A, with bias and residual; or of `rows` from `first` on, the sums alone.
-Product whole(const GemmParams& params) { return {params, type_of(params.problem)}; }
-Product sums_of(const GemmParams& params, float* sums, int64_t first, int64_t rows) {
-  Product product{params, CUDA_R_32F};
+Product whole(const GemmParams& params) { return {params, type_of(params.problem.dtype)}; }
+Product sums_of(const GemmParams& params, void* sums, int64_t first, int64_t rows) {
+  Product product{params, type_of(finish_type(params.problem))};
   GemmProblem& p = product.params.problem;
   const int64_t row_bytes = p.a_row_stride * static_cast<int64_t>(dtype_size(p.dtype));
   product.params.a = static_cast<const char*>(params.a) + first * row_bytes;
@@ -94,7 +96,7 @@ Call empty_call(const Library& lt) {
 Status describe_call(const Library& lt, const Product& product, int64_t m, Call* call) {
   const GemmParams& params = product.params;
   const GemmProblem& p = params.problem;
-  const cudaDataType_t type = type_of(p);
+  const cudaDataType_t type = type_of(p.dtype);
   const auto layout = [&](cudaDataType_t of, int64_t rows, int64_t columns, int64_t stride,
                           Owned<cublaslt::Layout>* out) -> Status {
     cublaslt::Layout raw = nullptr;
@@ -293,7 +295,7 @@ Status run(const GemmParams& given, const GemmSplit& split, void* workspace, con
   const GemmProblem& p = params.problem;
   if (p.activation == Activation::none) return multiply(lt, whole(params), split.algorithm, workspace, stream);
   // A table's number is for another product than this one's: of T, and with bias or residual.
-  float* const sums = static_cast<float*>(workspace);
+  void* const sums = workspace;
   workspace = static_cast<char*>(workspace) + finish_bytes(p);
   const int64_t rows_at_once = finish_rows(p);
   for (int64_t first = 0; first < p.m; first += rows_at_once) {
