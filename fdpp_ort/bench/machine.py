@@ -12,6 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
+_ONNXRUNTIMES = {"onnxruntime", "onnxruntime-gpu"}  # one module: where both are installed, the path decides
+
+
 def _output(*command: str, folder: Path | None = None) -> str | None:
     try:
         return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
@@ -33,6 +36,10 @@ def _versions(packages: tuple[str, ...]) -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
+    if len(found.keys() & _ONNXRUNTIMES) > 1:
+        import onnxruntime
+
+        found["onnxruntime that is imported"] = onnxruntime.__version__
     return found
 
 

@@ -84,8 +84,7 @@ class Worker:
 
 
 def gpu_memory_in_use() -> int:
-    """Bytes, of all processes: what a candidate takes is the difference to before it began. Libraries keep what they
-    once allocated, so this is the most it took."""
+    """Bytes, of all processes, at this moment: what a candidate takes is the difference to before it began."""
     done = subprocess.run(
         ["nvidia-smi", "--id=0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"],
         capture_output=True,
