@@ -268,21 +268,6 @@ def test_time_left_over_goes_to_what_was_left_out(tmp_path, monkeypatch) -> None
         assert plan.left_out(candidates, 1) == left_out
 
 
-def test_ablations_reach_into_chains(llama, unforced) -> None:
-    """A chain runs its products one by one, by the kernel that the ablation is about."""
-    from fdpp_ort import _core
-    from fdpp_ort.bench.candidates import Models, list_candidates
-
-    models = Models(None, llama[1], None, online=llama[1])
-    candidates = list_candidates((), True, models, "cpu", 1, 4)
-    environments = [c.environment["FDPP_FORCE"].split(",") for c in candidates if c.environment]
-    assert len(environments) == 2
-    for entries in environments:
-        assert entries[0] == "FdppFlatChain=cpu_gemms"
-        for entry in entries:
-            _core.force_variant(*entry.split("="))  # an error where there is no such kernel
-
-
 def test_an_absent_peer_is_no_zero(original_folder, tmp_path) -> None:
     """That folder has no config.json for transformers."""
     output = tmp_path / "r.json"
