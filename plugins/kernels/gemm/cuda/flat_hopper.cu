@@ -33,10 +33,13 @@ bool suits(const GemmProblem& p, const DeviceInfo& d) {
 // Two blocks of a multiprocessor with shallow rings, or one with a deep one.
 GemmSplit twice(int pieces) { return {pieces, 64, 0, 1}; }
 GemmSplit deep(int pieces) { return {pieces, 64, 12, 0}; }
+// The same with tiles of 128 rows, each of which shares what is read of A.
+GemmSplit high(int pieces) { return {pieces, 128, 12, 0}; }
 
 void splits(const GemmProblem&, const DeviceInfo&, std::vector<GemmSplit>* out) {
   for (int pieces : {1, 2}) out->push_back(twice(pieces));
   for (int pieces : {1, 2, 4}) out->push_back(deep(pieces));
+  for (int pieces : {1, 2, 4}) out->push_back(high(pieces));
 }
 
 GemmSplit split(const GemmProblem& p, const DeviceInfo& d) {
