@@ -189,6 +189,62 @@ def test_lengths_that_the_launch_before_writes(variant: str, case: AttentionCase
             assert harness.same_bits(late.outputs[name], early.outputs[name])
 
 
+FOLLOWING_CASES = [
+    *GRAPH_CASES,
+    dataclasses.replace(FLOAT16, lengths=(2500, 2500), kv_heads=1, head_size=128),
+    dataclasses.replace(FLOAT16, lengths=(2500, 2400), kv_heads=1, head_size=128, query_length=16),
+]
+
+
+@pytest.mark.parametrize("products", [0, 2])
+@pytest.mark.parametrize(("variant", "case"), gpu_variants(ATTENTION, FOLLOWING_CASES))
+def test_steps_that_follow_at_once(variant: str, case: AttentionCase, products: int) -> None:
+    """Keys are read before the launch ahead has ended, but none that it may be writing: steps queued at once give the
+    bits of steps of which each is waited for. Products in between let the next launch start before they have begun."""
+    device = harness.device_of(variant)
+    tensors = harness.attention_tensors(case)
+    stream = torch.cuda.current_stream().cuda_stream
+    generator = torch.Generator().manual_seed(3)
+    queued, waited = (AttentionCall(case, tensors, device) for _ in range(2))
+    product_case = GemmCase(1, 512, 512, "float16", "float16")
+    product = GemmCall(product_case, harness.gemm_tensors(product_case), device)
+    plan = _core.plan_attention(case.attributes(), queued.inputs, _core.gpu_device(0), variant=variant)
+    workspace = torch.empty(max(plan["workspace_bytes"], 256), dtype=torch.uint8, device=device)
+    steps = []
+    for ahead in reversed(range(6)):
+        fresh = {"seqlens_k": queued.inputs["seqlens_k"] - ahead * case.query_length}
+        for name in ("query", "key", "value"):
+            given = queued.inputs[name]
+            if given is not None:
+                fresh[name] = torch.randn(given.shape, generator=generator).to(device, given.dtype)
+        steps.append(fresh)
+
+    def attend(call: AttentionCall, fresh: dict[str, torch.Tensor], output: torch.Tensor) -> None:
+        inputs, outputs = call.inputs | fresh, call.outputs | {"output": output}
+        _core.attention(case.attributes(), inputs, outputs, workspace=workspace, stream=stream, variant=variant)
+
+    for call in (queued, waited):
+        for name in ("past_key", "past_value"):
+            past = call.inputs[name]
+            past.copy_(past.float().nan_to_num(0.5).to(past.dtype))
+    results = [[torch.full_like(call.outputs["output"], torch.nan) for _ in steps] for call in (queued, waited)]
+    torch.cuda.synchronize()
+    for fresh, output in zip(steps, results[1], strict=True):
+        attend(waited, fresh, output)
+        torch.cuda.synchronize()
+    torch.cuda._sleep(2_000_000)  # all launches wait, so that each follows the one ahead at once
+    for fresh, output in zip(steps, results[0], strict=True):
+        attend(queued, fresh, output)
+        for _ in range(products):
+            _core.gemm(product_case.attributes(), product.inputs, product.outputs, stream=stream, variant="cuda_gemv")
+    torch.cuda.synchronize()
+    for one, other in zip(*results, strict=True):
+        assert torch.isfinite(one).all()
+        assert harness.same_bits(one, other)
+    for name in ("present_key", "present_value"):
+        assert harness.same_bits(queued.outputs[name], waited.outputs[name])
+
+
 @pytest.mark.parametrize(
     ("variant", "case"),
     gpu_variants(GEMM, [GemmCase(m, 576, 192, d, d, bias=True) for d in DTYPES for m in (1, 8, 100)]),

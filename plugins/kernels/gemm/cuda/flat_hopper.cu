@@ -33,13 +33,10 @@ bool suits(const GemmProblem& p, const DeviceInfo& d) {
 // Two blocks of a multiprocessor with shallow rings, or one with a deep one.
 GemmSplit twice(int pieces) { return {pieces, 64, 0, 1}; }
 GemmSplit deep(int pieces) { return {pieces, 64, 12, 0}; }
-// The same with tiles of 128 rows, each of which shares what is read of A.
-GemmSplit high(int pieces) { return {pieces, 128, 12, 0}; }
 
 void splits(const GemmProblem&, const DeviceInfo&, std::vector<GemmSplit>* out) {
   for (int pieces : {1, 2}) out->push_back(twice(pieces));
   for (int pieces : {1, 2, 4}) out->push_back(deep(pieces));
-  for (int pieces : {1, 2, 4}) out->push_back(high(pieces));
 }
 
 GemmSplit split(const GemmProblem& p, const DeviceInfo& d) {
@@ -51,18 +48,12 @@ GemmSplit split(const GemmProblem& p, const DeviceInfo& d) {
 
 size_t workspace_bytes(const GemmProblem& problem, const GemmSplit&) { return normalise_bytes(problem); }
 
-template <typename T, WeightFormat kFormat, int kRows>
-Status launch_rows_of(const GemmParams& params, const GemmSplit& split, const DeviceInfo& d, cudaStream_t stream) {
-  const int64_t m = params.problem.m, tiles = ceil_div(ceil_div(m, ceil_div(m, 64)), 8);
-  if (tiles <= 2) return launch_kernel<T, kFormat, 2, kRows, FlatFill::tensor, true, true>(params, split, d, stream);
-  if (tiles <= 4) return launch_kernel<T, kFormat, 4, kRows, FlatFill::tensor, true, true>(params, split, d, stream);
-  return launch_kernel<T, kFormat, 8, kRows, FlatFill::tensor, true, true>(params, split, d, stream);
-}
-
 template <typename T, WeightFormat kFormat>
 Status launch_wgmma(const GemmParams& params, const GemmSplit& split, const DeviceInfo& d, cudaStream_t stream) {
-  return (split.rows == 128 ? launch_rows_of<T, kFormat, 128> : launch_rows_of<T, kFormat, 64>)(params, split, d,
-                                                                                                  stream);
+  const int64_t m = params.problem.m, tiles = ceil_div(ceil_div(m, ceil_div(m, 64)), 8);
+  if (tiles <= 2) return launch_kernel<T, kFormat, 2, 64, FlatFill::tensor, true, true>(params, split, d, stream);
+  if (tiles <= 4) return launch_kernel<T, kFormat, 4, 64, FlatFill::tensor, true, true>(params, split, d, stream);
+  return launch_kernel<T, kFormat, 8, 64, FlatFill::tensor, true, true>(params, split, d, stream);
 }
 
 Status run(const GemmParams& given, const GemmSplit& split, void* workspace, const ExecutionContext& context) {

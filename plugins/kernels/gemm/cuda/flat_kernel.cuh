@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers<kFill>, 2)
                 const __grid_constant__ std::conditional_t<kFill == FlatFill::tensor, FlatMaps, NoFlatMaps> maps) {
   using W = Weights<T, kFormat>;
   using Shape = FlatShape<W, kTokenTiles, kRows, kFill, kWgmma>;
-  static_assert(!kWgmma || (kFill == FlatFill::tensor && W::kBits == 16 && (kRows == 64 || kRows == 128)),
+  static_assert(!kWgmma || (kFill == FlatFill::tensor && W::kBits == 16 && kRows == 64),
                 "a warpgroup multiplies 64 rows");
   static_assert(kFill != FlatFill::tensor || kPlain, "zero points come by threads");
   constexpr int kTokens = Shape::kTokens, kRowTiles = Shape::kRowTiles;
@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers<kFill>, 2)
                          : stores_some<W, Shape, kFill, kPlain>(args, shape) ? 2 * kFillers
                                                                              : kFillers;
     full[tid].init(arrivals);
-    empty[tid].init(kFlatWarps / Shape::kGroups * (kFill == FlatFill::stores ? 32 : 1));
+    empty[tid].init(kFlatWarps / kFlatGroups * (kFill == FlatFill::stores ? 32 : 1));
     publish_barriers();
   }
   __syncthreads();
@@ -107,11 +107,10 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers<kFill>, 2)
     if constexpr (kWgmma) {
       const char* const weights = shared + stage * stage_bytes;
       const char* const tokens = weights + shape.tokens_at();
-      const int first_row = Shape::kGroups == 1 ? warp / 4 * 64 : 0;
       wgmma_fence();
 #pragma unroll
       for (int panel = 0; panel < Shape::kWeightPanels; ++panel) {
-        const uint64_t w = row_operand(weights + (panel * kRows + first_row) * kPanelRowBytes);
+        const uint64_t w = row_operand(weights + panel * kRows * kPanelRowBytes);
         const uint64_t x = row_operand(tokens + panel * kTokens * kPanelRowBytes);
 #pragma unroll
         for (int step = 0; step < kPanelColumns / 16; ++step)
@@ -304,7 +303,7 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers<kFill>, 2)
   bool carrying = carries;
   FlatPlace at = work.start;
   // A stage is always the same group's: so a single one leaves the other group idle.
-  const int groups = stages > 1 ? Shape::kGroups : 1;
+  const int groups = stages > 1 ? kFlatGroups : 1;
   int stage = 0, turn = 0;
   uint32_t phase = 0;
   for (int i = begin; i < end; ++i, at.advance(args)) {

@@ -11,7 +11,7 @@ namespace fdpp {
 
 constexpr int kFlatWarps = 8;  // that multiply
 constexpr int kFlatThreads = 32 * kFlatWarps;
-constexpr int kFlatGroups = 2;     // of them, which take stages in turns, unless a shape has one
+constexpr int kFlatGroups = 2;     // of them, which take stages in turns
 constexpr int kFlatMaxStages = 16;
 
 // How stages are filled: by the copy engine (sm_90; rows of whole panels), by cp.async of 16 bytes, or by ordinary
@@ -66,10 +66,8 @@ struct FlatShape {
   static constexpr int kRowTiles =
       !kWgmma && (kRows >= 128 || (kRows >= 32 && (kTokenTiles > 1 || W::kBits < 16))) ? 2 : 1;
   static constexpr int kWarpsHigh = kRows / (16 * kRowTiles);
-  // Groups of warps that take stages in turns. Of 128 rows two warpgroups have a half each, of every stage.
-  static constexpr int kGroups = kWgmma && kRows == 128 ? 1 : kFlatGroups;
-  static constexpr int kWarpsWide = kFlatWarps / kGroups / kWarpsHigh;  // side by side in K
-  static constexpr int kParts = kGroups * kWarpsWide;                   // sums of a tile
+  static constexpr int kWarpsWide = kFlatWarps / kFlatGroups / kWarpsHigh;  // side by side in K
+  static constexpr int kParts = kFlatGroups * kWarpsWide;                   // sums of a tile
   static constexpr int kRowBytes = kStageBytes / kRows;       // of B in a stage
   static constexpr int kSlice = kRowBytes * 8 / W::kBits;         // elements of K
   static constexpr int kSliceLog = log2_of(kSlice);
