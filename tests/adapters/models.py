@@ -60,7 +60,7 @@ def as_tensor(name: str, values: np.ndarray) -> onnx.TensorProto:
 def greedy_step_model(dtype: str) -> bytes:
     """With logits of `dtype`, and shapes left open."""
     inputs = ["logits", "positions", "attention_mask"]
-    outputs = ["next_tokens", "next_positions", "next_attention_mask"]
+    outputs = ["next_tokens", "next_positions", "next_attention_mask", "host_tokens"]
     node = helper.make_node("FdppGreedyStep", inputs, outputs, domain="fdpp")
     types = {"logits": ONNX_TYPES[dtype]}
 

@@ -199,8 +199,8 @@ FOLLOWING_CASES = [
 @pytest.mark.parametrize("products", [0, 2])
 @pytest.mark.parametrize(("variant", "case"), gpu_variants(ATTENTION, FOLLOWING_CASES))
 def test_steps_that_follow_at_once(variant: str, case: AttentionCase, products: int) -> None:
-    """Keys are read before the launch ahead has ended, but none that it may be writing: steps queued at once give the
-    bits of steps of which each is waited for. Products in between let the next launch start before they have begun."""
+    """Launches that start before the one ahead has ended read nothing that it may be writing: steps queued at once give
+    the bits of steps of which each is waited for. Products in between let the next launch start before they begin."""
     device = harness.device_of(variant)
     tensors = harness.attention_tensors(case)
     stream = torch.cuda.current_stream().cuda_stream

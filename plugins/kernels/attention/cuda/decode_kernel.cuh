@@ -130,10 +130,10 @@ class DecodeBlock {
     blocks_ = kClusters ? launch_.cluster : 1;
     rank_ = blockIdx.x & (blocks_ - 1);
 
-    // The first piece is looked for, and its first keys and values are brought in, while the predecessor may still be
-    // working: from lengths that it may be about to change, and of which each warp may see another state. After it has
-    // ended, all but what changes memory is begun, and only then it is seen whether the lengths have stayed: by the
-    // producer for itself, by the consumers together.
+    // The first piece is looked for, and its first keys and values are brought into the L2, while the predecessor may
+    // still be working: from lengths that it may be about to change, and of which each warp may see another state.
+    // After it has ended, all but what changes memory is begun, and only then it is seen whether the lengths have
+    // stayed: by the producer for itself, by the consumers together.
     bool guesses = kBulk;
     int wasted_slots = 0;
 #pragma unroll 1
@@ -143,7 +143,7 @@ class DecodeBlock {
       bool* const more = &fixed_.more[threadIdx.x / 32];
       const bool there = (!guesses || can_guess()) && find_piece(args_, launch_, id, lengths, &piece, more);
       if (guesses) {
-        if (there && is_producer()) fill_early(piece);
+        if (there && is_producer()) prefetch_first_tile(piece);
         wait_for_predecessor();
       } else if (!is_first && !there) {
         return;
@@ -155,7 +155,7 @@ class DecodeBlock {
         __syncthreads();
       }
       const int32_t first = first_seqlens(args_, launch_, id);
-      if (there && (is_producer() || !guesses || can_prepare_early())) begin(piece, wasted_slots > 0);
+      if (there && (is_producer() || !guesses || can_prepare_early())) begin(piece, wasted_slots);
       if (guesses) {
         guesses = false;
         const bool stayed = there && have_stayed(lengths, first);
@@ -164,8 +164,7 @@ class DecodeBlock {
                                          : sync_threads_and(kConsumerBarrier, kConsumers, stayed && can_prepare_early());
         if (!right) {
           lengths = {first, nullptr};
-          wasted_slots = 2 * begun_;
-          begun_ = 0;
+          if (there && is_producer()) wasted_slots = first_tile(piece) < piece.end_tile ? 2 : 0;
           continue;
         }
       }
@@ -178,7 +177,6 @@ class DecodeBlock {
         return;
       }
       work(piece, is_first, wasted_slots);
-      begun_ = 0;
       const bool goes_on = fixed_.more[threadIdx.x / 32];
       __syncwarp();  // no lane may find the next piece before all have read this
       if (!goes_on) return;
@@ -218,11 +216,10 @@ class DecodeBlock {
     }
   }
 
-  // What can be done for a piece that may turn out to be another one. After a wrong guess no tile is filled: the producer
-  // might wait for slots that consumers free only once they have started.
-  __device__ __forceinline__ void begin(const Piece& p, bool after_wrong_guess) {
+  // What can be done for a piece that may turn out to be another one.
+  __device__ __forceinline__ void begin(const Piece& p, int wasted_slots) {
     if (is_producer()) {
-      if (begun_ == 0 && !after_wrong_guess) fill_begun(p, min(first_tile(p) + 1, p.end_tile));
+      fill_tiles(p, first_tile(p), end_of_begun(p, wasted_slots));
     } else if (p.keys.span.valid()) {
       factor_ = prepare(p);
     }
@@ -281,7 +278,7 @@ class DecodeBlock {
     if (!p.keys.span.valid()) return;
     // The new tokens' work fits in while the first copies are under way.
     const int end_of_lap = min(first_tile(p) + (launch_.slots / 2 << launch_.cluster_shift), p.end_tile);
-    const int next = fill_tiles(p, first_tile(p) + (begun_ << launch_.cluster_shift), end_of_lap);
+    const int next = fill_tiles(p, end_of_begun(p, wasted_slots), end_of_lap);
     if (takes_new_) take_new_tokens(p);
     release_successor();
     fill_tiles(p, next, p.end_tile);
@@ -289,19 +286,10 @@ class DecodeBlock {
 
   // A piece's tiles are dealt to the blocks of the cluster in turn: neighbours read neighbouring memory.
   __device__ __forceinline__ int first_tile(const Piece& p) const { return p.first_tile + static_cast<int>(rank_); }
-  // The tiles below `end`, before work() has begun.
-  __device__ __forceinline__ void fill_begun(const Piece& p, int end) {
-    begun_ = (fill_tiles(p, first_tile(p), end) - first_tile(p)) >> launch_.cluster_shift;
-  }
-
-  // As many tiles as the ring holds, while kernels ahead are still working. They may be writing into this cache: but only the
-  // last one, if that is a decode attention, which starts its successors no sooner than all before it have ended, and its
-  // new tokens end where these keys do or further on. The other kernels that write caches start nothing before they end.
-  __device__ __forceinline__ void fill_early(const Piece& p) {
-    if (!p.keys.span.valid()) return;
-    const int settled = (p.keys.span.first - kMaxDecodeTokens - p.keys.begin) >> launch_.tile_shift;  // tiles
-    fill_begun(p, min(min(settled, p.end_tile), first_tile(p) + (launch_.slots / 2 << launch_.cluster_shift)));
-    if (begun_ == 0) prefetch_first_tile(p);
+  // Where what begin() fills ends: after the first tile, if there is one. After a wrong guess it fills none: it might
+  // wait for slots that consumers free only once they have started.
+  __device__ __forceinline__ int end_of_begun(const Piece& p, int wasted_slots) const {
+    return first_tile(p) + (first_tile(p) < p.end_tile && wasted_slots == 0 ? static_cast<int>(blocks_) : 0);
   }
 
   // The first tile of keys and values, into the L2.
@@ -801,7 +789,6 @@ class DecodeBlock {
   float factor_;                    // of raw scores
   uint32_t blocks_ = 1, rank_ = 0;  // of the cluster
   bool takes_new_;                  // this block has the new tokens
-  int begun_ = 0;                   // the producer's: tiles of the piece at hand that were filled before its work began
   uint32_t new_parity_ = 0;         // of the next new tokens' phases
 };
 

@@ -150,8 +150,6 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 1)
       const int slot = step % kDepth, row = first_row + step * step_rows;
       arrived[slot].arrive_expecting(sizeof(StageWeights));
       copy_box(weights[slot][0], &weights_map, part * kVectors * 16, row, 0, arrived + slot, policy);
-      if (gated)
-        copy_box(weights[slot][kRows], &weights_map, part * kVectors * 16, row + args.upper, 0, arrived + slot, policy);
     }
     __syncwarp();
     if (tid == 0 && step == steps - 1) prefetch(args.next);
@@ -424,19 +422,21 @@ bool supports(const GemmProblem& p, const DeviceInfo& d, std::string* why) {
   return false;
 }
 
-// A box is a step's rows of a part, or where gates lie apart from what they gate, half of them.
+// A box is a step's rows of a part; where gates lie apart from what they gate, half of them from each.
 Status make_map(const GemmParams& params, CUtensorMap* map) {
   const GemmProblem& p = params.problem;
   const int64_t row_bytes = weight_row_bytes(p);
+  const int halves = gated(p) ? 2 : 1;
   return make_tensor_map(params.b,
                          {.element_bytes = 1,
                           .columns = row_bytes,
-                          .rows = p.weight_rows(),
-                          .planes = 1,
+                          .rows = p.n,
+                          .planes = halves,
                           .row_stride = row_bytes,
-                          .plane_stride = row_bytes * p.weight_rows(),
+                          .plane_stride = row_bytes * p.n,
                           .box_columns = kVectors * 16,
-                          .box_rows = gated(p) ? kStepRows / 2 : kStepRows},
+                          .box_rows = kStepRows / halves,
+                          .box_planes = halves},
                          map);
 }
 
