@@ -11,7 +11,6 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-
 _ONNXRUNTIMES = {"onnxruntime", "onnxruntime-gpu"}  # one module: where both are installed, the path decides
 
 

@@ -1,4 +1,4 @@
-// The tables in force: those that were loaded, the one beside the library, those that come with it.
+// The tables in force: those that were loaded, the one beside the library, those that are part of it.
 #include "dispatch/choice.h"
 
 #include <dlfcn.h>
@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "dispatch/cost_model.h"
+#include "dispatch/shipped_tables.h"
 #include "dispatch/table.h"
 #include "fdpp/dispatch.h"
 
@@ -41,7 +42,7 @@ class Store {
 
   Status load(const std::string& path) {
     const Table* table = nullptr;
-    if (!path.empty()) FDPP_RETURN_IF_ERROR(keep(path, &table));
+    if (!path.empty()) FDPP_RETURN_IF_ERROR(keep(path, nullptr, &table));
     const std::lock_guard<std::mutex> lock(mutex_);
     auto next = std::make_unique<InForce>(in_force());
     Tables& loaded = next->loaded;
@@ -62,13 +63,7 @@ class Store {
       if (!add((folder / "fdpp_table.json").string(), &first->given))
         first->without = "model of costs; fdpp_table.json beside the library cannot be read";
     }
-    std::error_code error;
-    std::vector<std::string> shipped;
-    for (std::filesystem::directory_iterator file(folder / "tables", error), end; !error && file != end;
-         file.increment(error))
-      if (file->path().extension() == ".json") shipped.push_back(file->path().string());
-    std::sort(shipped.begin(), shipped.end());
-    for (const std::string& path : shipped) add(path, &first->shipped);
+    for (const ShippedTable& table : shipped_tables()) add(table.name, &first->shipped, &table.text);
     publish(std::move(first));
   }
 
@@ -80,17 +75,18 @@ class Store {
     return std::filesystem::path(info.dli_fname).parent_path();
   }
 
-  Status keep(const std::string& path, const Table** out) {
+  // `text`: the table's; null: what the file at `path` holds.
+  Status keep(const std::string& path, const std::string_view* text, const Table** out) {
     auto table = std::make_unique<Table>();
-    FDPP_RETURN_IF_ERROR(read_table(path, table.get()));
+    FDPP_RETURN_IF_ERROR(text != nullptr ? parse_table(path, *text, table.get()) : read_table(path, table.get()));
     const std::lock_guard<std::mutex> lock(mutex_);
     *out = tables_.emplace_back(std::move(table)).get();
     return {};
   }
 
-  bool add(const std::string& path, Tables* to) {
+  bool add(const std::string& path, Tables* to, const std::string_view* text = nullptr) {
     const Table* table = nullptr;
-    const Status status = keep(path, &table);
+    const Status status = keep(path, text, &table);
     // A constructor cannot fail and a library must not abort: say it, and run without the table.
     if (!status.ok()) std::fprintf(stderr, "fdpp: table ignored: %s\n", status.message().c_str());
     if (table != nullptr) to->push_back(table);

@@ -92,3 +92,16 @@ def test_choices_that_an_h200_confirmed(n: int, k: int, m: int, kind: str) -> No
     """benchmarks/results/2026-11-23-h200-gemm.json"""
     inputs = {"A": torch.empty(m, k, dtype=torch.float16), "B": torch.empty(n, k, dtype=torch.float16)}
     assert KINDS[_core.plan_gemm({"N": n, "K": k, "weight_format": "f16"}, inputs, UNTUNED_H200)["variant"]] == kind
+
+
+@pytest.mark.gpu  # where cuBLASLt can be loaded
+@pytest.mark.parametrize(("n", "k"), [(4096, 4096), (12288, 4096), (22016, 4096), (4096, 11008)])
+def test_prompts_of_int4_models(n: int, k: int) -> None:
+    """Many rows are the library's: the gemv kind, cheap as it is for one row, takes no more."""
+    inputs = {
+        "A": torch.empty(1024, k, dtype=torch.float16),
+        "B": torch.empty(n, k // 2, dtype=torch.uint8),
+        "scales": torch.empty(n, k // 32, dtype=torch.float16),
+    }
+    attributes = {"N": n, "K": k, "weight_format": "int4", "block_size": 32}
+    assert KINDS[_core.plan_gemm(attributes, inputs, UNTUNED_H200)["variant"]] == "large"

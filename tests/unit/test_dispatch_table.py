@@ -14,6 +14,7 @@ import pytest
 import torch
 from cases import H200
 
+import fdpp_ort
 from fdpp_ort import _core
 
 ATTENTION, GEMM = "FdppAttention", "FdppFlatGemm"
@@ -335,10 +336,21 @@ def test_a_table_of_another_gpu_is_set_aside(load, capfd) -> None:
     assert "was measured on NVIDIA A100" in capfd.readouterr().err
 
 
-def test_shipped_tables_are_well_formed(repository: pathlib.Path) -> None:
-    for path in (repository / "fdpp_ort/tables").glob("*.json"):
+def test_shipped_tables_are_part_of_the_library(repository: pathlib.Path) -> None:
+    shipped = sorted((repository / "plugins/dispatch/tables").glob("*.json"))
+    assert shipped
+    content = pathlib.Path(fdpp_ort.library_path()).read_bytes()
+    for path in shipped:
+        assert path.read_bytes() in content
         _core.load_table(str(path))
     _core.load_table("")
+
+
+@pytest.mark.skipif(not HAS_CUDA, reason="a build without CUDA kernels plans for no GPU")
+def test_a_shipped_table_decides() -> None:
+    inputs = {"A": torch.empty(1, 4096, dtype=torch.float16), "B": torch.empty(4096, 4096, dtype=torch.float16)}
+    plan = _core.plan_gemm({"N": 4096, "K": 4096, "weight_format": "f16"}, inputs, H200)
+    assert plan["reason"] == "tuned: the library's nvidia_h200.json"
 
 
 # ---- the environment ----
