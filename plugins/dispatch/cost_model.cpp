@@ -25,7 +25,8 @@ double gpu_cost(GemmKind kind, const GemmProblem& p, const DeviceInfo& d) {
   const double read = bytes_moved(p) / bandwidth;
   switch (kind) {
     case GemmKind::gemv:
-      if (p.weight_format == WeightFormat::int4)  // of one row
+      // Its kernel takes one row. Wanted for more, the nearest kind would come instead, cheap or not.
+      if (p.weight_format == WeightFormat::int4)
         return p.m > 1 ? std::numeric_limits<double>::infinity() : 2.2e-6 + 1.14 * read;
       // Each row of A has its own multiplications and sums over lanes.
       return 1.6e-6 + 1.06 * read + (m - 1) * (0.25e-6 + n * k / (multiprocessors * 3.8e11));

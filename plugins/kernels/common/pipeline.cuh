@@ -112,20 +112,20 @@ __device__ __forceinline__ void copy_box(void* to, const CUtensorMap* map, int x
       "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z), "l"(policy)
       : "memory");
 }
-// The same for a map with panels.
-__device__ __forceinline__ void copy_panels(void* to, const CUtensorMap* map, int y, int z, Barrier* barrier) {
+// The same for a map with groups: of all of them, from column 0 on.
+__device__ __forceinline__ void copy_groups(void* to, const CUtensorMap* map, int y, int z, Barrier* barrier) {
   asm volatile(
       "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %3, %5}], [%2];"
       ::"r"(shared_address(to)), "l"(map), "r"(shared_address(barrier)), "r"(0), "r"(y), "r"(z)
       : "memory");
 }
-// The same, with an L2 policy, for a map with groups.
-__device__ __forceinline__ void copy_groups(void* to, const CUtensorMap* map, int x, int y, int z, Barrier* barrier,
+// The same with an L2 policy.
+__device__ __forceinline__ void copy_groups(void* to, const CUtensorMap* map, int y, int z, Barrier* barrier,
                                             uint64_t policy) {
   asm volatile(
       "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
-      "[%1, {%3, %4, %5, %6}], [%2], %7;" ::"r"(shared_address(to)),
-      "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(0), "r"(z), "l"(policy)
+      "[%1, {%3, %4, %3, %5}], [%2], %6;" ::"r"(shared_address(to)),
+      "l"(map), "r"(shared_address(barrier)), "r"(0), "r"(y), "r"(z), "l"(policy)
       : "memory");
 }
 // A box of shared memory into a tensor, but for what lies outside it. One thread calls, commits and waits.
@@ -142,12 +142,12 @@ __device__ __forceinline__ void wait_for_stores() { asm volatile("cp.async.bulk.
 // Shared memory written by ordinary stores becomes visible to the copy engine and to products of warpgroups.
 __device__ __forceinline__ void publish_to_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// The box that copy_box or copy_panels would bring, into the L2. Harmless where someone is about to write there.
+// The box that copy_box or copy_groups would bring, into the L2. Harmless where someone is about to write there.
 __device__ __forceinline__ void prefetch_box(const CUtensorMap* map, int x, int y, int z) {
   asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global [%0, {%1, %2, %3}];" ::"l"(map), "r"(x), "r"(y), "r"(z)
                : "memory");
 }
-__device__ __forceinline__ void prefetch_panels(const CUtensorMap* map, int y, int z) {
+__device__ __forceinline__ void prefetch_groups(const CUtensorMap* map, int y, int z) {
   asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global [%0, {%1, %2, %1, %3}];" ::"l"(map), "r"(0), "r"(y), "r"(z)
                : "memory");
 }

@@ -35,20 +35,16 @@ Status make_tensor_map(const void* data, const TensorMapShape& s, CUtensorMap* m
   Encode encode = nullptr;
   FDPP_RETURN_IF_ERROR(find_encode(&encode));
   const int width = s.box_columns * s.element_bytes;
-  const bool panels = s.box_panels > 1, groups = s.groups > 0;
-  const cuuint32_t rank = panels || groups ? 4 : 3;
-  // Columns, rows, panels or groups where there are any, planes.
+  const bool groups = s.groups > 0;
+  const cuuint32_t rank = groups ? 4 : 3;
+  // Columns, rows, groups where there are any, planes.
   cuuint64_t dims[4] = {static_cast<cuuint64_t>(s.columns), static_cast<cuuint64_t>(s.rows),
                         static_cast<cuuint64_t>(s.planes)};
   cuuint64_t strides[3] = {static_cast<cuuint64_t>(s.row_stride), static_cast<cuuint64_t>(s.plane_stride)};
   cuuint32_t box[4] = {static_cast<cuuint32_t>(s.box_columns), static_cast<cuuint32_t>(s.box_rows),
-                       static_cast<cuuint32_t>(panels ? s.box_panels : s.box_planes), 1};
+                       static_cast<cuuint32_t>(s.box_planes)};
   const cuuint32_t steps[4] = {1, 1, 1, 1};
-  if (panels) {
-    dims[0] = static_cast<cuuint64_t>(s.box_columns);
-    dims[3] = std::exchange(dims[2], static_cast<cuuint64_t>(s.box_panels));
-    strides[2] = std::exchange(strides[1], static_cast<cuuint64_t>(width));
-  } else if (groups) {
+  if (groups) {
     dims[3] = std::exchange(dims[2], static_cast<cuuint64_t>(s.groups));
     strides[2] = std::exchange(strides[1], static_cast<cuuint64_t>(s.group_stride));
     box[3] = std::exchange(box[2], static_cast<cuuint32_t>(s.groups));

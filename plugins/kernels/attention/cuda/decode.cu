@@ -304,7 +304,11 @@ Status make_cache_map(const CacheView& cache, const AttentionProblem& p, int til
   shape.plane_stride = cache.head_stride * bytes;
   shape.box_columns = 128 / bytes;
   shape.box_rows = tile_keys;
-  shape.box_panels = tile_panels(p);
+  if (const int panels = tile_panels(p); panels > 1) {
+    shape.columns = shape.box_columns;
+    shape.groups = panels;
+    shape.group_stride = 128;
+  }
   return make_tensor_map(cache.data, shape, map);
 }
 

@@ -29,7 +29,7 @@ struct DecodeLaunch {
   int clusters;      // of the grid
   int cluster, cluster_shift;  // blocks of a cluster, and their logarithm
   int slots;         // of the ring
-  bool whole_rows;   // the maps have panels: one copy brings a tile
+  bool whole_rows;   // the maps have panels as groups: one copy brings a tile
   int tile_keys, tile_shift;  // keys of a tile, and their logarithm
 };
 

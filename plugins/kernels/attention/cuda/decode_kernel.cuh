@@ -298,7 +298,7 @@ class DecodeBlock {
     const int first = p.keys.begin + first_tile(p) * Shape::kTileKeys, plane = plane_of(p);
     for (const CUtensorMap* map : {&launch_.key_map, &launch_.value_map}) {
       if (Shape::kPanels > 1 && launch_.whole_rows) {
-        prefetch_panels(map, first, plane);
+        prefetch_groups(map, first, plane);
       } else {
 #pragma unroll
         for (int panel = 0; panel < Shape::kPanels; ++panel)
@@ -331,7 +331,7 @@ class DecodeBlock {
         full.arrive_expecting(Shape::kTileBytes);
         const int plane = plane_of(p);
         if (Shape::kPanels > 1 && launch_.whole_rows) {
-          copy_panels(to, map, first, plane, &full);
+          copy_groups(to, map, first, plane, &full);
         } else {
 #pragma unroll
           for (int panel = 0; panel < Shape::kPanels; ++panel)

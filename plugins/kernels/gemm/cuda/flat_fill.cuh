@@ -55,7 +55,7 @@ __device__ __forceinline__ void fill_by_tensor(const FlatArgs<T>& args, const Fl
     char* const to = shared + stage * stage_bytes;
     full[stage].arrive_expecting(bytes);
     const int row = at.row_tile * outputs;
-    copy_groups(to, &maps.weights, 0, row, at.slice * Shape::kWeightPanels, &full[stage], policy);
+    copy_groups(to, &maps.weights, row, at.slice * Shape::kWeightPanels, &full[stage], policy);
     if (scale_bytes > 0)
       copy_box(to + shape.scales_at(), &maps.scales, at.slice * shape.scales_in_row() & ~7, row, 0, &full[stage], policy);
   };
