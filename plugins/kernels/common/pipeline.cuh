@@ -96,6 +96,14 @@ __device__ __forceinline__ bool sync_threads_and(int id, int threads, bool value
   return all != 0;
 }
 
+// For what is read once a step and fills the L2 many times over: it leaves first, so that what the kernels of a layer hand
+// each other stays.
+__device__ __forceinline__ uint64_t evict_first_policy() {
+  uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
 // A box of a tensor into shared memory; `barrier` is told its bytes. One thread calls.
 __device__ __forceinline__ void copy_box(void* to, const CUtensorMap* map, int x, int y, int z, Barrier* barrier) {
   asm volatile(
@@ -113,13 +121,6 @@ __device__ __forceinline__ void copy_box(void* to, const CUtensorMap* map, int x
       : "memory");
 }
 // The same for a map with groups: of all of them, from column 0 on.
-__device__ __forceinline__ void copy_groups(void* to, const CUtensorMap* map, int y, int z, Barrier* barrier) {
-  asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %3, %5}], [%2];"
-      ::"r"(shared_address(to)), "l"(map), "r"(shared_address(barrier)), "r"(0), "r"(y), "r"(z)
-      : "memory");
-}
-// The same with an L2 policy.
 __device__ __forceinline__ void copy_groups(void* to, const CUtensorMap* map, int y, int z, Barrier* barrier,
                                             uint64_t policy) {
   asm volatile(

@@ -330,12 +330,13 @@ class DecodeBlock {
         fixed_.empty[position.slot].wait(position.parity ^ 1);
         full.arrive_expecting(Shape::kTileBytes);
         const int plane = plane_of(p);
+        const uint64_t policy = evict_first_policy();
         if (Shape::kPanels > 1 && launch_.whole_rows) {
-          copy_groups(to, map, first, plane, &full);
+          copy_groups(to, map, first, plane, &full, policy);
         } else {
 #pragma unroll
           for (int panel = 0; panel < Shape::kPanels; ++panel)
-            copy_box(to + panel * Shape::kTilePanel, map, panel * Shape::kPanelColumns, first, plane, &full);
+            copy_box(to + panel * Shape::kTilePanel, map, panel * Shape::kPanelColumns, first, plane, &full, policy);
         }
       }
     } else {

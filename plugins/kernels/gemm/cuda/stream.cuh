@@ -1,15 +1,10 @@
-// Reads of weights: each byte is used once a pass, so it goes past L1 and leaves L2 first.
+// Reads of weights: each byte is used once a pass, so it goes past L1 and leaves L2 first, by evict_first_policy().
 #pragma once
 
 #include "kernels/common/mma.cuh"
+#include "kernels/common/pipeline.cuh"
 
 namespace fdpp {
-
-__device__ __forceinline__ uint64_t evict_first_policy() {
-  uint64_t policy;
-  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  return policy;
-}
 
 // 16 bytes of memory that no kernel writes meanwhile; zeros where `valid` is false (then `src` is not read).
 __device__ __forceinline__ uint4 load_streamed_16(const void* src, bool valid, uint64_t policy) {
