@@ -67,6 +67,7 @@ def export_model(
     head_norms: bool = True,
     norms: bool = True,
     norms_into_products: bool = True,
+    activations: bool = True,
     prefetch: bool = False,
     last_logits: bool = False,
     cache: str | None = None,
@@ -89,7 +90,7 @@ def export_model(
     let products add their biases. head_norms: let attention do the RMS norms of query and key heads. norms: make one
     node of an RMS norm in standard ops, and of the residual sum ahead of it.
     norms_into_products: of the target onnxruntime alone (tensorrt always does it), RMS norms and residual sums are done
-    by the products beside them. prefetch: of the target onnxruntime alone, tell each product which weight the next one
+    by the products beside them. activations: let products do the activation behind them. prefetch: of the target onnxruntime alone, tell each product which weight the next one
     reads. last_logits: of the target onnxruntime alone, logits of each row's last token alone. cache: of the target
     onnxruntime alone, one of CACHES: what the graph and genai_config.json say of caches, that past and present are one
     buffer with room or that they grow; None: what IN says.
@@ -152,6 +153,7 @@ def export_model(
         packed_qkv=packed_qkv,
         bias_in_products=bias,
         norms_of_heads=head_norms,
+        activations=activations,
     )
     _require_rewrites(model, found.model, weights, report)
     lower(model, softmax)

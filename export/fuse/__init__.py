@@ -7,6 +7,7 @@ import onnx_ir as ir
 from ..report import ExportReport
 from ..weight_format import WeightFormat
 from . import (
+    activation,
     attention,
     bias,
     dequantised_product,
@@ -30,12 +31,14 @@ def fuse(
     packed_qkv: bool = True,
     bias_in_products: bool = True,
     norms_of_heads: bool = True,
+    activations: bool = True,
 ) -> dict[str, ir.TensorProtocol]:
     """Applies all rules to `model` in place.
 
     head_weights: of the product that makes the logits; None: as the others'. gated: gates and what they gate become one
     product. packed_qkv: so do queries, keys and values, which an attention reads packed. bias_in_products: products add
-    constants themselves. norms_of_heads: attentions normalise heads themselves. Returns, by name, what those original
+    constants themselves. norms_of_heads: attentions normalise heads themselves. activations:
+    products do the activation behind them. Returns, by name, what those original
     weights have become that are not stored as they were.
     """
     attention.rewrite(model, report)
@@ -52,4 +55,6 @@ def fuse(
     if packed_qkv:
         qkv_product.rewrite(model, report)
         split_qkv.rewrite(model, report)
+    if activations:
+        activation.rewrite(model, report)
     return {weight.value.name: made.stored for weight, made in packed.items() if made.stored is not None}

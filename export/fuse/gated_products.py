@@ -14,8 +14,8 @@ from ..nodes import read_once, remove_unread
 from ..report import ExportReport
 from .cut import cut_of
 from .joined_products import can_be_one, has_no_more, one_product, product_of
+from .silu import silu_of
 
-_SILU = {("", "Swish"), ("com.microsoft", "QuickGelu")}
 _ACTIVATION = "silu_mul"
 
 
@@ -39,7 +39,7 @@ def rewrite(model: ir.Model, report: ExportReport) -> None:
 def _of_two(mul: ir.Node) -> ir.Node | None:
     """One product in the place of two that `mul` ends; None: it does not, or they cannot become one."""
     for silu, other in (mul.inputs, mul.inputs[::-1]):
-        gate, up = product_of(_gate(silu)), product_of(other)
+        gate, up = product_of(silu_of(silu)), product_of(other)
         if gate is None or up is None or gate is up or not read_once(other):
             continue
         if gate.attributes.get_int("N") == up.attributes.get_int("N") and can_be_one((gate, up)):
@@ -50,7 +50,7 @@ def _of_two(mul: ir.Node) -> ir.Node | None:
 def _of_halves(mul: ir.Node) -> ir.Node | None:
     """The product whose halves `mul` multiplies, with the activation; None: there is none."""
     for silu, other in (mul.inputs, mul.inputs[::-1]):
-        gate = _gate(silu)
+        gate = silu_of(silu)
         cuts = [cut_of(part) if part is not None else None for part in (gate, other)]
         if None in cuts or not read_once(other):
             continue
@@ -65,24 +65,4 @@ def _of_halves(mul: ir.Node) -> ir.Node | None:
         attributes = {name: attribute.value for name, attribute in product.attributes.items()}
         attributes |= {"N": half, "activation": _ACTIVATION}
         return ir.node(product.op_type, product.inputs, attributes=attributes, domain=product.domain, name=mul.name)
-    return None
-
-
-def _gate(silu: ir.Value | None) -> ir.Value | None:
-    """What this is the silu of, if nobody else reads either."""
-    node = silu.producer() if silu is not None and read_once(silu) else None
-    if node is None:
-        return None
-    if (node.domain, node.op_type) in _SILU:
-        if node.attributes.get_float("alpha", 1.702 if node.op_type == "QuickGelu" else 1.0) != 1:
-            return None
-        return node.inputs[0] if read_once(node.inputs[0]) else None
-    if (node.domain, node.op_type) != ("", "Mul"):
-        return None
-    for x, sigmoid in (node.inputs, node.inputs[::-1]):
-        squashed = sigmoid.producer()
-        if squashed is None or (squashed.domain, squashed.op_type) != ("", "Sigmoid") or squashed.inputs[0] is not x:
-            continue
-        if read_once(sigmoid) and len(x.uses()) == 2 and not x.is_graph_output():
-            return x
     return None

@@ -31,6 +31,7 @@ _REWRITES = (
     ("gated", True, "make one product of gate and up in silu(gate) * up"),
     ("packed-qkv", True, "make one product of those for queries, keys and values"),
     ("bias", True, "let products add the biases behind them"),
+    ("activations", True, "let products do the activations behind them: relu, gelu, silu"),
     ("head-norms", True, "let attention do the RMS norms of query and key heads"),
     ("norms", True, "make one node of an RMS norm in standard ops, and of the residual sum ahead of it"),
     (
