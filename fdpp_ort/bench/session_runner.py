@@ -20,17 +20,17 @@ class SessionRunner:
 
     def decode(self, batch: int, context: int) -> list[float]:
         steps = self.spec.new_tokens
-        limit = self.model.folder.context_length or context + steps
+        tokens_at_most = context + steps + 1
         # One bucket of just these tokens: the peers' caches have no more room either.
-        capacity = min(context + steps, limit)
+        capacity = min(tokens_at_most, self.model.folder.context_length or tokens_at_most)
         allocate = random_cache(self.model.device)
         decoder = Decoder(self.model, batch, capacity, smallest=capacity, allocate=allocate)
         tokens = self._tokens(batch, 1)
 
         def between_tokens(count: int) -> list[float]:
             """Seconds, `count` times; fewer times where the model's context ends."""
-            decoder.pretend(min(context - 1, capacity - 2))
-            return intervals(decoder.greedy(tokens, count + 1))
+            decoder.pretend(min(context - 1, capacity - 3))
+            return intervals(decoder.greedy(tokens, count + 2))
 
         warm_up(lambda: between_tokens(WARM_UP))
         seconds: list[float] = []

@@ -424,16 +424,16 @@ def test_a_runner_times_each_step_it_is_asked_for(fdpp_folder, context: int) -> 
     assert len(seconds) == 5 and min(seconds) > 0
 
 
-def test_intervals_are_from_item_to_item(monkeypatch) -> None:
+def test_intervals_are_over_two_items(monkeypatch) -> None:
     now = [0.0]
     monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
 
     def items():
-        for pause in (7, 1, 2, 4):
+        for pause in (7, 1, 3, 0, 8):
             now[0] += pause
             yield pause
 
-    assert timing.intervals(items()) == [1, 2, 4]
+    assert timing.intervals(items()) == [2, 1.5, 4]
     assert timing.intervals(iter(())) == []
 
 
