@@ -14,8 +14,13 @@ from .joined_products import has_no_more, product_of
 from .silu import silu_of
 
 _BIAS = op_spec.input_names(op_spec.FLAT_GEMM).index("bias")
-_MICROSOFT = {"Gelu": "gelu", "BiasGelu": "gelu", "FastGelu": "gelu_tanh"}
-_BY_APPROXIMATION = {"none": "gelu", "tanh": "gelu_tanh"}
+_OPS = {
+    ("", "Relu"): "relu",
+    ("com.microsoft", "Gelu"): "gelu",
+    ("com.microsoft", "BiasGelu"): "gelu",
+    ("com.microsoft", "FastGelu"): "gelu_tanh",
+}
+_GELU_OF_ONNX = {"none": "gelu", "tanh": "gelu_tanh"}  # by its attribute `approximate`
 
 
 def rewrite(model: ir.Model, report: ExportReport) -> None:
@@ -49,14 +54,12 @@ def _activation(node: ir.Node) -> tuple[str, ir.Value | None]:
     x = silu_of(node.outputs[0])
     if x is not None:
         return "silu", x
-    activation = None
-    if node.domain == "com.microsoft":
-        activation = _MICROSOFT.get(node.op_type)
-    elif (node.domain, node.op_type) == ("", "Relu"):
-        activation = "relu"
-    elif (node.domain, node.op_type) == ("", "Gelu"):
-        activation = _BY_APPROXIMATION.get(attribute_of(node, "approximate", "none"))
-    return activation or "", node.inputs[0] if activation and node.inputs[0] and read_once(node.inputs[0]) else None
+    activation = _OPS.get((node.domain, node.op_type))
+    if (node.domain, node.op_type) == ("", "Gelu"):
+        activation = _GELU_OF_ONNX.get(attribute_of(node, "approximate", "none"))
+    if activation is None or not read_once(node.inputs[0]):
+        return "", None
+    return activation, node.inputs[0]
 
 
 def _is_of_columns(bias: ir.Value, product: ir.Node) -> bool:
