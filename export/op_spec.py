@@ -99,6 +99,7 @@ _FLAT_GEMM_SPEC = {
         _port("residual", "T", optional=True),
         _port("norm_weight", "T", optional=True),
         _port("next_weight", "W", optional=True),
+        _port("norm_bias", "T", optional=True),
     ],
     "outputs": [_port("Y", "T")],
     "attributes": [
@@ -107,6 +108,7 @@ _FLAT_GEMM_SPEC = {
         _attribute("weight_format", "text"),
         _attribute("block_size", "integer", "0"),
         _attribute("activation", "text", "none"),
+        _attribute("norm", "text", "rms"),
         _attribute("norm_epsilon", "real", "1e-06"),
         _attribute("accuracy_level", "integer", "0"),
     ],

@@ -235,7 +235,8 @@ class GemmCase:
     bias: bool = False
     residual: bool = False
     activation: str = "none"
-    norm: bool = False
+    norm: str = ""
+    norm_bias: bool = False
     block_size: int = 0
     zero_points: bool = False
     one_scale: bool = False
@@ -269,6 +270,7 @@ class GemmCase:
             "bias": (rows,) if self.bias else None,
             "residual": (self.m, self.n) if self.residual else None,
             "norm_weight": (self.k,) if self.norm else None,
+            "norm_bias": (self.k,) if self.norm_bias else None,
         }
 
     @property
@@ -276,7 +278,8 @@ class GemmCase:
         marks = [f"m{self.m}", f"n{self.n}", f"k{self.k}", _SHORT[self.dtype], f"w{self.weight_format}"]
         marks += [f"b{self.block_size}"] * (self.block_size > 0) + ["zero_points"] * self.zero_points
         marks += ["one_scale"] * self.one_scale + [f"accuracy{self.accuracy_level}"] * (self.accuracy_level > 0)
-        marks += ["norm"] * self.norm + [self.activation] * (self.activation != "none")
+        marks += [f"{self.norm}_norm"] * bool(self.norm) + ["norm_bias"] * self.norm_bias
+        marks += [self.activation] * (self.activation != "none")
         marks += [f"gap{self.row_gap}"] * (self.row_gap > 0)
         return "-".join(marks + ["bias"] * self.bias + ["residual"] * self.residual)
 
@@ -288,6 +291,7 @@ class GemmCase:
             "weight_format": self.weight_format,
             "block_size": self.block_size,
             "activation": self.activation,
+            **({"norm": self.norm} if self.norm else {}),
             "accuracy_level": self.accuracy_level,
         }
 
@@ -401,7 +405,8 @@ def _gemm(step: int, types: tuple[str, str], m: int, n: int, k: int, accuracy_le
         bias=step % 2 == 1,
         residual=step % 3 == 1,
         activation=GEMM_ACTIVATIONS[(step + step // 6) % len(GEMM_ACTIVATIONS)],
-        norm=step // 5 % 2 == 1,
+        norm=("", "rms", "", "layer")[step // 5 % 4],
+        norm_bias=step // 5 % 2 == 1 and step % 3 != 1,
         block_size=GEMM_BLOCKS[step % len(GEMM_BLOCKS)] if int4 else 0,
         zero_points=int4 and step % 7 in (1, 2, 4),
         one_scale=types[1] == "float8e4m3fn" and step % 4 == 2,
@@ -450,7 +455,11 @@ def _gemm_strided_cases(types: tuple[str, str]) -> list[GemmCase]:
     block_size = 32 if types[1] == "uint8" else 0
     shapes = ((4, 100, 256, 64), (17, 72, 256, 8), (65, 40, 200, 24), (3, 40, 192, 3), (33, 24, 96, 13))
     cases = [GemmCase(m, n, k, *types, block_size=block_size, row_gap=gap) for m, n, k, gap in shapes]
-    cases += [GemmCase(9, 40, 128, *types, norm=True, block_size=block_size, row_gap=gap) for gap in (8, 11)]
+    norms = ((8, "rms", False), (11, "rms", False), (8, "layer", True), (11, "layer", True))
+    cases += [
+        GemmCase(9, 40, 128, *types, norm=norm, norm_bias=bias, block_size=block_size, row_gap=gap)
+        for gap, norm, bias in norms
+    ]
     if types == ("float32", "uint8"):
         cases += [replace(case, accuracy_level=4) for case in cases]
     return cases

@@ -1,4 +1,4 @@
-"""RMS norms ahead of our products and sums behind them, done by the products themselves.
+"""Norms ahead of our products and sums behind them, done by the products themselves.
 
 TensorRT has no op for an RMS norm, and what lies between two plugins costs kernels of its own. ONNX Runtime has one op
 for a sum and the norm behind it, so there it depends on the products whether they are faster.
@@ -6,18 +6,39 @@ for a sum and the norm behind it, so there it depends on the products whether th
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import onnx_ir as ir
 
 from .. import op_spec
 from ..nodes import input_at, read_once
 from ..report import ExportReport
 
-_A, _RESIDUAL, _NORM = (op_spec.input_names(op_spec.FLAT_GEMM).index(name) for name in ("A", "residual", "norm_weight"))
+_INPUTS = op_spec.input_names(op_spec.FLAT_GEMM)
+_A, _RESIDUAL, _NORM_WEIGHT, _NORM_BIAS = (_INPUTS.index(n) for n in ("A", "residual", "norm_weight", "norm_bias"))
 
-# Norms with their default epsilons. Ahead of the second kind's stands a sum, which is an output, too.
-_NORMS = {("", "SimplifiedLayerNormalization"): 1e-5, ("", "RMSNormalization"): 1e-5}
-_SKIP_NORM = ("com.microsoft", "SkipSimplifiedLayerNormalization")
-_SKIP_EPSILON, _SKIP_BIAS, _SKIP_SUM = 1e-12, 3, 3  # of the input and of the output
+
+@dataclass(frozen=True)
+class _Kind:
+    """norm: our attribute. epsilon: the default. weight, bias: inputs, the bias of the norm itself; None: it has none.
+    skip: a sum of the first two inputs stands ahead, which is output 3. skip_bias: an input that is summed, too."""
+
+    norm: str
+    epsilon: float
+    weight: int = 1
+    bias: int | None = None
+    skip: bool = False
+    skip_bias: int | None = None
+
+
+_KINDS = {
+    ("", "SimplifiedLayerNormalization"): _Kind("rms", 1e-5),
+    ("", "RMSNormalization"): _Kind("rms", 1e-5),
+    ("", "LayerNormalization"): _Kind("layer", 1e-5, bias=2),
+    ("com.microsoft", "SkipSimplifiedLayerNormalization"): _Kind("rms", 1e-12, 2, skip=True, skip_bias=3),
+    ("com.microsoft", "SkipLayerNormalization"): _Kind("layer", 1e-12, 2, bias=3, skip=True, skip_bias=4),
+}
+_SUM = 3
 
 
 def into_products(model: ir.Model, report: ExportReport, *, sums_stay: bool = False) -> None:
@@ -26,26 +47,24 @@ def into_products(model: ir.Model, report: ExportReport, *, sums_stay: bool = Fa
 
     sums_stay: a norm with a sum of its own stays where no product can take the sum, which would become a node."""
     for node in list(model.graph.all_nodes()):
-        key = (node.domain, node.op_type)
-        if key == _SKIP_NORM or key in _NORMS:
-            _take_shapes_from_input(node)
-        if key == _SKIP_NORM and _sums_two(node) and _is_for_products(node, input_at(node, 2)):
-            if sums_stay and _product_of_sum(node) is None:
-                continue
-            _give_norm(_sum_ahead(node), node, node.inputs[2], node.attributes.get_float("epsilon", _SKIP_EPSILON))
-        elif key in _NORMS and _is_for_products(node, input_at(node, 1)) and _is_last_axis(node):
-            _give_norm(node.inputs[0], node, node.inputs[1], node.attributes.get_float("epsilon", _NORMS[key]))
-        else:
+        kind = _KINDS.get((node.domain, node.op_type))
+        if kind is None:
             continue
+        _take_shapes_from_input(node, kind)
+        if not _is_for_products(node, kind) or not (_sums_two(node, kind) if kind.skip else _is_last_axis(node)):
+            continue
+        if kind.skip and sums_stay and _product_of_sum(node) is None:
+            continue
+        _give_norm(_sum_ahead(node) if kind.skip else node.inputs[0], node, kind)
         report.rewrote(f"{node.op_type} -> {op_spec.FLAT_GEMM}")
     for node in list(model.graph.all_nodes()):
         if (node.domain, node.op_type) == ("", "Add") and _take_sum(node):
             report.rewrote(f"Add -> {op_spec.FLAT_GEMM}")
 
 
-def _take_shapes_from_input(norm: ir.Node) -> None:
+def _take_shapes_from_input(norm: ir.Node, kind: _Kind) -> None:
     """A norm, and the sum ahead of it, has its inputs' shape: who wants no more keeps neither it nor that sum."""
-    tensors = norm.inputs[: 2 if norm.op_type == _SKIP_NORM[1] else 1]
+    tensors = norm.inputs[: 2 if kind.skip else 1]
     source = next((x for x in tensors if x is not None and not _is_product(x.producer())), tensors[0])
     for reader, index in list(norm.outputs[0].uses()):
         if (reader.domain, reader.op_type) == ("", "Shape") and source is not None:
@@ -61,26 +80,35 @@ def _is_last_axis(norm: ir.Node) -> bool:
     return axis == -1 or (shape is not None and axis == len(shape) - 1)
 
 
-def _sums_two(norm: ir.Node) -> bool:
-    return input_at(norm, _SKIP_BIAS) is None and not any(output.uses() for output in norm.outputs[1:_SKIP_SUM])
+def _sums_two(norm: ir.Node, kind: _Kind) -> bool:
+    return input_at(norm, kind.skip_bias) is None and norm.inputs[1] is not None
 
 
-def _is_for_products(norm: ir.Node, weight: ir.Value | None) -> bool:
-    if weight is None or None in norm.inputs[:2]:
-        return False
+def _is_for_products(norm: ir.Node, kind: _Kind) -> bool:
+    x, weight = norm.inputs[0], input_at(norm, kind.weight)
+    parameters = [weight, *_bias_of(norm, kind)]
     normed, uses = norm.outputs[0], norm.outputs[0].uses()
+    statistics = norm.outputs[1 : _SUM if kind.skip else None]
     return (
-        not normed.is_graph_output()
-        and norm.inputs[0].dtype == weight.dtype is not None
-        and weight.shape is not None
+        x is not None
+        and weight is not None
+        and not normed.is_graph_output()
+        and not any(output.uses() or output.is_graph_output() for output in statistics)
+        and all(x.dtype == value.dtype is not None and value.shape is not None for value in parameters)
         and all(
             _is_product(reader)
             and index == _A
-            and input_at(reader, _NORM) is None
-            and list(weight.shape) == [reader.attributes.get_int("K")]
+            and input_at(reader, _NORM_WEIGHT) is None
+            and all(list(value.shape) == [reader.attributes.get_int("K")] for value in parameters)
             for reader, index in uses
         )
     )
+
+
+def _bias_of(norm: ir.Node, kind: _Kind) -> list[ir.Value]:
+    """The norm's bias, or nothing."""
+    bias = None if kind.bias is None else input_at(norm, kind.bias)
+    return [] if bias is None else [bias]
 
 
 def _sum_ahead(norm: ir.Node) -> ir.Value:
@@ -89,19 +117,23 @@ def _sum_ahead(norm: ir.Node) -> ir.Value:
     total = ir.node("Add", [x, skip], name=f"{norm.name}/Add").outputs[0]
     total.shape, total.type = x.shape, x.type
     norm.graph.insert_before(norm, total.producer())
-    if len(norm.outputs) > _SKIP_SUM:
-        old = norm.outputs[_SKIP_SUM]
+    if len(norm.outputs) > _SUM:
+        old = norm.outputs[_SUM]
         old.replace_all_uses_with(total, replace_graph_outputs=True)
         total.name, old.name = old.name, None
     return total
 
 
-def _give_norm(x: ir.Value, norm: ir.Node, weight: ir.Value, epsilon: float) -> None:
+def _give_norm(x: ir.Value, norm: ir.Node, kind: _Kind) -> None:
     """Its readers normalise `x` themselves."""
+    epsilon = norm.attributes.get_float("epsilon", kind.epsilon)
+    given = {_A: x, _NORM_WEIGHT: norm.inputs[kind.weight], **{_NORM_BIAS: bias for bias in _bias_of(norm, kind)}}
     for product, _ in list(norm.outputs[0].uses()):
-        product.resize_inputs(_NORM + 1)
-        product.replace_input_with(_A, x)
-        product.replace_input_with(_NORM, weight)
+        product.resize_inputs(max(len(product.inputs), *(index + 1 for index in given)))
+        for index, value in given.items():
+            product.replace_input_with(index, value)
+        if kind.norm != "rms":
+            product.attributes["norm"] = ir.AttrString("norm", kind.norm)
         product.attributes["norm_epsilon"] = ir.AttrFloat32("norm_epsilon", epsilon)
     norm.graph.remove(norm, safe=True)
 

@@ -19,7 +19,7 @@ def hint_next_weights(model: ir.Model, report: ExportReport) -> None:
     for node, following in pairwise(products):
         if not _same_types(node, following):
             continue
-        node.resize_inputs(_NEXT_WEIGHT + 1)
+        node.resize_inputs(max(len(node.inputs), _NEXT_WEIGHT + 1))
         node.replace_input_with(_NEXT_WEIGHT, following.inputs[_B])
         report.rewrote(f"{op_spec.FLAT_GEMM} -> with the next weight as a hint")
 

@@ -63,6 +63,7 @@ Status run_gemm(const GemmProblem& problem, const GemmPlan& plan, const TensorVi
   params.bias = inputs[kGemmBias].data;
   params.residual = inputs[kGemmResidual].data;
   params.norm_weight = inputs[kGemmNormWeight].data;
+  params.norm_bias = inputs[kGemmNormBias].data;
   if (const TensorView& next = inputs[kGemmNextWeight]; next.present()) {
     params.next_weight = next.data;
     params.next_weight_bytes = next.elements() * static_cast<int64_t>(dtype_size(next.dtype));

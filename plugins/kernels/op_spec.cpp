@@ -75,6 +75,7 @@ const OpSpec& gemm_spec() {
           {"residual", "T", true, false},
           {"norm_weight", "T", true, false},
           {"next_weight", "W", true, false},
+          {"norm_bias", "T", true, false},
       },
       {{"Y", "T", false, false}},
       {
@@ -83,7 +84,8 @@ const OpSpec& gemm_spec() {
           {"weight_format", AttributeKind::text, nullptr, "f32, f16, bf16, int8, fp8 or int4: what B holds"},
           {"block_size", AttributeKind::integer, "0", "int4: values of a row that share a scale, 16, 32, 64 or 128"},
           {"activation", AttributeKind::text, "none", "none, relu, gelu, gelu_tanh, silu or silu_mul"},
-          {"norm_epsilon", AttributeKind::real, "1e-06", "added to a row's mean square where norm_weight is given"},
+          {"norm", AttributeKind::text, "rms", "rms or layer: what norm_weight is the weight of"},
+          {"norm_epsilon", AttributeKind::real, "1e-06", "added to a row's mean square or variance where norm_weight is given"},
           {"accuracy_level", AttributeKind::integer, "0", "4: int4 kernels may round A to int8, block by block"},
       },
       {

@@ -24,7 +24,7 @@ WEIGHT_FORMATS = {
     "float8_e4m3fn": "fp8",
     "uint8": "int4",
 }
-GEMM_INPUTS = ["a", "b", "scales", "zero_points", "bias", "residual", "norm_weight", "next_weight"]
+GEMM_INPUTS = ["a", "b", "scales", "zero_points", "bias", "residual", "norm_weight", "next_weight", "norm_bias"]
 
 ATTENTION_INPUTS = [
     "query", "key", "value", "past_key", "past_value", "seqlens_k", "total_sequence_length", "cos_cache", "sin_cache",

@@ -110,27 +110,33 @@ def quantised_weights(form: str, rows: int, k: int):
 @pytest.mark.parametrize("form", ["int8", "fp8", "int4"])
 @pytest.mark.parametrize(("m", "n", "k"), [(7, 33, 47), (20, 6000, 576)])
 @pytest.mark.parametrize("variant", ["", "cpu_runtime_gemm"])
-def test_all_around_a_product(session, forced, form, m, n, k, variant):
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+def test_all_around_a_product(session, forced, form, m, n, k, variant, norm):
     """Norm, gates, bias and residual with quantised weights; (6000, 576) takes the runtime's product several pieces."""
     forced("FdppFlatGemm", variant)
     b, constants, settings, values = quantised_weights(form, 2 * n, k)
     rng = np.random.default_rng(3)
     a, residual = rng.standard_normal((m, k), np.float32), rng.standard_normal((m, n), np.float32)
+    a += 2  # a mean that counts
     bias, norm_weight = rng.standard_normal(2 * n, np.float32), rng.uniform(0.5, 1.5, k).astype(np.float32)
+    norm_bias = rng.standard_normal(k, np.float32)
     model = gemm_model(
         b,
         bias=True,
         residual=True,
-        constants=constants | {"norm_weight": norm_weight},
+        constants=constants | {"norm_weight": norm_weight, "norm_bias": norm_bias},
         N=n,
         K=k,
         activation="silu_mul",
+        norm=norm,
         norm_epsilon=1e-3,
         **settings,
     )
     (y,) = session(model).run(None, {"a": a, "bias": bias, "residual": residual})
     x = a.astype(np.float64)
-    x = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-3) * norm_weight
+    if norm == "layer":
+        x -= x.mean(-1, keepdims=True)
+    x = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-3) * norm_weight + norm_bias
     gate, up = np.split(x @ values.T + bias, 2, axis=1)
     expected = gate / (1 + np.exp(np.minimum(-gate, 700))) * up + residual
     assert np.abs(y - expected).max() < 1e-5 * np.abs(expected).max()

@@ -332,9 +332,10 @@ def gemm_tensors(case: GemmCase) -> dict[str, torch.Tensor | None]:
     """Random inputs on the CPU in the op's types, by input name."""
     shapes = case.shapes()
     t = dtype_of(case.dtype)
-    a, scales, bias, residual, norm_weight = random(
-        case, *(shapes[name] for name in ("A", "scales", "bias", "residual", "norm_weight"))
-    )
+    names = ("A", "scales", "bias", "residual", "norm_weight", "norm_bias")
+    a, scales, bias, residual, norm_weight, norm_bias = random(case, *(shapes[name] for name in names))
+    if case.norm == "layer":
+        a += 3  # a mean that counts
     (b,) = random((case, "B"), (case.weight_rows, case.k))
     generator = torch.Generator().manual_seed(zlib.crc32(repr(case).encode()))
     zero_points = None
@@ -357,6 +358,7 @@ def gemm_tensors(case: GemmCase) -> dict[str, torch.Tensor | None]:
         "bias": None if bias is None else bias.to(t),
         "residual": None if residual is None else residual.to(t),
         "norm_weight": None if norm_weight is None else (1 + norm_weight / 4).to(t),
+        "norm_bias": None if norm_bias is None else norm_bias.to(t),
     }
 
 
@@ -375,7 +377,9 @@ def expect_gemm(case: GemmCase, t: dict[str, torch.Tensor | None]) -> tuple[torc
             t["residual"],
             how,
             activation=case.activation,
+            norm=case.norm or "rms",
             norm_weight=t["norm_weight"],
+            norm_bias=t["norm_bias"],
             rounded_block=rounded_block,
         )
 

@@ -278,7 +278,7 @@ CHAIN_CASES = [
     GemmCase(m, 2048, 2048, d, w, norm=norm, block_size=32 * (w == "uint8"))
     for d, w in (("float16", "float16"), ("bfloat16", "bfloat16"), ("float16", "int8"), ("float16", "uint8"))
     for m in (1, 8)
-    for norm in (False, True)
+    for norm in ("", "rms")
 ]
 
 
@@ -329,10 +329,10 @@ def test_hints_in_a_graph(variant: str, case: GemmCase) -> None:
         [
             GemmCase(m, 64, 128, "float16", weights, norm=norm)
             for m, weights, norm in (
-                (3, "float16", False),
-                (17, "float16", False),
-                (17, "int8", False),
-                (17, "float16", True),
+                (3, "float16", ""),
+                (17, "float16", ""),
+                (17, "int8", ""),
+                (17, "float16", "rms"),
             )
         ],
     ),

@@ -87,7 +87,9 @@ def gemm(
     precision: Precision,
     *,
     activation: str = "none",
+    norm: str = "rms",
     norm_weight: torch.Tensor | None = None,
+    norm_bias: torch.Tensor | None = None,
     norm_epsilon: float = 1e-6,
     rounded_block: int = 0,
 ) -> torch.Tensor:
@@ -97,8 +99,12 @@ def gemm(
     """
     a, b = a.to(precision.compute), b.to(precision.compute)
     if norm_weight is not None:
+        if norm == "layer":
+            a = a - a.mean(-1, keepdim=True)
         mean = a.square().mean(-1, keepdim=True)
         a = a * torch.rsqrt(mean + norm_epsilon) * norm_weight.to(precision.compute)
+        if norm_bias is not None:
+            a = a + norm_bias.to(precision.compute)
     if rounded_block:
         a = rounded_to_int8(a, rounded_block)
     y = a @ b.T if precision is EXACT else plain_product(a, b, precision)

@@ -122,6 +122,13 @@ VALUE_ERRORS = {
         r"norm_weight is float32 \[6\], expected float32 \[10\]",
     ),
     "norm_weight_type": ({}, {"norm_weight": torch.ones(K).half()}, "norm_weight is float16"),
+    "norm_bias_shape": (
+        {},
+        {"norm_weight": torch.ones(K), "norm_bias": torch.ones(N)},
+        r"norm_bias is float32 \[6\], expected float32 \[10\]",
+    ),
+    "norm_bias_alone": ({}, {"norm_bias": torch.ones(K)}, "norm_bias is given, but norm_weight is missing"),
+    "norm": ({"norm": "group"}, {}, 'norm is "group", expected rms or layer'),
     "silu_mul_rows": ({"activation": "silu_mul"}, {}, r"B has shape \[6, 10\], expected \[2N, K\] = \[12, 10\]"),
     "silu_mul_bias": (
         {"activation": "silu_mul"},
@@ -268,7 +275,7 @@ def test_describes_the_problem() -> None:
     plan(attributes(**INT4, activation="silu", accuracy_level=4), given)
     (record,) = [r for r in _core.last_plans() if (r["op"], r["node"]) == ("FdppFlatGemm", "")]
     assert record["problem"] == (
-        "M=4 N=6 K=40 float32 weights int4/16 +zero_points accuracy 4 +norm +bias silu +residual"
+        "M=4 N=6 K=40 float32 weights int4/16 +zero_points accuracy 4 +rms_norm +bias silu +residual"
     )
 
 

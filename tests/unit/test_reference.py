@@ -155,6 +155,13 @@ def test_gemm_norm_and_gate() -> None:
     assert y.item() == pytest.approx(1.2 / (1 + math.exp(-1.2)) * 0.4)
 
 
+def test_gemm_layer_norm() -> None:
+    norm = {"norm": "layer", "norm_weight": torch.tensor([2.0, 0.5]), "norm_bias": torch.tensor([1.0, -1.0])}
+    y = gemm(torch.tensor([[3.0, 9.0]]), torch.eye(2), None, None, EXACT, **norm, norm_epsilon=16.0)
+    # Less its mean 6 the row is [-3, 3], whose mean square 9 and epsilon add up to 25.
+    assert y.tolist() == [[pytest.approx(-1.2 + 1), pytest.approx(0.3 - 1)]]
+
+
 def test_int4_layout() -> None:
     """The pair 2j, 2j + 1 of a word's numbers is (word >> 4j) & 0x000f000f."""
     numbers = torch.randint(0, 16, (3, 24), generator=torch.Generator().manual_seed(0))

@@ -3,8 +3,8 @@
 //   check_gemm()  ->  plan_gemm()  ->  run_gemm(), with the roles of attention.h
 //
 // Layouts (row-major): A [..., K], flattened to M rows; B of R rows, in the layouts of WeightFormat; bias [R]; residual
-// and Y [..., N]; norm_weight [K]. R is N, with silu_mul 2N. Y overlaps no input. All are dense but A, which may be a part
-// of a wider tensor: a row's elements are neighbours, and all rows lie one distance apart, K elements or more.
+// and Y [..., N]; norm_weight and norm_bias [K]. R is N, with silu_mul 2N. Y overlaps no input. All are dense but A, which
+// may be a part of a wider tensor: a row's elements are neighbours, and all rows lie one distance apart, K elements or more.
 //
 // B is a weight: on a GPU it may be read before the stream's preceding kernel has ended, so that kernel must not write it.
 //
@@ -46,13 +46,19 @@ FDPP_API DType weight_dtype(WeightFormat format);  // B's element type
 enum class Activation : uint8_t { none, relu, gelu, gelu_tanh, silu, silu_mul };
 FDPP_API const char* activation_name(Activation activation);
 
+// What A's rows go through first, in float32. rms: x · rsqrt(mean(x²) + norm_epsilon) · norm_weight (+ norm_bias). layer: the
+// same of x - mean(x), whose mean square is the variance.
+enum class Norm : uint8_t { none, rms, layer };
+FDPP_API const char* norm_name(Norm norm);
+
 struct GemmAttributes {
   int64_t n = 0;
   int64_t k = 0;
   std::string weight_format;            // a name of WeightFormat
   int64_t block_size = 0;               // of int4: values of a row that share a scale: 16, 32, 64 or 128
   std::string activation = "none";      // a name of Activation
-  float norm_epsilon = 1e-6f;           // added to a row's mean square where norm_weight is given
+  std::string norm = "rms";             // rms or layer: a name of Norm; nothing is normalised without norm_weight
+  float norm_epsilon = 1e-6f;           // added to a row's mean square or variance where norm_weight is given
   int64_t accuracy_level = 0;           // as MatMulNBits': 4 lets int4 kernels round A to int8, block by block
 };
 
@@ -69,12 +75,13 @@ struct GemmProblem {
   Activation activation = Activation::none;
   bool has_bias = false;
   bool has_residual = false;
-  bool has_norm = false;                  // A becomes A · rsqrt(mean(A²) + norm_epsilon) · norm_weight, row by row
+  Norm norm = Norm::none;
   float norm_epsilon = 0;
   int accuracy_level = 0;
 
   FDPP_API int64_t weight_rows() const;   // of B: R
   FDPP_API int64_t blocks() const;        // of a row of B; 0 in formats other than int4
+  bool has_norm() const { return norm != Norm::none; }
   FDPP_API bool rounds_a() const;         // whether kernels may round A to int8
 };
 FDPP_API std::string describe(const GemmProblem& problem);

@@ -42,6 +42,7 @@ enum GemmInput : int {
   kGemmResidual,
   kGemmNormWeight,
   kGemmNextWeight,
+  kGemmNormBias,
   kGemmInputCount
 };
 enum GemmOutput : int { kGemmY, kGemmOutputCount };

@@ -42,6 +42,7 @@ Status read_attributes(const Source& source, GemmAttributes* out) {
   FDPP_RETURN_IF_ERROR(source.attribute("weight_format", &out->weight_format));
   FDPP_RETURN_IF_ERROR(source.attribute("block_size", &out->block_size));
   FDPP_RETURN_IF_ERROR(source.attribute("activation", &out->activation));
+  FDPP_RETURN_IF_ERROR(source.attribute("norm", &out->norm));
   FDPP_RETURN_IF_ERROR(source.attribute("norm_epsilon", &out->norm_epsilon));
   return source.attribute("accuracy_level", &out->accuracy_level);
 }

@@ -9,6 +9,7 @@ namespace {
 
 constexpr auto kActivations = {Activation::none,      Activation::relu, Activation::gelu,
                                Activation::gelu_tanh, Activation::silu, Activation::silu_mul};
+constexpr auto kNorms = {Norm::rms, Norm::layer};
 
 Status bad(const std::string& what) { return invalid_argument("FdppFlatGemm: " + what); }
 
@@ -136,6 +137,15 @@ const char* activation_name(Activation activation) {
   return "?";
 }
 
+const char* norm_name(Norm norm) {
+  switch (norm) {
+    case Norm::none: return "none";
+    case Norm::rms: return "rms";
+    case Norm::layer: return "layer";
+  }
+  return "?";
+}
+
 int64_t GemmProblem::weight_rows() const { return activation == Activation::silu_mul ? 2 * n : n; }
 
 int64_t GemmProblem::blocks() const { return block_size == 0 ? 0 : (k + block_size - 1) / block_size; }
@@ -161,6 +171,7 @@ Status check_gemm_attributes(const GemmAttributes& attributes, GemmProblem* p) {
   }
   p->block_size = block;
 
+  FDPP_RETURN_IF_ERROR(parse("norm", attributes.norm, kNorms, norm_name, &p->norm));
   if (!std::isfinite(attributes.norm_epsilon) || attributes.norm_epsilon < 0)
     return bad("norm_epsilon is " + std::to_string(attributes.norm_epsilon) + ", expected a number from 0 on");
   p->norm_epsilon = attributes.norm_epsilon;
@@ -194,10 +205,12 @@ Status check_gemm(const GemmAttributes& attributes, const TensorView* in, GemmPr
   y.dims[y.rank - 1] = p.n;
   p.has_bias = in[kGemmBias].present();
   p.has_residual = in[kGemmResidual].present();
-  p.has_norm = in[kGemmNormWeight].present();
+  if (!in[kGemmNormWeight].present()) p.norm = Norm::none;
   FDPP_RETURN_IF_ERROR(check_input(in, kGemmBias, {nullptr, p.dtype, {p.weight_rows()}}));
   FDPP_RETURN_IF_ERROR(check_input(in, kGemmResidual, y));
-  FDPP_RETURN_IF_ERROR(check_input(in, kGemmNormWeight, {nullptr, p.dtype, {p.k}}));
+  for (GemmInput input : {kGemmNormWeight, kGemmNormBias})
+    FDPP_RETURN_IF_ERROR(check_input(in, input, {nullptr, p.dtype, {p.k}}));
+  if (in[kGemmNormBias].present() && !p.has_norm()) return bad("norm_bias is given, but norm_weight is missing");
   FDPP_RETURN_IF_ERROR(check_next_weight(in[kGemmNextWeight], weight_dtype(p.weight_format)));
   *problem = p;
   return {};
@@ -210,7 +223,7 @@ std::string describe(const GemmProblem& p) {
   if (p.block_size != 0) text += "/" + std::to_string(p.block_size);
   if (p.has_zero_points) text += " +zero_points";
   if (p.accuracy_level != 0) text += " accuracy " + std::to_string(p.accuracy_level);
-  if (p.has_norm) text += " +norm";
+  if (p.has_norm()) text += std::string(" +") + norm_name(p.norm) + "_norm";
   if (p.has_bias) text += " +bias";
   if (p.activation != Activation::none) text += std::string(" ") + activation_name(p.activation);
   if (p.has_residual) text += " +residual";

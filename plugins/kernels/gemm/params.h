@@ -14,13 +14,14 @@ struct GemmParams {
   const void* bias = nullptr;         // dtype [R] or null
   const void* residual = nullptr;     // dtype [M, N] or null
   const void* norm_weight = nullptr;  // dtype [K] or null
+  const void* norm_bias = nullptr;    // dtype [K] or null
   const void* next_weight = nullptr;  // what a later product reads, or null: a hint
   int64_t next_weight_bytes = 0;
   void* y = nullptr;                  // dtype [M, N]
 };
 
 // From one row to the next of what is multiplied: A, or its normalised rows, which are neighbours.
-inline int64_t product_row_stride(const GemmProblem& p) { return p.has_norm ? p.k : p.a_row_stride; }
+inline int64_t product_row_stride(const GemmProblem& p) { return p.has_norm() ? p.k : p.a_row_stride; }
 
 // From one row of B to the next.
 inline int64_t weight_row_bytes(const GemmProblem& p) {

@@ -16,18 +16,27 @@ namespace {
 inline void normalise(const GemmParams& params, float* to, const HostRuntime* host) {
   const GemmProblem& p = params.problem;
   const float* weight = static_cast<const float*>(params.norm_weight);
+  const float* bias = static_cast<const float*>(params.norm_bias);
   parallel_for(host, static_cast<size_t>(p.m), static_cast<double>(p.m) * static_cast<double>(p.k), [&](size_t row) {
     const float* x = static_cast<const float*>(params.a) + static_cast<int64_t>(row) * p.a_row_stride;
     float* y = to + static_cast<int64_t>(row) * p.k;
+    const float size = static_cast<float>(p.k);
+    if (p.norm == Norm::layer) {
+      Vec sum = set(0);
+      each_vector(p.k, [&](int64_t i, auto lanes) { sum = add(sum, lanes.load(x + i)); });
+      const Vec mean = set(sum_of(sum) / size);
+      each_vector(p.k, [&](int64_t i, auto lanes) { lanes.store(y + i, sub(lanes.load(x + i), mean)); });
+      x = y;
+    }
     Vec squares = set(0);
     each_vector(p.k, [&](int64_t i, auto lanes) {
       const Vec v = lanes.load(x + i);
       squares = fma(v, v, squares);
     });
-    const float mean = sum_of(squares) / static_cast<float>(p.k);
-    const Vec factor = set(1 / sqrtf(mean + p.norm_epsilon));
+    const Vec factor = set(1 / sqrtf(sum_of(squares) / size + p.norm_epsilon));
     each_vector(p.k, [&](int64_t i, auto lanes) {
-      lanes.store(y + i, mul(mul(lanes.load(x + i), factor), lanes.load(weight + i)));
+      const Vec v = mul(mul(lanes.load(x + i), factor), lanes.load(weight + i));
+      lanes.store(y + i, bias == nullptr ? v : add(v, lanes.load(bias + i)));
     });
   });
 }

@@ -113,7 +113,7 @@ inline void with_weights(const GemmParams& params, const Use& use) {
 // The call with A as the product takes it.
 inline GemmParams with_norm(const GemmParams& params, const GemmScratch& scratch, const HostRuntime* host) {
   GemmParams normed = params;
-  if (params.problem.has_norm) {
+  if (params.problem.has_norm()) {
     normalise(params, scratch.a, host);
     normed.a = scratch.a;
     normed.problem.a_row_stride = params.problem.k;

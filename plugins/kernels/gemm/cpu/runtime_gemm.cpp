@@ -40,7 +40,7 @@ struct Pieces {
       if (workspace != nullptr) *part = static_cast<float*>(workspace) + bytes / sizeof(float);
       bytes += static_cast<size_t>(count) * sizeof(float);
     };
-    if (p.has_norm) take(&a, p.m * p.k);
+    if (p.has_norm()) take(&a, p.m * p.k);
     if (!wide) take(&b, columns * p.k);
     if (columns < p.n) take(&product, p.m * columns);
     if (p.activation == Activation::silu_mul) take(&up, p.m * columns);
@@ -67,7 +67,7 @@ Status run(const GemmParams& params, const GemmSplit&, void* workspace, const Ex
     return invalid_argument("FdppFlatGemm: cpu_runtime_gemm was planned but the runtime lends no matrix product");
   const Pieces pieces(p, workspace);
   const float* a = static_cast<const float*>(params.a);
-  if (p.has_norm) {
+  if (p.has_norm()) {
     steps().normalise(params, pieces.a, host);
     a = pieces.a;
   }

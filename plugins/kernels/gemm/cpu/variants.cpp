@@ -59,7 +59,7 @@ GemmScratch gemm_scratch(const GemmProblem& p, void* workspace) {
       *part = reinterpret_cast<std::remove_reference_t<decltype(*part)>>(static_cast<char*>(workspace) + s.bytes);
     s.bytes += (static_cast<size_t>(count) * size + kAlignment - 1) / kAlignment * kAlignment;
   };
-  if (p.has_norm) take(&s.a, p.m * p.k, sizeof(float));
+  if (p.has_norm()) take(&s.a, p.m * p.k, sizeof(float));
   if (p.activation == Activation::silu_mul) take(&s.up, p.m * p.n, sizeof(float));
   if (p.rounds_a()) {
     s.padded = round_up(p.k, kMostWordNumbers);

@@ -1,4 +1,4 @@
-// RMS norm of A's rows ahead of a product: a kernel of its own, whose time hides behind the product's first weights.
+// The norm of A's rows ahead of a product: a kernel of its own, whose time hides behind the product's first weights.
 #pragma once
 
 #include "kernels/common/gpu.h"
