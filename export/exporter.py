@@ -89,11 +89,11 @@ def export_model(
     gated: make one product of gate and up in silu(gate) * up. packed_qkv: make one of queries, keys and values. bias:
     let products add their biases. head_norms: let attention do the RMS norms of query and key heads. norms: make one
     node of an RMS norm in standard ops, and of the residual sum ahead of it.
-    norms_into_products: of the target onnxruntime alone (tensorrt always does it), RMS norms and residual sums are done
-    by the products beside them. activations: let products do the activation behind them. prefetch: of the target
-    onnxruntime alone, tell each product which weight the next one reads. last_logits: of the target onnxruntime alone,
-    logits of each row's last token alone. cache: of the target onnxruntime alone, one of CACHES: what the graph and
-    genai_config.json say of caches, that past and present are one buffer with room or that they grow; None: what IN
+    norms_into_products: of the target onnxruntime alone (tensorrt always does it), RMS and layer norms and residual sums
+    are done by the products beside them. activations: let products do the activation behind them. prefetch: of the
+    target onnxruntime alone, tell each product which weight the next one reads. last_logits: of the target onnxruntime
+    alone, logits of each row's last token alone. cache: of the target onnxruntime alone, one of CACHES: what the graph
+    and genai_config.json say of caches, that past and present are one buffer with room or that they grow; None: what IN
     says.
     library: the op library, for the target onnxruntime (which gets a copy) and for verify.
     max_batch: of the target tensorrt alone, the rows at once that engines are built for; None: 1.

@@ -66,6 +66,7 @@ GEMM_TYPES = (
     ),
 )
 GEMM_ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "silu_mul")
+GEMM_NORMS = ("", "rms", "layer")
 GEMM_BLOCKS = (16, 32, 64, 128)
 GEMM_ROWS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 64, 65, 100, 128, 130)
 GEMM_WEIGHTS = (
@@ -223,8 +224,8 @@ class AttentionCase:
 class GemmCase:
     """One call of FdppFlatGemm: Y [M, N] = act(norm(A [M, K]) · Bᵀ (+ bias)) (+ residual [M, N]).
 
-    ``weight_dtype``: B's element type, uint8 for int4. ``one_scale``: all rows of B share one (fp8). ``row_gap``:
-    elements of something else before each row of A.
+    ``weight_dtype``: B's element type, uint8 for int4. ``norm``: of GEMM_NORMS, "" for none. ``one_scale``: all rows of
+    B share one (fp8). ``row_gap``: elements of something else before each row of A.
     """
 
     m: int
@@ -397,6 +398,7 @@ def _attention_cases() -> list[AttentionCase]:
 def _gemm(step: int, types: tuple[str, str], m: int, n: int, k: int, accuracy_level: int) -> GemmCase:
     """The case of one step of the cycles."""
     int4 = types[1] == "uint8"
+    norm = GEMM_NORMS[step // 5 % len(GEMM_NORMS)]
     return GemmCase(
         m,
         n,
@@ -405,8 +407,8 @@ def _gemm(step: int, types: tuple[str, str], m: int, n: int, k: int, accuracy_le
         bias=step % 2 == 1,
         residual=step % 3 == 1,
         activation=GEMM_ACTIVATIONS[(step + step // 6) % len(GEMM_ACTIVATIONS)],
-        norm=("", "rms", "", "layer")[step // 5 % 4],
-        norm_bias=step // 5 % 2 == 1 and step % 3 != 1,
+        norm=norm,
+        norm_bias=norm != "" and step % 4 < 2,
         block_size=GEMM_BLOCKS[step % len(GEMM_BLOCKS)] if int4 else 0,
         zero_points=int4 and step % 7 in (1, 2, 4),
         one_scale=types[1] == "float8e4m3fn" and step % 4 == 2,

@@ -85,30 +85,30 @@ def _sums_two(norm: ir.Node, kind: _Kind) -> bool:
 
 
 def _is_for_products(norm: ir.Node, kind: _Kind) -> bool:
-    x, weight = norm.inputs[0], input_at(norm, kind.weight)
-    parameters = [weight, *_bias_of(norm, kind)]
+    x, parameters = norm.inputs[0], _parameters(norm, kind)
     normed, uses = norm.outputs[0], norm.outputs[0].uses()
     statistics = norm.outputs[1 : _SUM if kind.skip else None]
     return (
         x is not None
-        and weight is not None
+        and _NORM_WEIGHT in parameters
         and not normed.is_graph_output()
         and not any(output.uses() or output.is_graph_output() for output in statistics)
-        and all(x.dtype == value.dtype is not None and value.shape is not None for value in parameters)
+        and all(x.dtype == value.dtype is not None and value.shape is not None for value in parameters.values())
         and all(
             _is_product(reader)
             and index == _A
             and input_at(reader, _NORM_WEIGHT) is None
-            and all(list(value.shape) == [reader.attributes.get_int("K")] for value in parameters)
+            and all(list(value.shape) == [reader.attributes.get_int("K")] for value in parameters.values())
             for reader, index in uses
         )
     )
 
 
-def _bias_of(norm: ir.Node, kind: _Kind) -> list[ir.Value]:
-    """The norm's bias, or nothing."""
-    bias = None if kind.bias is None else input_at(norm, kind.bias)
-    return [] if bias is None else [bias]
+def _parameters(norm: ir.Node, kind: _Kind) -> dict[int, ir.Value]:
+    """The norm's weight and bias, as far as it has them, by the inputs of a product that they become."""
+    places = {_NORM_WEIGHT: kind.weight, _NORM_BIAS: kind.bias}
+    found = {ours: input_at(norm, its) for ours, its in places.items() if its is not None}
+    return {ours: value for ours, value in found.items() if value is not None}
 
 
 def _sum_ahead(norm: ir.Node) -> ir.Value:
@@ -127,9 +127,9 @@ def _sum_ahead(norm: ir.Node) -> ir.Value:
 def _give_norm(x: ir.Value, norm: ir.Node, kind: _Kind) -> None:
     """Its readers normalise `x` themselves."""
     epsilon = norm.attributes.get_float("epsilon", kind.epsilon)
-    given = {_A: x, _NORM_WEIGHT: norm.inputs[kind.weight], **{_NORM_BIAS: bias for bias in _bias_of(norm, kind)}}
+    given = {_A: x, **_parameters(norm, kind)}
     for product, _ in list(norm.outputs[0].uses()):
-        product.resize_inputs(max(len(product.inputs), *(index + 1 for index in given)))
+        product.resize_inputs(max(len(product.inputs), max(given) + 1))
         for index, value in given.items():
             product.replace_input_with(index, value)
         if kind.norm != "rms":

@@ -37,7 +37,7 @@ _REWRITES = (
     (
         "norms-into-products",
         True,
-        "onnxruntime: let products do the RMS norms ahead of them and the residual sums behind them",
+        "onnxruntime: let products do the RMS and layer norms ahead of them and the residual sums behind them",
     ),
     ("prefetch", False, "onnxruntime: tell each product which weight the next one reads, for the L2 of a GPU"),
     (

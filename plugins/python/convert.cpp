@@ -151,6 +151,7 @@ GemmProblem parse_problem(const py::dict& problem) {
   reader.finish();
   if (p.m < 1) throw py::value_error("problem m is " + std::to_string(p.m) + ", expected a positive number");
   raise_if_error(check_gemm_attributes(attributes, &p));
+  p.norm = Norm::none;  // what it would be with a norm_weight
   return p;
 }
 

@@ -15,25 +15,29 @@ from fdpp_ort.export import ExportReport, export_model
 
 SHAPE = ["batch", "tokens", HIDDEN]
 NORMS = ["SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"]
+LAYER_NORMS = ["LayerNormalization", "SkipLayerNormalization"]
 
 
-def with_norms() -> onnx.ModelProto:
-    """Two layers, a norm ahead of the first's three products, the last sum and the head's norm in one node."""
+def with_norms(kinds: list[str] = NORMS, *, biased: bool = False) -> onnx.ModelProto:
+    """Two layers, a norm ahead of the first's three products, the last sum and the head's norm in one node.
+
+    biased: norms have biases of their own."""
     proto = decoder(layers=2, packed=False)
     graph = proto.graph
     for name in ("x.0", "x.1", "x.2"):
         graph.value_info.append(helper.make_tensor_value_info(name, FLOAT, SHAPE))
     random = np.random.default_rng(1)
-    for name in ("norm.0", "norm.2"):
+    weights = [["norm.0", "norm.0.bias"], ["norm.2", "norm.2.bias"]] if biased else [["norm.0"], ["norm.2"]]
+    for name in (name for names in weights for name in names):
         graph.initializer.append(numpy_helper.from_array(random.standard_normal(HIDDEN, np.float32), name))
-    first = helper.make_node("SimplifiedLayerNormalization", ["x.0", "norm.0"], ["normed.0"], name="n0", epsilon=0.01)
+    first = helper.make_node(kinds[0], ["x.0", *weights[0]], ["normed.0"], name="n0", epsilon=0.01)
     names = [node.name for node in graph.node]
     graph.node.insert(names.index("layers.0.q"), first)
     for part in "qkv":
         node_named(proto, f"layers.0.{part}").input[0] = "normed.0"
     last = node_named(proto, "x.2")
-    last.op_type, last.domain = "SkipSimplifiedLayerNormalization", "com.microsoft"
-    last.input.append("norm.2")
+    last.op_type, last.domain = kinds[1], "com.microsoft"
+    last.input.extend(weights[1])
     last.output[:] = ["normed.2", "", "", "x.2"]
     node_named(proto, "lm_head").input[0] = "normed.2"
     return proto
@@ -125,6 +129,49 @@ def test_for_onnxruntime(weights: str, tmp_path: Path, library: str) -> None:
     assert (qkv.input[0], qkv.input[6]) == ("x.0", "norm.0")
     assert (o.input[5], head.input[0], head.input[6]) == ("x.1", "x.2", "norm.2")
     assert [report.rewritten[f"{kind} -> FdppFlatGemm"] for kind in (*NORMS, "Add")] == [1, 1, 2]
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_layer_norms(biased: bool, tmp_path: Path, library: str) -> None:
+    report, nodes = exported(with_norms(LAYER_NORMS, biased=biased), tmp_path, library)
+    assert not {node.op_type for node in nodes.values()} & {"Add", *LAYER_NORMS}
+    assert [report.rewritten[f"{kind} -> FdppFlatGemm"] for kind in (*LAYER_NORMS, "Add")] == [1, 1, 2]
+    qkv, head = nodes["layers.0.attention/qkv"], nodes["lm_head"]
+    assert list(qkv.input[6:]) == (["norm.0", "", "norm.0.bias"] if biased else ["norm.0"])
+    assert list(head.input[6:]) == (["norm.2", "", "norm.2.bias"] if biased else ["norm.2"])
+    for node in (qkv, head):
+        assert next(attribute.s for attribute in node.attribute if attribute.name == "norm") == b"layer"
+
+
+def test_layer_norms_for_tensorrt(tmp_path: Path, library: str) -> None:
+    _, graph = export(with_norms(LAYER_NORMS, biased=True), tmp_path, library)
+    assert not {node.op_type for node in graph.node} & {"Add", *LAYER_NORMS}
+    assert named(graph, "lm_head")["norm_bias"] == "norm.2.bias"
+
+
+def statistics(proto: onnx.ModelProto) -> None:
+    node_named(proto, "n0").output.append("means")
+    proto.graph.output.append(helper.make_tensor_value_info("means", FLOAT, ["batch", "tokens", 1]))
+
+
+def bias_of_another_length(proto: onnx.ModelProto) -> None:
+    bias = next(value for value in proto.graph.initializer if value.name == "norm.0.bias")
+    bias.CopyFrom(numpy_helper.from_array(np.ones(1, np.float32), "norm.0.bias"))
+
+
+def other_axis(proto: onnx.ModelProto) -> None:
+    """Over tokens, too, of which there are as many as the weight has rows."""
+    node_named(proto, "n0").attribute.append(helper.make_attribute("axis", 1))
+
+
+@pytest.mark.parametrize("change", [statistics, bias_of_another_length, other_axis])
+def test_other_layer_norms_stay(change, tmp_path: Path, library: str) -> None:
+    proto = with_norms(LAYER_NORMS, biased=True)
+    change(proto)
+    folder = save_folder(proto, tmp_path / "in")
+    report = export_model(folder, tmp_path / "out", library=library, verify=False)
+    assert f"{LAYER_NORMS[0]} -> FdppFlatGemm" not in report.rewritten
+    assert report.rewritten[f"{LAYER_NORMS[1]} -> FdppFlatGemm"] == 1
 
 
 def sum_read_elsewhere(proto: onnx.ModelProto) -> None:

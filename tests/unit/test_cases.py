@@ -12,6 +12,7 @@ from cases import (
     GEMM_ACTIVATIONS,
     GEMM_BLOCKS,
     GEMM_CASES,
+    GEMM_NORMS,
     GEMM_ROWS,
     GEMM_TYPES,
     GEMM_WEIGHTS,
@@ -70,9 +71,10 @@ def test_gemm_axes(types: tuple[str, str]) -> None:
     assert {(c.n, c.k) for c in cases} >= set(GEMM_WEIGHTS)
     both = (False, True)
     assert {(c.bias, c.residual) for c in cases} == {(x, y) for x in both for y in both}
-    assert {(c.activation, c.norm) for c in cases} == {(x, y) for x in GEMM_ACTIVATIONS for y in both}
+    assert {(c.activation, c.norm) for c in cases} == {(x, y) for x in GEMM_ACTIVATIONS for y in GEMM_NORMS}
+    assert {(c.norm, c.norm_bias) for c in cases if c.norm} == {(x, y) for x in GEMM_NORMS[1:] for y in both}
     assert any(c.activation == "silu_mul" and c.bias and c.residual for c in cases)
-    for norm in both:
+    for norm in GEMM_NORMS:
         assert {c.row_gap % 8 == 0 for c in cases if c.row_gap > 0 and c.norm == norm} == set(both)
     if types[1] == "float8e4m3fn":
         assert {c.one_scale for c in cases} == set(both)
