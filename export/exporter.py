@@ -89,8 +89,8 @@ def export_model(
     gated: make one product of gate and up in silu(gate) * up. packed_qkv: make one of queries, keys and values. bias:
     let products add their biases. head_norms: let attention do the RMS norms of query and key heads. norms: make one
     node of an RMS norm in standard ops, and of the residual sum ahead of it.
-    norms_into_products: of the target onnxruntime alone (tensorrt always does it), RMS and layer norms and residual sums
-    are done by the products beside them. activations: let products do the activation behind them. prefetch: of the
+    norms_into_products: of the target onnxruntime alone (tensorrt always does it), RMS and layer norms and residual
+    sums are done by the products beside them. activations: let products do the activation behind them. prefetch: of the
     target onnxruntime alone, tell each product which weight the next one reads. last_logits: of the target onnxruntime
     alone, logits of each row's last token alone. cache: of the target onnxruntime alone, one of CACHES: what the graph
     and genai_config.json say of caches, that past and present are one buffer with room or that they grow; None: what IN
