@@ -22,6 +22,18 @@ struct Barrier {
                  : "memory");
   }
 
+  // Gives back memory that the thread's warp has read: arrives once `read`, bits that depend on all that was loaded, is in
+  // registers. arrive() may be issued while loads are still under way, and where another process preempts the GPU just
+  // then, the memory can be written anew before they are done.
+  __device__ __forceinline__ void arrive_after(uint32_t read) {
+    // Adds 0 to the address, which the compiler cannot know: no grid has a third dimension.
+    asm volatile(
+        "{\n.reg .b32 zero, place;\n.reg .b64 state;\nmov.u32 zero, %%ctaid.z;\nand.b32 zero, zero, %1;\n"
+        "add.u32 place, %0, zero;\nmbarrier.arrive.shared.b64 state, [place];\n}" ::"r"(shared_address(this)),
+        "r"(read)
+        : "memory");
+  }
+
   // Arrives for the calling thread once its earlier cp.async copies are there; counts as one of the arrivals.
   __device__ __forceinline__ void arrive_after_copies() {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(this)) : "memory");

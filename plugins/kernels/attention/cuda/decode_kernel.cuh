@@ -398,7 +398,7 @@ class DecodeBlock {
       sync_threads(kStartBarrier, Shape::kThreads);
       for (int i = fixed_.wasted_slots; i > 0; --i) {
         fixed_.full[position_.slot].wait(position_.parity);
-        release();
+        release(0);
       }
     } else {
       sync_threads(kConsumerBarrier, kConsumers);  // what prepare() left is there
@@ -436,13 +436,13 @@ class DecodeBlock {
         insert_new(slot, new_keys_, span, first_key, first_subtile, row_warp);
       }
       tile.score({slot, Shape::kTilePanel}, first_subtile, Shape::kSubtiles, scores);
-      release();
+      release(Tile::bits_of_keys(scores));
       tile.weigh(scores, first_key + first_place, end, edge, Shape::kSubtiles, factor, warp_rows, args_);
       slot = next_tile();
       if (with_new) insert_new(slot, new_values_, span, first_key, first_subtile, row_warp);
       if (clears) clear_values(slot, end - first_key, first_subtile, row_warp);
       tile.template add_values<false>(scores, {slot, Shape::kTilePanel}, first_subtile, Shape::kSubtiles, 0);
-      release();
+      release(tile.bits_of_values());
     }
     if (rarely(takes_new_ && !joins)) {
       fixed_.new_full.wait(new_parity_);
@@ -454,7 +454,7 @@ class DecodeBlock {
     }
     if (takes_new_) {
       __syncwarp();
-      if (threadIdx.x % 32 == 0) fixed_.new_free.arrive();
+      if (threadIdx.x % 32 == 0) fixed_.new_free.arrive_after(tile.bits_of_values());
       new_parity_ ^= 1;
     }
     tile.finish();
@@ -516,10 +516,10 @@ class DecodeBlock {
     return ring_ + position_.slot * Shape::kTileBytes;
   }
 
-  // This warp is done with the next slot.
-  __device__ __forceinline__ void release() {
+  // This warp is done with the next slot. `read`: bits that depend on what it has read there.
+  __device__ __forceinline__ void release(uint32_t read) {
     __syncwarp();
-    if (kReleases == 32 || threadIdx.x % 32 == 0) fixed_.empty[position_.slot].arrive();
+    if (kReleases == 32 || threadIdx.x % 32 == 0) fixed_.empty[position_.slot].arrive_after(read);
     position_.advance(launch_.slots);
   }
 

@@ -247,6 +247,20 @@ class DecodeTile {
     }
   }
 
+  // Bits that depend on all keys that score() has read, and on all values that add_values() has.
+  static __device__ __forceinline__ uint32_t bits_of_keys(const Scores& s) {
+    uint32_t bits = 0;
+#pragma unroll
+    for (int u = 0; u < SUB; ++u) bits ^= __float_as_uint(s[u][0][0]);
+    return bits;
+  }
+  __device__ __forceinline__ uint32_t bits_of_values() const {
+    uint32_t bits = 0;
+#pragma unroll
+    for (int j = 0; j < kSteps; ++j) bits ^= __float_as_uint(o[j][0][0]);
+    return bits;
+  }
+
   // Brings the lanes' parts of l together.
   __device__ __forceinline__ void finish() {
 #pragma unroll

@@ -239,6 +239,16 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers<kFill>, 2)
     }
   };
 
+  // Bits that depend on all that the products have read.
+  const auto bits_of_products = [&] {
+    uint32_t bits = 0;
+#pragma unroll
+    for (int r = 0; r < kRowTiles; ++r)
+#pragma unroll
+      for (int i = 0; i < kTokenTiles; ++i) bits ^= __float_as_uint(acc[r][i][0]);
+    return bits;
+  };
+
   // ---- the end of a tile
   const auto sync = [] { sync_threads(kFlatBarrier, kFlatThreads); };
   const auto put = [&](float* to, bool add) {
@@ -315,7 +325,7 @@ __global__ void __launch_bounds__(kFlatThreads + kFlatFillers<kFill>, 2)
         multiply(stage, at.slice);
       __syncwarp();
       // Where copies are ordinary stores every lane says that it has left: racecheck follows nothing else.
-      if (lane == 0 || kFill == FlatFill::stores) empty[stage].arrive();
+      if (lane == 0 || kFill == FlatFill::stores) empty[stage].arrive_after(bits_of_products());
     }
     if (++turn == groups) turn = 0;
     if (++stage == stages) stage = 0, phase ^= 1;
