@@ -64,6 +64,32 @@ def agreement(tokens: list[list[int]], original: list[list[int]]) -> list[int]:
     return counts
 
 
+def partings(
+    decoder: Decoder, prompts: np.ndarray, tokens: list[list[int]], original: list[list[int]], same: list[int]
+) -> list[dict]:
+    """Where rows part from the original's: what the original's graph, run over all before that, gives both tokens. Its
+    logits may be no further apart than neighbouring numbers of their type: then either token is as good.
+
+    decoder: the original's. same: of agreement(). logits: of the original's token and of ours. spacing: from the first
+    to the next larger number of its type."""
+    found = []
+    for index, count in enumerate(same):
+        if count == min(len(tokens[index]), len(original[index])):
+            continue
+        before = np.concatenate([prompts[index], np.array(original[index][:count], prompts.dtype)])
+        logits = decoder.prefill(before[None]).numpy()[0, -1]
+        both = [logits[row[index][count]] for row in (original, tokens)]
+        found.append(
+            {
+                "prompt": index,
+                "after": count,
+                "logits": [float(logit) for logit in both],
+                "spacing": float(np.spacing(abs(both[0]))),
+            }
+        )
+    return found
+
+
 def compare_quality(
     original: Path,
     fdpp: Path,
@@ -84,13 +110,16 @@ def compare_quality(
     cuts, texts = cut([text], TextCodec(original), row, pieces)
     capacity = max(row, prompt_tokens + new_tokens)
     found, tokens = {}, {}
-    for name, folder in (("original", original), ("fdpp", fdpp)):
+    # The original comes last: where they part, it is asked once more.
+    for name, folder in (("fdpp", fdpp), ("original", original)):
         model = load_model(ModelFolder.open(folder), provider, cuda_graph)
         decoder = Decoder(model, 1, capacity)
         found[name] = perplexity(decoder, cuts)
         tokens[name] = _greedy(decoder, cuts[:, :prompt_tokens], new_tokens)
+        if name == "original":
+            same = agreement(tokens["fdpp"], tokens["original"])
+            parted = partings(decoder, cuts[:, :prompt_tokens], tokens["fdpp"], tokens["original"], same)
         del decoder, model
-    same = agreement(tokens["fdpp"], tokens["original"])
     difference = abs(found["fdpp"] / found["original"] - 1)
     content = {
         **machine.describe(PACKAGES),
@@ -99,6 +128,7 @@ def compare_quality(
         "texts": texts,
         "new_tokens": new_tokens,
         "same_tokens": same,
+        "partings": parted,
         "perplexity": found,
         "perplexity_difference": difference,
         "passed": all(count == new_tokens for count in same) and difference <= LARGEST_DIFFERENCE,

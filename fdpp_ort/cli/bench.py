@@ -165,6 +165,12 @@ def run_quality(options: argparse.Namespace) -> int:
         f"{found['perplexity']['original']:.4f} and {found['perplexity']['fdpp']:.4f}, "
         f"{found['perplexity_difference']:.1e} apart"
     )
+    for parting in found["partings"]:
+        its, ours = parting["logits"]
+        print(
+            f"prompt {parting['prompt']} parts after {parting['after']} tokens: the original gives its own token "
+            f"{its:g}, ours {ours:g}; numbers of that size and type are {parting['spacing']:g} apart"
+        )
     return 0 if found["passed"] else 1
 
 

@@ -536,7 +536,7 @@ def test_quality_of_the_same_model(original_folder, fdpp_folder, text, tmp_path)
     done = bench("quality", original_folder, fdpp_folder, "--text", text, *QUALITY, "-o", output)
     assert done.returncode == 0, done.stderr
     content = read(output)
-    assert content["same_tokens"] == [20, 20] and content["passed"]
+    assert content["same_tokens"] == [20, 20] and content["partings"] == [] and content["passed"]
     assert content["perplexity_difference"] < 1e-5
     assert content["perplexity"]["original"] > 1
 
@@ -547,9 +547,15 @@ def test_quality_of_another_model(original_folder, fdpp_folder, text, tmp_path) 
     (head,) = [tensor for tensor in model.graph.initializer if tensor.name == "head"]
     head.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(head), "head"))
     onnx.save(model, other / "model.onnx")
-    done = bench("quality", original_folder, other, "--text", text, *QUALITY)
+    output = tmp_path / "q.json"
+    done = bench("quality", original_folder, other, "--text", text, *QUALITY, "-o", output)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "greedy tokens that agree, of 20: 0" in done.stdout
+    assert "prompt 0 parts after 0 tokens: the original gives its own token" in done.stdout
+    for parting in read(output)["partings"]:
+        its, ours = parting["logits"]
+        # Ours is the original's least likely token: all logits have the other sign.
+        assert its > ours and parting["spacing"] == np.spacing(np.float32(abs(its)))
 
 
 def test_quality_of_a_short_text(original_folder, fdpp_folder, text) -> None:
