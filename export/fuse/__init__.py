@@ -37,9 +37,8 @@ def fuse(
 
     head_weights: of the product that makes the logits; None: as the others'. gated: gates and what they gate become one
     product. packed_qkv: so do queries, keys and values, which an attention reads packed. bias_in_products: products add
-    constants themselves. norms_of_heads: attentions normalise heads themselves. activations:
-    products do the activation behind them. Returns, by name, what those original
-    weights have become that are not stored as they were.
+    constants themselves. norms_of_heads: attentions normalise heads themselves. activations: products do the activation
+    behind them. Returns, by name, what those original weights have become that are not stored as they were.
     """
     attention.rewrite(model, report)
     if norms_of_heads:

@@ -1,6 +1,6 @@
 """An activation that alone reads a product -> FdppFlatGemm with that activation.
 
-Relu; Gelu of ONNX and of com.microsoft, whose BiasGelu and FastGelu may add a bias first; silu as silu.py knows it
+Relu; Gelu of ONNX and of com.microsoft, whose BiasGelu and FastGelu may add a bias first; silu as silu.py knows it.
 """
 
 from __future__ import annotations

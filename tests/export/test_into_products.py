@@ -160,7 +160,7 @@ def bias_of_another_length(proto: onnx.ModelProto) -> None:
 
 
 def other_axis(proto: onnx.ModelProto) -> None:
-    """Over tokens, too, of which there are as many as the weight has rows."""
+    """Over tokens, too: a product's norm is over columns alone."""
     node_named(proto, "n0").attribute.append(helper.make_attribute("axis", 1))
 
 

@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <typename T, Norm Kind>
-Status launch(const GemmParams& p, void* y, cudaStream_t stream) {
+Status launch_kind(const GemmParams& p, void* y, cudaStream_t stream) {
   DeviceInfo device;
   FDPP_RETURN_IF_ERROR(current_gpu_device(&device));
   const OverlappedLaunch launched(p.problem.m, kThreads, 0, stream, device);
@@ -147,7 +147,8 @@ Status launch(const GemmParams& p, void* y, cudaStream_t stream) {
 
 template <typename T>
 Status launch(const GemmParams& p, void* y, cudaStream_t stream) {
-  return p.problem.norm == Norm::layer ? launch<T, Norm::layer>(p, y, stream) : launch<T, Norm::rms>(p, y, stream);
+  return p.problem.norm == Norm::layer ? launch_kind<T, Norm::layer>(p, y, stream)
+                                       : launch_kind<T, Norm::rms>(p, y, stream);
 }
 
 }  // namespace
