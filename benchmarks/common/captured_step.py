@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import onnxruntime
 import torch
 
@@ -35,6 +37,17 @@ class CapturedStep:
             else _tensor(port, sizes)
             for port in session.get_outputs()
         }
+        self._session = session
+        self._capture()
+
+    def captured_anew(self) -> CapturedStep:
+        """The same step over the same tensors with what is chosen now, say by a table that was loaded since."""
+        step = copy.copy(self)
+        step._capture()
+        return step
+
+    def _capture(self) -> None:
+        session, stream = self._session, self._stream
         binding, options = ort_session.binding(session, self._inputs, self._outputs), ort_session.run_options()
         torch.cuda.synchronize()
         with torch.cuda.stream(stream):

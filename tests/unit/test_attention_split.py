@@ -48,6 +48,14 @@ def test_decode_fills_an_h200(batch: int, q_heads: int, kv_heads: int, context: 
     assert plan["num_splits"] == split["pieces"] * split["cluster"]
 
 
+@pytest.mark.parametrize(("context", "resident"), [(1024, 2), (4096, 1), (32768, 1)])
+def test_blocks_with_a_long_way_have_multiprocessors_of_their_own(context: int, resident: int) -> None:
+    """8 rows of 8 KV heads: 128 blocks on 132 multiprocessors."""
+    plan = plan_for_h200(8, 32, 8, context)
+    expected = {"pieces": 1, "cluster": 2, "blocks_per_multiprocessor": resident}
+    assert plan is None or plan["split"] == expected
+
+
 def test_short_contexts_and_many_heads_stay_whole() -> None:
     for arguments in ((1, 32, 8, 128), (64, 32, 32, 4096)):
         plan = plan_for_h200(*arguments, head_size=64)

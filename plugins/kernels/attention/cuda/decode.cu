@@ -90,6 +90,11 @@ int64_t most_tiles(const AttentionProblem& p, const DecodeInstance& instance) {
   return ceil_div(seen, instance.tile_keys);
 }
 
+// The same, for sharing them out.
+int64_t unit_tiles(const AttentionProblem& p, const DecodeInstance& instance) {
+  return std::max<int64_t>(most_tiles(p, instance), 1);
+}
+
 int row_tiles_of(const AttentionProblem& p, const DecodeInstance& instance) {
   return static_cast<int>(ceil_div(p.query_length * p.group(), instance.rows));
 }
@@ -145,12 +150,9 @@ AttentionSplit split_few(int64_t units, int64_t tiles, int64_t multiprocessors, 
   return split_of(cluster, pieces, cluster == 4 && 5 * blocks > 4 * multiprocessors ? 3 : 2);
 }
 
-// How blocks are dealt out, by times measured on an H200 over the benchmark's grid.
-template <bool kBulk>
-AttentionSplit split(const AttentionProblem& p, const DeviceInfo& device) {
-  const DecodeInstance& instance = instance_of(p, kBulk);
-  const int64_t multiprocessors = device.multiprocessors, units = units_of(p, instance);
-  const int64_t tiles = std::max<int64_t>(most_tiles(p, instance), 1);
+// How many pieces units are cut into and for how many blocks each, by times measured on an H200 over the benchmark's grid.
+AttentionSplit shares(const AttentionProblem& p, const DecodeInstance& instance, int64_t multiprocessors) {
+  const int64_t units = units_of(p, instance), tiles = unit_tiles(p, instance);
   if (!instance.clusters) return split_of(1, 2 * multiprocessors / units, 2);
   // Where computing takes as long as reading, small clusters keep one block a multiprocessor at work; two for int8,
   // whose conversion takes longer, and for small heads, whose scores take longer beside it.
@@ -169,6 +171,26 @@ AttentionSplit split(const AttentionProblem& p, const DeviceInfo& device) {
                                          : split_few(units, tiles, multiprocessors, most_blocks);
 }
 
+// Within a step the first multiprocessors that the kernel before leaves would get several blocks and the last ones none.
+// So where blocks are no more than multiprocessors and have a long way to go, each is to have one for itself, which
+// takes up to 8 % from a step of four layers on an H200. With a short way it matters more that the next kernel's blocks
+// find room beside them. A kernel by itself shows nothing of this: timing it does not tell.
+template <bool kBulk>
+bool have_own_multiprocessors(const AttentionProblem& p, const DeviceInfo& device, const AttentionSplit& d) {
+  constexpr int64_t kLongWay = 16;  // tiles of a block
+  const DecodeInstance& instance = instance_of(p, kBulk);
+  const int64_t unit_blocks = static_cast<int64_t>(d.cluster) * d.pieces;
+  return kBulk && units_of(p, instance) * unit_blocks <= device.multiprocessors &&
+         unit_tiles(p, instance) >= kLongWay * unit_blocks;
+}
+
+template <bool kBulk>
+AttentionSplit split(const AttentionProblem& p, const DeviceInfo& device) {
+  AttentionSplit d = shares(p, instance_of(p, kBulk), device.multiprocessors);
+  if (have_own_multiprocessors<kBulk>(p, device, d)) d.blocks_per_multiprocessor = 1;
+  return d;
+}
+
 constexpr int kLeastTiles = 4;  // of a piece, for each block of its cluster
 
 // Clusters of all sizes that have a tile for each block, with pieces that make for about one and two blocks a
@@ -178,13 +200,15 @@ template <bool kBulk>
 void splits(const AttentionProblem& p, const DeviceInfo& device, std::vector<AttentionSplit>* out) {
   const DecodeInstance& instance = instance_of(p, kBulk);
   const int64_t multiprocessors = device.multiprocessors, units = units_of(p, instance);
-  const int64_t tiles = std::max<int64_t>(most_tiles(p, instance), 1);
+  const int64_t tiles = unit_tiles(p, instance);
   for (int cluster = 1; cluster <= (instance.clusters ? kLargestCluster : 1) && cluster <= tiles; cluster *= 2) {
     const int64_t blocks = units * cluster, most_pieces = std::max<int64_t>(tiles / (kLeastTiles * cluster), 1);
     for (int64_t filled : {0, 1, 2}) {
       if (filled == 0 && 4 * blocks < multiprocessors) continue;
       const int64_t pieces = std::clamp<int64_t>(filled * multiprocessors / blocks, 1, most_pieces);
-      out->push_back(split_of(cluster, pieces, 2));
+      AttentionSplit d = split_of(cluster, pieces, 2);
+      if (have_own_multiprocessors<kBulk>(p, device, d)) d.blocks_per_multiprocessor = 1;
+      out->push_back(d);
       if (instance.blocks_per_multiprocessor > 2 && blocks * pieces > multiprocessors)
         out->push_back(split_of(cluster, pieces, 3));
     }
